@@ -1,0 +1,59 @@
+package api
+
+import (
+	"context"
+	"io"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// Service is what the API exposes; internal/controller implements it. Every
+// error that a client may see is a *skerry.Error.
+type Service interface {
+	// CreateSandbox creates a sandbox and its first session, and returns once
+	// commands can run in it.
+	CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error)
+	// GetSandbox returns a sandbox with its current session. With resume it
+	// waits for a stop in progress and starts a new session if none runs.
+	GetSandbox(ctx context.Context, scope skerry.Scope, name string, resume bool) (*skerry.Run, error)
+	// ListSandboxes returns one page and the cursor of the next, "" at the end.
+	ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.SandboxFilter) ([]skerry.Sandbox, string, error)
+	UpdateSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Run, error)
+	// DeleteSandbox stops the session and removes the name.
+	DeleteSandbox(ctx context.Context, scope skerry.Scope, name string) (*skerry.Sandbox, error)
+
+	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
+	GetSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
+	// StopSession returns once the session has stopped. It is idempotent.
+	StopSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
+	ExtendTimeout(ctx context.Context, scope skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error)
+
+	// RunCommand starts a command and returns as soon as it runs. With attach
+	// it also returns a reader of all its output, which the caller closes.
+	RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error)
+	GetCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (*skerry.Command, error)
+	// WaitCommand returns once the command has finished.
+	WaitCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (*skerry.Command, error)
+	// CommandOutput follows the kept output of a command from its start. It
+	// works after the command and its session have ended too.
+	CommandOutput(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (skerry.OutputReader, error)
+	// KillCommand sends a signal to the command's process group.
+	KillCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string, signal int) (*skerry.Command, error)
+	OpenTerminal(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error)
+	// CheckSession returns the error that a call on the session would meet
+	// (not found, stopped, stopping), nil when it runs.
+	CheckSession(ctx context.Context, scope skerry.Scope, sessionID string) error
+
+	// WriteFiles extracts a tar stream, already decompressed, into dir.
+	WriteFiles(ctx context.Context, scope skerry.Scope, sessionID, dir string, tar io.Reader) error
+	// ReadFile streams a regular file; a missing one is CodeNotFound.
+	ReadFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (io.ReadCloser, error)
+	MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) error
+}
+
+// Accounts tells who a token belongs to; internal/auth implements it.
+type Accounts interface {
+	// Authenticate returns CodeUnauthorized for an unknown, expired or revoked
+	// token.
+	Authenticate(ctx context.Context, token string) (*skerry.Identity, error)
+}

@@ -1,0 +1,108 @@
+package controller
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// Node runs sessions on one machine. It knows nothing of tenants, names or
+// HTTP. Its arguments and results are plain values and streams, so that a
+// network can stand between the controller and it.
+//
+// An unknown session or command is CodeNotFound; a session whose machine has
+// gone is CodeSandboxStopped.
+type Node interface {
+	// Start brings a session up and returns once its guest agent answers. If
+	// it fails, or ctx ends, nothing is left behind.
+	Start(ctx context.Context, spec SessionSpec) error
+	// Stop ends a session, gives back everything it held except its commands'
+	// output, and returns what it used. Stopping a session that is not there
+	// is not an error.
+	Stop(ctx context.Context, sessionID string) (Usage, error)
+	// Forget removes what Stop left: the output of the session's commands.
+	Forget(ctx context.Context, sessionID string) error
+	// Watch returns when the session's machine ends without Stop, with a
+	// sentence that says why, or with ctx's error. It returns "" when the
+	// session was stopped by Stop.
+	Watch(ctx context.Context, sessionID string) (reason string, err error)
+	// Recover adopts the sessions in keep that survived a restart of the
+	// service, destroys everything else this node finds on its machine, and
+	// returns the adopted ones.
+	Recover(ctx context.Context, keep []string) (adopted []string, err error)
+
+	// Exec starts a command and returns once it runs. With attach it also
+	// returns a reader of all its output. A command that cannot be executed
+	// is no error: it ends with 127 (not found) or 126 and says why on its
+	// standard error.
+	Exec(ctx context.Context, sessionID string, spec CommandSpec, attach bool) (skerry.OutputReader, error)
+	// Wait returns once the command has ended, after its output was taken in.
+	Wait(ctx context.Context, sessionID, commandID string) (Exit, error)
+	// Output follows the kept output of a command from its start.
+	Output(ctx context.Context, sessionID, commandID string) (skerry.OutputReader, error)
+	// Signal sends a signal to the command's process group; a command that
+	// has ended ignores it.
+	Signal(ctx context.Context, sessionID, commandID string, signal int) error
+	Terminal(ctx context.Context, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error)
+
+	WriteFiles(ctx context.Context, sessionID, dir string, tar io.Reader) error
+	ReadFile(ctx context.Context, sessionID, cwd, path string) (io.ReadCloser, error)
+	MakeDir(ctx context.Context, sessionID, cwd, path string) error
+}
+
+// SessionSpec is what a node needs to bring a session up.
+type SessionSpec struct {
+	ID string
+	// Hostname inside the sandbox; a valid DNS label.
+	Hostname string
+	// ImageDigest names an image in the node's image store ("sha256:…").
+	ImageDigest string
+	// Runtime chooses what is first on PATH in the default image; empty for
+	// other images.
+	Runtime  string
+	VCPUs    int
+	MemoryMB int
+	// Env is the environment of every command.
+	Env map[string]string
+}
+
+// CommandSpec is a command to start in a session.
+type CommandSpec struct {
+	ID string
+	skerry.CommandParams
+}
+
+// Exit is how a command ended.
+type Exit struct {
+	Code     int
+	Duration time.Duration
+}
+
+// Usage is what a session used from its start to its stop.
+type Usage struct {
+	ActiveCPU    time.Duration
+	IngressBytes int64
+	EgressBytes  int64
+}
+
+// Images resolves what a client names to an image that nodes have.
+type Images interface {
+	// Resolve returns the image for a reference ("" is the default image), or
+	// CodeNotFound / CodeImageInvalid with a message naming it.
+	Resolve(ctx context.Context, ref string) (Image, error)
+}
+
+// Image is a resolved image.
+type Image struct {
+	Digest string
+	// Name is what the API shows: "repository@sha256:…"; "" for the default
+	// image.
+	Name string
+	// Runtimes are the names that CreateParams.Runtime may have with this
+	// image, the default first; none for images that are not the default.
+	Runtimes []string
+	// Env is what the image's configuration sets, below the sandbox's own.
+	Env map[string]string
+}
