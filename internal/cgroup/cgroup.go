@@ -1,0 +1,295 @@
+// Package cgroup limits and meters groups of processes with the kernel's
+// control groups, of version 2 or of version 1 (whichever the machine has the
+// controllers mounted in).
+//
+// All groups of one installation stand under one parent, so that what a crash
+// leaves can be found and removed.
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Limits bounds a group. A zero field is no limit.
+type Limits struct {
+	// CPUs is how many CPUs' worth of time the group gets.
+	CPUs int
+	// MemoryBytes bounds memory, page cache included. No swap is given.
+	MemoryBytes int64
+	// Processes bounds the number of processes and threads.
+	Processes int
+}
+
+// Usage is what a group has used so far.
+type Usage struct {
+	CPU time.Duration
+	// MemoryBytes is what the group holds now.
+	MemoryBytes int64
+	// OOMKills counts the processes that the kernel killed for want of memory.
+	OOMKills int64
+}
+
+// hierarchy is one version of the kernel's interface.
+type hierarchy interface {
+	create(name string, l Limits) error
+	usage(name string) (Usage, error)
+	// dirs returns the directories that make up the group.
+	dirs(name string) []string
+	// openForClone returns the directory to hand to clone(2), nil when the
+	// version has none.
+	openForClone(name string) (*os.File, error)
+}
+
+// Manager creates groups under one parent group.
+type Manager struct {
+	parent string
+	h      hierarchy
+}
+
+// cpuPeriod is the kernel's default bandwidth period.
+const cpuPeriod = 100 * time.Millisecond
+
+// New finds the machine's cgroup hierarchy and makes the parent group in it.
+// The parent is a relative path such as "skerry".
+func New(parent string) (*Manager, error) {
+	if parent == "" || strings.Contains(parent, "..") || filepath.IsAbs(parent) {
+		return nil, fmt.Errorf("cgroup parent %q is not a relative path", parent)
+	}
+	mounts, err := readMounts("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	if mounts.v2 != "" {
+		h, err := newV2(mounts.v2, parent)
+		if err == nil {
+			return &Manager{parent: parent, h: h}, nil
+		}
+		if !errors.Is(err, errNoControllers) {
+			return nil, fmt.Errorf("set up cgroup v2: %w", err)
+		}
+	}
+	h, err := newV1(mounts.v1, parent)
+	if err != nil {
+		return nil, fmt.Errorf("set up cgroup v1: %w", err)
+	}
+	return &Manager{parent: parent, h: h}, nil
+}
+
+// Version is 1 or 2.
+func (m *Manager) Version() int {
+	if _, ok := m.h.(*v2); ok {
+		return 2
+	}
+	return 1
+}
+
+// Group is one limited group of processes.
+type Group struct {
+	m    *Manager
+	name string
+}
+
+// Create makes a group. An empty one of the same name, as a crash leaves it,
+// is replaced.
+func (m *Manager) Create(name string, l Limits) (*Group, error) {
+	if !validName(name) {
+		return nil, fmt.Errorf("cgroup name %q is not a plain file name", name)
+	}
+	g := m.Open(name)
+	if err := m.h.create(name, l); err != nil {
+		g.Remove(context.Background())
+		return nil, fmt.Errorf("create cgroup %s: %w", name, err)
+	}
+	return g, nil
+}
+
+// Open returns the group of that name, which need not exist.
+func (m *Manager) Open(name string) *Group { return &Group{m: m, name: name} }
+
+// Groups lists the names of the groups that exist.
+func (m *Manager) Groups() ([]string, error) {
+	seen := map[string]bool{}
+	var names []string
+	for _, dir := range m.h.dirs("") {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() && !seen[e.Name()] {
+				seen[e.Name()] = true
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names, nil
+}
+
+// Close removes the parent group. It fails while groups remain.
+func (m *Manager) Close() error {
+	return removeDirs(m.h.dirs(""))
+}
+
+// OpenForClone returns the group's directory for CLONE_INTO_CGROUP, or nil on
+// cgroup v1, where processes are added once they run.
+func (g *Group) OpenForClone() (*os.File, error) { return g.m.h.openForClone(g.name) }
+
+// Add moves processes, all their threads with them, into the group.
+func (g *Group) Add(pids ...int) error {
+	for _, dir := range g.m.h.dirs(g.name) {
+		for _, pid := range pids {
+			err := write(dir, "cgroup.procs", strconv.Itoa(pid))
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Processes lists the processes in the group.
+func (g *Group) Processes() ([]int, error) {
+	dirs := g.m.h.dirs(g.name)
+	b, err := os.ReadFile(filepath.Join(dirs[0], "cgroup.procs"))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, f := range strings.Fields(string(b)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil {
+			return nil, fmt.Errorf("cgroup.procs of %s: %w", g.name, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// Usage reads what the group has used.
+func (g *Group) Usage() (Usage, error) { return g.m.h.usage(g.name) }
+
+// Kill kills every process in the group and waits until none is left.
+func (g *Group) Kill(ctx context.Context) error {
+	for {
+		pids, err := g.Processes()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if err := killAndWait(ctx, pid); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// killAndWait kills one process and returns when it has gone. A zombie counts
+// as gone: reaping it is its parent's work.
+func killAndWait(ctx context.Context, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	for ctx.Err() == nil {
+		// The poll is cut into pieces so that ctx is looked at.
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", pid, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// removeWait is how long a group may stay busy after its last process has
+// been reaped: the kernel takes it apart in the background.
+const removeWait = 5 * time.Second
+
+// Remove kills what is in the group and removes it. Removing a group that is
+// not there is not an error.
+func (g *Group) Remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, removeWait)
+	defer cancel()
+	if err := g.Kill(ctx); err != nil {
+		return fmt.Errorf("empty cgroup %s: %w", g.name, err)
+	}
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := removeDirs(g.m.h.dirs(g.name))
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("remove cgroup %s: %w", g.name, err)
+		}
+	}
+}
+
+func removeDirs(dirs []string) error {
+	var errs []error
+	for _, dir := range dirs {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, &os.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func validName(name string) bool {
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/\x00")
+}
+
+func write(dir, file, value string) error {
+	f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+func readInt(dir, file string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}
+
+// readField returns the number behind key in a file of "key number" lines.
+func readField(dir, file, key string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join(dir, file))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, key+" "); ok {
+			return strconv.ParseInt(strings.TrimSpace(v), 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %q", filepath.Join(dir, file), key)
+}

@@ -1,0 +1,146 @@
+package cgroup
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+func testManager(t *testing.T) *Manager {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("cgroups are made as root")
+	}
+	m, err := New(fmt.Sprintf("skerry-test-%d", os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func TestGroupLimitsAndMeters(t *testing.T) {
+	m := testManager(t)
+	g, err := m.Create("one", Limits{CPUs: 1, MemoryBytes: 64 << 20, Processes: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The shell waits for a line, so that it allocates only inside the group.
+	cmd := exec.Command("sh", "-c", "read x; head -c 200m /dev/zero | tail; true")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Add(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if pids, err := g.Processes(); err != nil || len(pids) != 1 || pids[0] != cmd.Process.Pid {
+		t.Errorf("Processes() = %v, %v; want the shell alone", pids, err)
+	}
+	fmt.Fprintln(in)
+	cmd.Wait()
+	u, err := g.Usage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u.OOMKills == 0 {
+		t.Error("200 MiB in a group of 64 MiB met no limit")
+	}
+	if u.CPU <= 0 {
+		t.Error("no CPU time was metered")
+	}
+	if names, err := m.Groups(); err != nil || len(names) != 1 || names[0] != "one" {
+		t.Errorf("Groups() = %v, %v", names, err)
+	}
+	if err := g.Remove(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestProcessLimit(t *testing.T) {
+	m := testManager(t)
+	g, err := m.Create("few", Limits{Processes: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Remove(context.Background())
+	cmd := exec.Command("sh", "-c", "read x; for i in 1 2 3 4 5 6 7 8; do sleep 100 & done")
+	in, _ := cmd.StdinPipe()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Add(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in)
+	if err := cmd.Wait(); err == nil {
+		t.Error("eight children started in a group of four processes")
+	}
+}
+
+func TestRemoveKills(t *testing.T) {
+	m := testManager(t)
+	g, err := m.Create("busy", Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	if err := g.Add(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Remove(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err == nil {
+		t.Error("the process outlived its group")
+	}
+	if err := g.Remove(context.Background()); err != nil {
+		t.Errorf("removing twice: %v", err)
+	}
+}
+
+func TestCreateRefusesPaths(t *testing.T) {
+	m := testManager(t)
+	for _, name := range []string{"", ".", "..", "a/b", "a\x00b"} {
+		if _, err := m.Create(name, Limits{}); err == nil {
+			t.Errorf("Create(%q) succeeded", name)
+		}
+	}
+}
+
+func TestParseMounts(t *testing.T) {
+	const hybrid = `31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:3 - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+`
+	m, err := parseMounts(hybrid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.v2 != "/sys/fs/cgroup/unified" || m.v1["cpuacct"] != "/sys/fs/cgroup/cpu,cpuacct" || m.v1["memory"] != "/sys/fs/cgroup/memory" {
+		t.Errorf("parseMounts = %+v", m)
+	}
+	if _, err := parseMounts("nonsense\n"); err == nil {
+		t.Error("a malformed line was accepted")
+	}
+}

@@ -1,0 +1,65 @@
+// Package driver is the seam between a node and a way to isolate: a Driver
+// starts machines, each of which runs the guest agent of one session and
+// nothing else of ours. A driver knows nothing of commands, names or tenants.
+package driver
+
+import (
+	"context"
+	"net"
+	"time"
+)
+
+// Driver starts isolated machines.
+type Driver interface {
+	// Start starts a machine and returns it with the host's end of its guest
+	// agent's connection. If it fails, or ctx ends, nothing is left behind.
+	Start(ctx context.Context, spec Spec) (Machine, net.Conn, error)
+	// Recover returns the machines that an earlier process of this
+	// installation started and that still run, after removing whatever it
+	// left that is not a running machine.
+	Recover(ctx context.Context) ([]Machine, error)
+}
+
+// Spec is what a machine is made of.
+type Spec struct {
+	// ID names the machine; it is unique on this host and a plain file name.
+	ID       string
+	Hostname string
+	// RootFS is the EROFS image that the machine's root starts from.
+	RootFS string
+	// Agent is an EROFS image that holds the guest agent as "agent".
+	Agent string
+	// NetNS is the path of the network namespace that holds the machine's
+	// only interface; empty for a machine with a loopback alone.
+	NetNS string
+	// VCPUs and MemoryBytes are what the machine sees and is held to.
+	VCPUs       int
+	MemoryBytes int64
+	// DiskBytes bounds what can be written over the image.
+	DiskBytes int64
+	// Processes bounds the machine's processes as the host counts them.
+	Processes int
+}
+
+// Machine is a running isolated machine.
+type Machine interface {
+	ID() string
+	// Attach opens a new connection to the guest agent, in place of the one
+	// that was lost. The secret is the one that the agent was set up with.
+	Attach(ctx context.Context, secret string) (net.Conn, error)
+	// Done is closed when the machine has ended, for whatever reason.
+	Done() <-chan struct{}
+	// Reason says in a sentence why the machine ended by itself; valid after
+	// Done.
+	Reason() string
+	// Usage reads what the machine has used; it works until Stop.
+	Usage() (Usage, error)
+	// Stop ends the machine if it runs and gives back all that it held.
+	Stop(ctx context.Context) error
+}
+
+// Usage is what a machine has used since its start.
+type Usage struct {
+	CPU         time.Duration
+	MemoryBytes int64
+}

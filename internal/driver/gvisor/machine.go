@@ -1,0 +1,220 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/runsc/config"
+	"gvisor.dev/gvisor/runsc/sandbox"
+	"gvisor.dev/gvisor/runsc/specutils"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/skerry-dev/skerry/internal/cgroup"
+	"github.com/skerry-dev/skerry/internal/driver"
+)
+
+// machine is one sandbox.
+type machine struct {
+	d     *Driver
+	id    string
+	box   *sandbox.Sandbox
+	conf  *config.Config
+	proc  *process
+	group *cgroup.Group
+
+	done chan struct{}
+	// reason is written before done is closed.
+	reason string
+
+	stop sync.Once
+	err  error
+}
+
+var _ driver.Machine = (*machine)(nil)
+
+// stateFile holds what is needed to find a running machine again.
+const stateFile = "machine.json"
+
+type state struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"`
+	Network   bool   `json:"network"`
+	Control   string `json:"control"`
+}
+
+func (m *machine) save() error {
+	b, err := json.Marshal(state{
+		PID:       m.proc.pid,
+		StartTime: m.proc.start,
+		Network:   m.conf.Network == config.NetworkSandbox,
+		Control:   m.box.ControlSocketPath,
+	})
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(m.d.machineDir(m.id), stateFile)
+	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+		return fmt.Errorf("save the machine's state: %w", err)
+	}
+	return os.Rename(path+".tmp", path)
+}
+
+// adopt takes over a machine that an earlier process started. pid is where
+// its sentry was found, 0 if it was not.
+func (d *Driver) adopt(id string, pid int) (*machine, error) {
+	if pid == 0 {
+		return nil, errors.New("it has no sentry")
+	}
+	b, err := os.ReadFile(filepath.Join(d.machineDir(id), stateFile))
+	if err != nil {
+		return nil, fmt.Errorf("it was never whole: %w", err)
+	}
+	var st state
+	if err := json.Unmarshal(b, &st); err != nil {
+		return nil, fmt.Errorf("its state is damaged: %w", err)
+	}
+	proc, err := openProcess(pid)
+	if err != nil {
+		return nil, err
+	}
+	if proc.pid != st.PID || proc.start != st.StartTime {
+		proc.close()
+		return nil, fmt.Errorf("process %d is not the sentry that was started", pid)
+	}
+	conf, err := d.runscConfig(id, st.Network)
+	if err != nil {
+		proc.close()
+		return nil, err
+	}
+	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
+	box.Pid.Store(pid)
+	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
+	go m.watch()
+	return m, nil
+}
+
+// nobody is the host user that sentries run as.
+const nobody = 65534
+
+func (m *machine) ID() string            { return m.id }
+func (m *machine) Done() <-chan struct{} { return m.done }
+func (m *machine) Reason() string        { return m.reason }
+
+// watch waits for the sentry's end and says why it came.
+func (m *machine) watch() {
+	ws, child, err := m.proc.wait()
+	switch usage, uerr := m.group.Usage(); {
+	case uerr == nil && usage.OOMKills > 0 && (!child || ws.Signaled()):
+		m.reason = "the sandbox ran out of memory"
+	case err != nil:
+		m.reason = "the sandbox was lost"
+		m.d.cfg.Log.Error("cannot wait for a sentry", "machine", m.id, "error", err)
+	case child && ws.Signaled():
+		m.reason = fmt.Sprintf("the sandbox was killed by signal %d", ws.Signal())
+	default:
+		m.reason = "the sandbox's guest agent ended"
+	}
+	if words := lastWords(m.d.machineDir(m.id)); words != "" {
+		m.reason = "the sandbox's kernel failed"
+		m.d.cfg.Log.Error("a sentry failed", "machine", m.id, "panic", words)
+	}
+	close(m.done)
+}
+
+// Usage implements driver.Machine.
+func (m *machine) Usage() (driver.Usage, error) {
+	u, err := m.group.Usage()
+	if err != nil {
+		return driver.Usage{}, fmt.Errorf("meter machine %s: %w", m.id, err)
+	}
+	return driver.Usage{CPU: u.CPU, MemoryBytes: u.MemoryBytes}, nil
+}
+
+// Attach implements driver.Machine: it runs the agent's attach command in the
+// sandbox with the new connection, which hands it to the agent that runs.
+func (m *machine) Attach(ctx context.Context, secret string) (net.Conn, error) {
+	conn, err := m.attach(ctx, secret)
+	if err != nil {
+		return nil, fmt.Errorf("attach to machine %s: %w", m.id, err)
+	}
+	return conn, nil
+}
+
+func (m *machine) attach(ctx context.Context, secret string) (_ net.Conn, err error) {
+	host, guest, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer guest.Close()
+	defer func() {
+		if err != nil {
+			host.Close()
+		}
+	}()
+	caps, err := specutils.Capabilities(true, &specs.LinuxCapabilities{
+		Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
+	})
+	if err != nil {
+		return nil, err
+	}
+	files := map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null, agentFD: guest}
+	pid, err := m.box.Execute(m.conf, &control.ExecArgs{
+		Filename:         agentPath,
+		Argv:             []string{agentPath, "attach"},
+		Envv:             []string{AttachSecretEnv + "=" + secret},
+		WorkingDirectory: "/",
+		ContainerID:      m.id,
+		Capabilities:     caps,
+		FilePayload:      control.NewFilePayload(files, nil),
+	})
+	if err != nil {
+		return nil, err
+	}
+	// The wait ends at the latest with the sandbox, which the caller can end.
+	status := make(chan error, 1)
+	go func() {
+		ws, err := m.box.WaitPID(m.id, pid)
+		if err == nil && ws != 0 {
+			err = fmt.Errorf("the agent refused the connection (status %d)", unix.WaitStatus(ws).ExitStatus())
+		}
+		status <- err
+	}()
+	select {
+	case err := <-status:
+		return host, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Stop implements driver.Machine.
+func (m *machine) Stop(ctx context.Context) error {
+	m.stop.Do(func() { m.err = m.release(context.WithoutCancel(ctx)) })
+	return m.err
+}
+
+func (m *machine) release(ctx context.Context) error {
+	var errs []error
+	// The sentry is the first process of its PID namespace: what else the
+	// machine consists of dies with it.
+	if err := m.proc.signal(); err != nil {
+		errs = append(errs, fmt.Errorf("kill the sentry: %w", err))
+	} else {
+		<-m.done
+	}
+	m.proc.close()
+	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("stop machine %s: %w", m.id, err)
+	}
+	return nil
+}

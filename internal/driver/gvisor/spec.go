@@ -1,0 +1,94 @@
+package gvisor
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/skerry-dev/skerry/internal/driver"
+)
+
+const (
+	// agentMount is where the guest agent's image is mounted in the sandbox.
+	agentMount = "/.skerry"
+	agentPath  = agentMount + "/agent"
+	// AttachSecretEnv carries the secret to the agent's attach command.
+	AttachSecretEnv = "SKERRY_ATTACH_SECRET"
+
+	panicLog = "panic.log"
+	bundle   = "config.json"
+	rootDir  = "rootfs"
+)
+
+// capabilities is what root has inside the sandbox. They are the sentry's to
+// grant and give nothing on the host. Left out is what a sandbox has no use
+// for: loading modules, setting the clock, rebooting, administering the
+// network.
+var capabilities = []string{
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",
+	"CAP_FOWNER", "CAP_FSETID", "CAP_IPC_LOCK", "CAP_KILL", "CAP_LEASE",
+	"CAP_LINUX_IMMUTABLE", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW",
+	"CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN",
+	"CAP_SYS_CHROOT", "CAP_SYS_NICE", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE",
+	"CAP_SYS_TTY_CONFIG",
+}
+
+// ociSpec describes the machine to runsc.
+func ociSpec(s driver.Spec, root string) *specs.Spec {
+	netns := specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: s.NetNS}
+	return &specs.Spec{
+		Version:  specs.Version,
+		Hostname: s.Hostname,
+		Process: &specs.Process{
+			Args: []string{agentPath},
+			Env:  []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Cwd:  "/",
+			Capabilities: &specs.LinuxCapabilities{
+				Bounding:  capabilities,
+				Effective: capabilities,
+				Permitted: capabilities,
+			},
+		},
+		Root: &specs.Root{Path: root},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts"},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=1777"}},
+			{Destination: agentMount, Type: "erofs", Source: s.Agent, Options: []string{"ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace},
+				{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, netns,
+			},
+		},
+		Annotations: map[string]string{
+			"dev.gvisor.spec.rootfs.source":  s.RootFS,
+			"dev.gvisor.spec.rootfs.type":    "erofs",
+			"dev.gvisor.spec.rootfs.overlay": "memory",
+		},
+	}
+}
+
+// writeBundle makes the machine's folder: runsc reads the spec from it.
+func writeBundle(dir string, spec *specs.Spec) error {
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("encode the machine's spec: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("create the machine's folder: %w", err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, rootDir), 0o700); err != nil {
+		return fmt.Errorf("create the machine's root: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, bundle), b, 0o600); err != nil {
+		return fmt.Errorf("write the machine's spec: %w", err)
+	}
+	return nil
+}

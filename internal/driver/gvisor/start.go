@@ -1,0 +1,251 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/runsc/boot"
+	"gvisor.dev/gvisor/runsc/sandbox"
+	"gvisor.dev/gvisor/runsc/specutils"
+
+	"github.com/skerry-dev/skerry/internal/cgroup"
+	"github.com/skerry-dev/skerry/internal/driver"
+)
+
+// sentryMemory is what a machine's cgroup gets on top of what its user asked
+// for: the sentry's own heap and page tables. An idle one needs 30 MiB; file
+// metadata and many processes need more.
+const sentryMemory = 192 << 20
+
+// helperOOMScore makes the kernel choose a sandboxed process over the sentry
+// when the machine is out of memory: losing one process is better than losing
+// the machine. The sandboxed processes' memory belongs to the sentry's helper
+// processes on the host.
+const helperOOMScore = 800
+
+// agentFD is the guest agent's file descriptor of the connection to the host.
+const agentFD = 3
+
+// Start implements driver.Driver.
+func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, net.Conn, error) {
+	m, conn, err := d.start(ctx, spec)
+	if err != nil {
+		return nil, nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
+	}
+	return m, conn, nil
+}
+
+func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net.Conn, err error) {
+	dir := d.machineDir(spec.ID)
+	oci := ociSpec(spec, filepath.Join(dir, rootDir))
+	if err := writeBundle(dir, oci); err != nil {
+		return nil, nil, err
+	}
+	group := d.cfg.Cgroups.Open(spec.ID)
+	var proc *process
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.abandon(ctx, spec.ID, proc))
+		}
+	}()
+	group, err = d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
+		CPUs:        spec.VCPUs,
+		MemoryBytes: spec.MemoryBytes + sentryMemory,
+		Processes:   spec.Processes,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	conf, err := d.runscConfig(spec.ID, spec.NetNS != "")
+	if err != nil {
+		return nil, nil, err
+	}
+	host, guest, err := socketPair()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer guest.Close()
+	defer func() {
+		if err != nil {
+			host.Close()
+		}
+	}()
+
+	args, closeArgs, err := d.sandboxArgs(spec, group)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer closeArgs()
+	args.Spec = oci
+	args.BundleDir = dir
+	args.PassFiles = map[int]*os.File{agentFD: guest}
+	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
+		return nil, nil, err
+	}
+	box, err := sandbox.New(conf, args)
+	if err != nil {
+		return nil, nil, withPanic(dir, err)
+	}
+	proc, err = openProcess(box.Getpid())
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := confine(group, proc.pid, args.CloneIntoCgroupFD == nil); err != nil {
+		return nil, nil, err
+	}
+	m := &machine{d: d, id: spec.ID, box: box, conf: conf, proc: proc, group: group, done: make(chan struct{})}
+	if err := m.save(); err != nil {
+		return nil, nil, err
+	}
+	// From here on sandboxed code runs.
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	if err := box.StartRoot(conf, oci); err != nil {
+		return nil, nil, withPanic(dir, err)
+	}
+	go m.watch()
+	return m, host, nil
+}
+
+// sandboxArgs opens the files that a sentry is started with. runsc closes
+// those that it is given to keep; closeArgs closes the others.
+func (d *Driver) sandboxArgs(spec driver.Spec, group *cgroup.Group) (_ *sandbox.Args, closeArgs func(), err error) {
+	var files []*os.File
+	defer func() {
+		if err != nil {
+			closeAll(files)
+		}
+	}()
+	open := func(f *os.File, ferr error) *os.File {
+		if ferr != nil {
+			err = errors.Join(err, ferr)
+			return nil
+		}
+		if f != nil {
+			files = append(files, f)
+		}
+		return f
+	}
+	rootfs := open(os.Open(spec.RootFS))
+	agent := open(os.Open(spec.Agent))
+	disk := open(nameless(d.cfg.DiskDir))
+	cg := open(group.OpenForClone())
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the machine's files: %w", err)
+	}
+	return &sandbox.Args{
+		ID:                  spec.ID,
+		IOFiles:             []*os.File{rootfs, agent},
+		GoferFilestoreFiles: []*os.File{disk},
+		GoferMountConfs: specutils.GoferMountConfFlags{
+			{Lower: specutils.Erofs, Upper: specutils.AnonOverlay, Size: strconv.FormatInt(spec.DiskBytes, 10)},
+			{Lower: specutils.Erofs, Upper: specutils.NoOverlay},
+		},
+		Cgroup:            visible{vcpus: spec.VCPUs, memory: spec.MemoryBytes},
+		CloneIntoCgroupFD: cg,
+	}, func() { closeAll(files) }, nil
+}
+
+// nameless creates a file without a name: it is gone with its last user, and
+// so cannot be left behind.
+func nameless(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), "disk"), nil
+	}
+	// Not every filesystem has O_TMPFILE.
+	f, err := os.CreateTemp(dir, "disk-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// confine puts a sentry and its helpers under the machine's limits. It waits
+// to be told to run code, so nothing escapes: on cgroup v2 it was born in its
+// group, on v1 it is moved there now.
+func confine(group *cgroup.Group, sentry int, move bool) error {
+	helpers := descendants(sentry)
+	if move {
+		if err := group.Add(append(helpers, sentry)...); err != nil {
+			return fmt.Errorf("limit the machine: %w", err)
+		}
+	}
+	for _, pid := range helpers {
+		err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(helperOOMScore)), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("rank the machine's processes: %w", err)
+		}
+	}
+	return nil
+}
+
+// abandon removes what a failed start has made.
+func (d *Driver) abandon(ctx context.Context, id string, proc *process) error {
+	// The caller's ctx may be what ended the start.
+	ctx = context.WithoutCancel(ctx)
+	pid := 0
+	if proc != nil {
+		pid = proc.pid
+		proc.close()
+	} else if running, err := sentries(d.cfg.Dir); err == nil {
+		pid = running[id]
+	}
+	return d.sweep(ctx, id, pid)
+}
+
+// socketPair returns the two ends of the guest agent's connection.
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("create the agent's connection: %w", err)
+	}
+	guest := os.NewFile(uintptr(fds[1]), "guest")
+	f := os.NewFile(uintptr(fds[0]), "host")
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		guest.Close()
+		return nil, nil, fmt.Errorf("create the agent's connection: %w", err)
+	}
+	return conn, guest, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// maxPanic is how much of a sentry's last words is looked at.
+const maxPanic = 4 << 10
+
+// withPanic adds to an error what the sentry said when it died.
+func withPanic(dir string, err error) error {
+	if words := lastWords(dir); words != "" {
+		return fmt.Errorf("%w: %s", err, words)
+	}
+	return err
+}
+
+func lastWords(dir string) string {
+	f, err := os.Open(filepath.Join(dir, panicLog))
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b := make([]byte, maxPanic)
+	n, _ := f.Read(b)
+	return string(b[:n])
+}
