@@ -23,6 +23,7 @@ import (
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/flag"
+	"gvisor.dev/gvisor/runsc/specutils"
 
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/driver"
@@ -72,6 +73,9 @@ type Config struct {
 	Log     *slog.Logger
 	// Debug makes sentries write debug logs into their machine's folder.
 	Debug bool
+	// Sentry is the statically linked program to start as the sentry, one
+	// whose main calls Main; empty for this program itself.
+	Sentry string
 }
 
 // Driver starts gVisor sandboxes.
@@ -95,6 +99,9 @@ func New(cfg Config) (*Driver, error) {
 	null, err := detach()
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Sentry != "" {
+		specutils.ExePath = cfg.Sentry
 	}
 	gvlog.SetLevel(gvlog.Warning)
 	gvlog.SetTarget(emitter{cfg.Log})

@@ -1,0 +1,190 @@
+// Command agent stands in for the guest agent in the driver's tests: it does
+// what a line on the connection tells it to and answers with a line.
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+const attachSocket = "@test-agent"
+
+func main() {
+	switch {
+	case len(os.Args) == 1:
+		serve()
+	case os.Args[1] == "attach":
+		attach()
+	case os.Args[1] == "alloc":
+		alloc()
+	case os.Args[1] == "sleep":
+		select {}
+	}
+}
+
+// serve answers on the first connection and on those that attach brings.
+func serve() {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: attachSocket, Net: "unix"})
+	if err != nil {
+		panic(err)
+	}
+	go answer(3)
+	for {
+		c, err := l.AcceptUnix()
+		if err != nil {
+			panic(err)
+		}
+		oob := make([]byte, syscall.CmsgSpace(4))
+		_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
+		if err != nil {
+			panic(err)
+		}
+		msgs, err := syscall.ParseSocketControlMessage(oob[:n])
+		if err != nil {
+			panic(err)
+		}
+		fds, err := syscall.ParseUnixRights(&msgs[0])
+		if err != nil {
+			panic(err)
+		}
+		go answer(uintptr(fds[0]))
+		c.Close()
+	}
+}
+
+// attach hands file descriptor 3 to the agent that serves.
+func attach() {
+	if os.Getenv("SKERRY_ATTACH_SECRET") != "right" {
+		os.Exit(7)
+	}
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: attachSocket, Net: "unix"})
+	if err != nil {
+		os.Exit(8)
+	}
+	if _, _, err := c.WriteMsgUnix([]byte{1}, syscall.UnixRights(3), nil); err != nil {
+		os.Exit(9)
+	}
+	c.Read(make([]byte, 1))
+}
+
+func answer(fd uintptr) {
+	f := os.NewFile(fd, "host")
+	conn, err := net.FileConn(f)
+	if err != nil {
+		panic(err)
+	}
+	lines := bufio.NewScanner(conn)
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		fmt.Fprintf(conn, "%s\n", do(words[0], words[1:]))
+	}
+}
+
+func do(verb string, args []string) string {
+	switch verb {
+	case "cpus":
+		return strconv.Itoa(runtime.NumCPU())
+	case "memory":
+		b, err := os.ReadFile("/proc/meminfo")
+		return fmt.Sprint(strings.Fields(string(b))[1], " ", err)
+	case "hostname":
+		name, err := os.Hostname()
+		return fmt.Sprint(name, " ", err)
+	case "write":
+		return fill(args[0], args[1])
+	case "child":
+		out, err := exec.Command("/proc/self/exe", args...).CombinedOutput()
+		return fmt.Sprintf("%q %v", out, err)
+	case "bomb":
+		return bomb(args[0])
+	case "interfaces":
+		ifs, err := net.Interfaces()
+		var names []string
+		for _, i := range ifs {
+			names = append(names, i.Name)
+		}
+		return fmt.Sprint(names, " ", err)
+	case "hostfiles":
+		// What a sandbox can see of the host through its own open files.
+		var seen []string
+		for fd := range 3 {
+			target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+			seen = append(seen, fmt.Sprint(target, err))
+			if f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_WRONLY, 0); err == nil {
+				if _, err := f.WriteString("x"); err == nil {
+					seen = append(seen, "WRITABLE")
+				}
+				f.Close()
+			}
+		}
+		return strings.Join(seen, " ")
+	case "exit":
+		os.Exit(1)
+	}
+	return "unknown verb"
+}
+
+// fill writes so many MiB to a file and says how it went.
+func fill(path, mib string) string {
+	n, _ := strconv.Atoi(mib)
+	f, err := os.Create(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	chunk := make([]byte, 1<<20)
+	for i := range n {
+		if _, err := f.Write(chunk); errors.Is(err, syscall.ENOSPC) {
+			return fmt.Sprintf("ENOSPC after %d", i)
+		} else if err != nil {
+			return err.Error()
+		}
+	}
+	return "ok"
+}
+
+// alloc touches memory until it is killed or has what it was told to take.
+func alloc() {
+	n, _ := strconv.Atoi(os.Args[2])
+	var all [][]byte
+	for range n {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		all = append(all, b)
+	}
+	fmt.Print(len(all))
+}
+
+// bomb starts children until no more can be had, then ends them.
+func bomb(count string) string {
+	n, _ := strconv.Atoi(count)
+	var mu sync.Mutex
+	var children []*exec.Cmd
+	failed := ""
+	for range n {
+		c := exec.Command("/proc/self/exe", "sleep")
+		if err := c.Start(); err != nil {
+			failed = err.Error()
+			break
+		}
+		mu.Lock()
+		children = append(children, c)
+		mu.Unlock()
+	}
+	for _, c := range children {
+		c.Process.Kill()
+		c.Wait()
+	}
+	return fmt.Sprintf("%d started %s", len(children), failed)
+}
