@@ -1,0 +1,237 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/network"
+)
+
+// session owns everything that one run of a sandbox holds on this machine.
+type session struct {
+	node *Node
+	id   string
+	dir  string
+
+	// Set by start or adopt, before the session is seen by anyone else.
+	secret  string
+	lease   *network.Lease
+	machine driver.Machine
+	guest   *guest.Client
+
+	// work counts the goroutines of the session.
+	work sync.WaitGroup
+	// ended is closed when the session runs no longer; by then reason says
+	// why, "" for a stop that was asked for.
+	ended  chan struct{}
+	reason string
+
+	mu       sync.Mutex
+	stopping bool
+	live     bool
+	usage    controller.Usage
+	commands map[string]*command
+
+	stopOnce sync.Once
+	stopErr  error
+}
+
+func newSession(n *Node, id string) *session {
+	return &session{
+		node:     n,
+		id:       id,
+		dir:      n.dir(id),
+		ended:    make(chan struct{}),
+		commands: map[string]*command{},
+	}
+}
+
+// stateFile is what a later process needs to take the session over.
+const stateFile = "session.json"
+
+type state struct {
+	Secret string `json:"secret"`
+	Lease  string `json:"lease"`
+}
+
+func (s *session) save() error {
+	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID()})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.dir, stateFile), b, 0o600); err != nil {
+		return fmt.Errorf("save the session's state: %w", err)
+	}
+	return nil
+}
+
+// begin lets calls in and watches for the session's end.
+func (s *session) begin() {
+	s.mu.Lock()
+	s.live = true
+	s.mu.Unlock()
+	s.work.Go(s.watch)
+}
+
+// watch ends the session when its machine or its agent does. An agent that
+// breaks the protocol is as good as dead: nothing can be run any more.
+func (s *session) watch() {
+	reason := "the connection to the sandbox's guest agent was lost"
+	select {
+	case <-s.machine.Done():
+		reason = s.machine.Reason()
+	case <-s.guest.Done():
+		if s.isStopping() {
+			break
+		}
+		select {
+		case <-s.machine.Done():
+			reason = s.machine.Reason()
+		case <-time.After(agentGrace):
+		}
+	}
+	s.mu.Lock()
+	asked := s.stopping
+	s.live = false
+	s.mu.Unlock()
+	if !asked {
+		s.reason = reason
+	}
+	close(s.ended)
+}
+
+// agentGrace is how long a machine whose agent's connection ended is given to
+// end itself, which makes for a better reason.
+const agentGrace = time.Second
+
+func (s *session) isRunning() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live && !s.stopping
+}
+
+func (s *session) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// Stop implements controller.Node.
+func (n *Node) Stop(ctx context.Context, id string) (controller.Usage, error) {
+	s, err := n.find(id)
+	if skerry.CodeOf(err) == skerry.CodeNotFound {
+		return controller.Usage{}, nil
+	}
+	s.stopOnce.Do(func() {
+		s.mu.Lock()
+		s.stopping = true
+		s.mu.Unlock()
+		s.stopErr = s.release(context.WithoutCancel(ctx))
+	})
+	if s.stopErr != nil {
+		return s.usage, fmt.Errorf("stop session %s: %w", id, s.stopErr)
+	}
+	return s.usage, nil
+}
+
+// release gives back what the session holds on the machine, bottom up, in
+// whatever state of its life it is. What its commands printed stays.
+func (s *session) release(ctx context.Context) error {
+	s.measure()
+	var errs []error
+	if s.machine != nil {
+		errs = append(errs, s.machine.Stop(ctx))
+	}
+	if s.guest != nil {
+		errs = append(errs, ignoreClosed(s.guest.Close()))
+	}
+	s.work.Wait()
+	if s.lease != nil {
+		errs = append(errs, s.lease.Release(ctx))
+	}
+	if err := os.Remove(filepath.Join(s.dir, stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// measure reads the meters, which are gone with what they measure.
+func (s *session) measure() {
+	var u controller.Usage
+	if s.machine != nil {
+		used, err := s.machine.Usage()
+		if err != nil {
+			s.node.cfg.Log.Warn("cannot meter a session", "session", s.id, "error", err)
+		}
+		u.ActiveCPU = used.CPU
+	}
+	if s.lease != nil {
+		in, out, err := s.lease.Counters()
+		if err != nil {
+			s.node.cfg.Log.Warn("cannot meter a session's network", "session", s.id, "error", err)
+		}
+		u.IngressBytes, u.EgressBytes = in, out
+	}
+	s.mu.Lock()
+	s.usage = u
+	s.mu.Unlock()
+}
+
+// detach lets go of a running session without ending it.
+func (s *session) detach() error {
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+	var err error
+	if s.guest != nil {
+		err = ignoreClosed(s.guest.Close())
+	}
+	s.work.Wait()
+	return err
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Watch implements controller.Node.
+func (n *Node) Watch(ctx context.Context, id string) (string, error) {
+	s, err := n.find(id)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-s.ended:
+		return s.reason, nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// Forget implements controller.Node.
+func (n *Node) Forget(ctx context.Context, id string) error {
+	if !skerry.ValidID(skerry.PrefixSession, id) {
+		return fmt.Errorf("forget session: %q is not a session's id", id)
+	}
+	if _, err := n.Stop(ctx, id); err != nil {
+		return err
+	}
+	n.remove(id)
+	if err := os.RemoveAll(n.dir(id)); err != nil {
+		return fmt.Errorf("forget session %s: %w", id, err)
+	}
+	return nil
+}

@@ -1,0 +1,110 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest"
+)
+
+// Start implements controller.Node.
+func (n *Node) Start(ctx context.Context, spec controller.SessionSpec) error {
+	if !skerry.ValidID(skerry.PrefixSession, spec.ID) {
+		return fmt.Errorf("start session: %q is not a session's id", spec.ID)
+	}
+	s := newSession(n, spec.ID)
+	if err := n.add(s); err != nil {
+		return err
+	}
+	if err := s.start(ctx, spec); err != nil {
+		n.remove(spec.ID)
+		// The caller's ctx may be what ended the start.
+		cleanup := s.release(context.WithoutCancel(ctx))
+		return errors.Join(fmt.Errorf("start session %s: %w", spec.ID, err), cleanup, os.RemoveAll(s.dir))
+	}
+	return nil
+}
+
+// start acquires what the session needs, top down; release gives it back.
+func (s *session) start(ctx context.Context, spec controller.SessionSpec) error {
+	cfg := &s.node.cfg
+	rootfs, err := cfg.Images.Path(spec.ImageDigest)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(s.dir, 0o700); err != nil {
+		return fmt.Errorf("create the session's folder: %w", err)
+	}
+	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
+		return fmt.Errorf("connect to the network: %w", err)
+	}
+	s.secret = rand.Text()
+	if err := s.save(); err != nil {
+		return err
+	}
+	machine, conn, err := cfg.Driver.Start(ctx, driver.Spec{
+		ID:          s.id,
+		Hostname:    spec.Hostname,
+		RootFS:      rootfs,
+		Agent:       cfg.Agent,
+		NetNS:       s.lease.NetNSPath(),
+		VCPUs:       spec.VCPUs,
+		MemoryBytes: int64(spec.MemoryMB) << 20,
+		DiskBytes:   cfg.DiskBytes,
+		Processes:   cfg.Processes,
+	})
+	if err != nil {
+		return err
+	}
+	s.machine = machine
+	if err := s.greet(ctx, conn, spec); err != nil {
+		return err
+	}
+	s.begin()
+	return nil
+}
+
+// greet sets the guest agent up.
+func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.SessionSpec) error {
+	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
+	defer cancel()
+	client, _, err := guest.Connect(ctx, conn, guest.Setup{
+		Hostname: spec.Hostname,
+		User:     guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
+		WorkDir:  skerry.WorkDir,
+		Env:      spec.Env,
+		Resolv:   resolvConf(s.node.cfg.Networks.Resolvers()),
+		Secret:   s.secret,
+	})
+	if err != nil {
+		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
+	}
+	s.guest = client
+	return nil
+}
+
+// explain adds to an error of the agent's connection why the machine ended,
+// if that is what ended the connection.
+func (s *session) explain(err error) error {
+	select {
+	case <-s.machine.Done():
+		return fmt.Errorf("%w (%s)", err, s.machine.Reason())
+	default:
+		return err
+	}
+}
+
+func resolvConf(servers []string) []string {
+	var lines []string
+	for _, addr := range servers {
+		lines = append(lines, "nameserver "+addr)
+	}
+	return lines
+}
