@@ -1,3 +1,6 @@
+// Package api is the HTTP face of the service: it speaks the public wire
+// contract, decides who calls and what a request means, and leaves every
+// decision about sandboxes to a Service.
 package api
 
 import (
@@ -29,13 +32,18 @@ type Service interface {
 	ExtendTimeout(ctx context.Context, scope skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error)
 
 	// RunCommand starts a command and returns as soon as it runs. With attach
-	// it also returns a reader of all its output, which the caller closes.
+	// it also returns a reader of all its output, which the caller closes. The
+	// reader's Next fails once ctx ends or the reader is closed, also from
+	// another goroutine; neither ends the command.
 	RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error)
 	GetCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (*skerry.Command, error)
+	// ListCommands returns the commands of a session, oldest first.
+	ListCommands(ctx context.Context, scope skerry.Scope, sessionID string) ([]skerry.Command, error)
 	// WaitCommand returns once the command has finished.
 	WaitCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (*skerry.Command, error)
 	// CommandOutput follows the kept output of a command from its start. It
-	// works after the command and its session have ended too.
+	// works after the command and its session have ended too. The reader ends
+	// as the one of RunCommand does.
 	CommandOutput(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (skerry.OutputReader, error)
 	// KillCommand sends a signal to the command's process group.
 	KillCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string, signal int) (*skerry.Command, error)
@@ -46,9 +54,18 @@ type Service interface {
 
 	// WriteFiles extracts a tar stream, already decompressed, into dir.
 	WriteFiles(ctx context.Context, scope skerry.Scope, sessionID, dir string, tar io.Reader) error
-	// ReadFile streams a regular file; a missing one is CodeNotFound.
+	// ReadFile streams a regular file; a missing one is CodeNotFound. When the
+	// reader is a Sizer, its size is announced to the client.
 	ReadFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (io.ReadCloser, error)
-	MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) error
+	// MakeDir makes a directory. With recursive it makes its parents too, and
+	// a directory that is there already is no error.
+	MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string, recursive bool) error
+}
+
+// Sizer is what the reader of a file may implement when it knows how many
+// bytes it will yield.
+type Sizer interface {
+	Size() int64
 }
 
 // Accounts tells who a token belongs to; internal/auth implements it.

@@ -1,0 +1,286 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// The OpenAPI document is generated from the route table and the types that
+// requests are bound to and answers are written from, so it cannot say
+// anything else than the code does.
+
+// object is a JSON object of the document.
+type object = map[string]any
+
+// openAPI serves the document.
+func (s *Server) openAPI(c *call) error {
+	h := c.w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(s.document)))
+	_, err := c.w.Write(s.document)
+	return err
+}
+
+// describe returns the document for a route table.
+func describe(routes []route, version string) ([]byte, error) {
+	if version == "" {
+		version = "0"
+	}
+	d := &describer{schemas: object{}}
+	paths := object{}
+	for i := range routes {
+		rt := &routes[i]
+		ops, ok := paths[rt.path].(object)
+		if !ok {
+			ops = object{}
+			paths[rt.path] = ops
+		}
+		ops[strings.ToLower(rt.method)] = d.operation(rt)
+	}
+	return json.MarshalIndent(object{
+		"openapi": "3.1.0",
+		"info": object{
+			"title":   "Skerry",
+			"version": version,
+			"description": "Sandboxes on your own machines. Times are integer milliseconds since the Unix epoch, " +
+				"durations integer milliseconds. Fields that are not described are ignored; a null field counts as absent.",
+			"license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
+		},
+		"servers": []any{object{"url": "/"}, object{"url": apiPrefix}},
+		"paths":   paths,
+		"components": object{
+			"schemas":         d.schemas,
+			"securitySchemes": object{"token": object{"type": "http", "scheme": "bearer"}},
+		},
+		"security": []any{object{"token": []any{}}},
+	}, "", " ")
+}
+
+type describer struct {
+	schemas object // components, by name
+}
+
+func (d *describer) operation(rt *route) object {
+	op := object{"operationId": rt.id, "summary": rt.summary, "responses": d.responses(rt)}
+	if params := d.parameters(rt); len(params) > 0 {
+		op["parameters"] = params
+	}
+	if rt.public {
+		op["security"] = []any{}
+	}
+	switch {
+	case rt.request != nil:
+		op["requestBody"] = object{"content": object{
+			"application/json": object{"schema": d.schema(reflect.TypeOf(rt.request), true)},
+		}}
+	case rt.requestType != "":
+		op["requestBody"] = object{"required": true, "content": object{rt.requestType: object{}}}
+	}
+	return op
+}
+
+func (d *describer) parameters(rt *route) (params []any) {
+	for _, name := range rt.pathNames() {
+		params = append(params, object{
+			"name": name, "in": "path", "required": true,
+			"schema": object{"type": "string", "maxLength": skerry.MaxNameLength},
+		})
+	}
+	var queries []any
+	if rt.query != nil {
+		queries = append(queries, rt.query)
+	}
+	if !rt.public {
+		queries = append(queries, scopeQuery{})
+	}
+	for _, q := range queries {
+		t := reflect.TypeOf(q)
+		for i := range t.NumField() {
+			f := t.Field(i)
+			params = append(params, object{
+				"name": fieldName(f), "in": "query", "required": f.Tag.Get("required") == "true",
+				"description": f.Tag.Get("doc"), "schema": d.field(f, true),
+			})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(rt.headers)) {
+		params = append(params, object{
+			"name": name, "in": "header", "description": rt.headers[name], "schema": object{"type": "string"},
+		})
+	}
+	return params
+}
+
+func (d *describer) responses(rt *route) object {
+	all := object{}
+	if rt.status == 0 || rt.status < 300 {
+		status := rt.status
+		if status == 0 {
+			status = http.StatusOK
+		}
+		if content := d.content(rt); len(content) > 0 {
+			all[strconv.Itoa(status)] = object{"description": http.StatusText(status), "content": content}
+		} else {
+			all[strconv.Itoa(status)] = object{"description": http.StatusText(status)}
+		}
+	}
+	codes := append([]skerry.Code{skerry.CodeInternal}, rt.errors...)
+	if !rt.public {
+		codes = append(codes, skerry.CodeUnauthorized, skerry.CodeForbidden)
+	}
+	if rt.query != nil || rt.request != nil || rt.requestType != "" || len(rt.pathNames()) > 0 || !rt.public {
+		codes = append(codes, skerry.CodeBadRequest)
+	}
+	if rt.request != nil {
+		codes = append(codes, skerry.CodeTooLarge)
+	}
+	if rt.lines != nil || rt.id == "getCommand" {
+		codes = append(codes, codeStreamClosed)
+	}
+	byStatus := map[int][]string{}
+	for _, code := range codes {
+		status := statusOf[code]
+		if !slices.Contains(byStatus[status], string(code)) {
+			byStatus[status] = append(byStatus[status], string(code))
+		}
+	}
+	for status, codes := range byStatus {
+		all[strconv.Itoa(status)] = object{
+			"description": http.StatusText(status) + ": " + strings.Join(codes, ", "),
+			"content": object{"application/json": object{
+				"schema": d.schema(reflect.TypeFor[errorResponse](), false),
+			}},
+		}
+	}
+	return all
+}
+
+func (d *describer) content(rt *route) object {
+	content := object{}
+	if rt.response != nil {
+		content["application/json"] = object{"schema": d.schema(reflect.TypeOf(rt.response), false)}
+	}
+	if rt.responseType != "" {
+		content[rt.responseType] = object{}
+	}
+	if rt.lines != nil {
+		var kinds []any
+		for _, line := range rt.lines {
+			kinds = append(kinds, d.schema(reflect.TypeOf(line), false))
+		}
+		content[ndjsonType] = object{"schema": object{
+			"description": "A stream of lines, each one of these as JSON.",
+			"anyOf":       kinds,
+		}}
+	}
+	return content
+}
+
+// schema describes a type. Structs become components.
+func (d *describer) schema(t reflect.Type, request bool) object {
+	switch t {
+	case reflect.TypeFor[skerry.Time]():
+		return object{"type": "integer", "format": "int64", "description": "Milliseconds since the Unix epoch."}
+	case durationType:
+		return object{"type": "integer", "format": "int64", "description": "Milliseconds."}
+	case reflect.TypeFor[signalNumber]():
+		return object{"type": []string{"integer", "string"}, "minimum": 1, "maximum": lastSignal}
+	case reflect.TypeFor[json.RawMessage]():
+		return object{}
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return d.schema(t.Elem(), request)
+	case reflect.String:
+		return object{"type": "string"}
+	case reflect.Bool:
+		return object{"type": "boolean"}
+	case reflect.Int, reflect.Int64:
+		return object{"type": "integer", "format": "int64"}
+	case reflect.Slice:
+		return object{"type": "array", "items": d.schema(t.Elem(), request)}
+	case reflect.Map:
+		return object{"type": "object", "additionalProperties": d.schema(t.Elem(), request)}
+	case reflect.Interface:
+		return object{}
+	case reflect.Struct:
+		return d.component(t, request)
+	}
+	panic(fmt.Sprintf("openapi: no schema for %s", t))
+}
+
+// component describes a struct once and refers to it.
+func (d *describer) component(t reflect.Type, request bool) object {
+	name := []rune(t.Name())
+	name[0] = unicode.ToUpper(name[0])
+	ref := object{"$ref": "#/components/schemas/" + string(name)}
+	if _, ok := d.schemas[string(name)]; ok {
+		return ref
+	}
+	s := object{"type": "object"}
+	d.schemas[string(name)] = s
+	properties, required := object{}, []string{}
+	d.properties(t, request, properties, &required)
+	if len(properties) > 0 {
+		s["properties"] = properties
+	}
+	if len(required) > 0 {
+		slices.Sort(required)
+		s["required"] = required
+	}
+	return ref
+}
+
+func (d *describer) properties(t reflect.Type, request bool, into object, required *[]string) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		if f.Anonymous && f.Tag.Get("json") == "" {
+			d.properties(f.Type, request, into, required)
+			continue
+		}
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "-" || name == "" {
+			continue
+		}
+		into[name] = d.field(f, request)
+		// An answer has every field that is never left out; a request
+		// needs those that say so.
+		if request && f.Tag.Get("required") == "true" || !request && options == "" {
+			*required = append(*required, name)
+		}
+	}
+}
+
+// field describes a struct field: its type and what its tags add.
+func (d *describer) field(f reflect.StructField, request bool) object {
+	s := d.schema(f.Type, request)
+	nullable := f.Type.Kind() == reflect.Pointer && !request && !strings.Contains(f.Tag.Get("json"), ",")
+	if nullable {
+		s = object{"type": []any{s["type"], "null"}}
+	}
+	if _, isRef := s["$ref"]; isRef {
+		return s
+	}
+	if doc := f.Tag.Get("doc"); doc != "" {
+		s["description"] = doc
+	}
+	if enum := f.Tag.Get("enum"); enum != "" {
+		s["enum"] = strings.Split(enum, "|")
+	}
+	if least, ok := intTag(f, "min"); ok {
+		s["minimum"] = least
+	}
+	if most, ok := intTag(f, "max"); ok {
+		s["maximum"] = most
+	}
+	return s
+}

@@ -1,0 +1,257 @@
+package api
+
+import (
+	"net/http"
+	"regexp"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// route is one endpoint: what is registered, and what the OpenAPI document
+// says of it.
+type route struct {
+	method string
+	path   string // as documented, with {names}
+	// mux is registered instead of path where that would be ambiguous to
+	// http.ServeMux.
+	mux     string
+	id      string // operationId
+	summary string
+	// public routes take no access token.
+	public bool
+	// query and request are zero values of the types that are bound.
+	query       any
+	request     any
+	requestType string // of a body that is not JSON
+	headers     map[string]string
+	// response is the zero value of the answer's type. lines are the types
+	// of the lines of a stream.
+	status       int // http.StatusOK if zero
+	response     any
+	responseType string // of an answer that is not JSON
+	lines        []any
+	errors       []skerry.Code
+	handle       func(*call) error
+}
+
+func (rt *route) muxPath() string {
+	if rt.mux != "" {
+		return rt.mux
+	}
+	return rt.path
+}
+
+var pathName = regexp.MustCompile(`\{(\w+)\}`)
+
+func (rt *route) pathNames() (names []string) {
+	for _, m := range pathName.FindAllStringSubmatch(rt.path, -1) {
+		names = append(names, m[1])
+	}
+	return names
+}
+
+const (
+	sandboxesPath = "/v2/sandboxes"
+	sandboxPath   = sandboxesPath + "/{name}"
+	sessionsPath  = sandboxesPath + "/sessions"
+	sessionPath   = sessionsPath + "/{session}"
+	commandPath   = sessionPath + "/cmd/{command}"
+)
+
+// Codes that calls of a kind share.
+var (
+	sessionErrors = []skerry.Code{
+		skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeSandboxStopping,
+	}
+	createErrors = []skerry.Code{
+		skerry.CodeConflict, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeImageInvalid,
+		skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeUnavailable, skerry.CodeTooLarge,
+	}
+)
+
+// routes is every endpoint of the server.
+func (s *Server) routes() []route {
+	var all []route
+	for _, part := range [][]route{
+		s.sandboxRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
+		s.scopeRoutes(), s.ownRoutes(), s.unbuiltRoutes(),
+	} {
+		all = append(all, part...)
+	}
+	return all
+}
+
+func (s *Server) sandboxRoutes() []route {
+	create := func(path, id, summary string) route {
+		return route{
+			method: http.MethodPost, path: path, id: id, summary: summary, request: createRequest{},
+			response: runResponse{}, errors: createErrors, handle: s.createSandbox,
+		}
+	}
+	return []route{
+		create("/v3/sandboxes", "createSandbox", "Create a sandbox and start a session in it"),
+		create(sandboxesPath, "createSandboxWithRuntime", "Create a sandbox and start a session in it"),
+		{
+			method: http.MethodGet, path: sandboxesPath, id: "listSandboxes", summary: "List sandboxes",
+			query: listSandboxesQuery{}, response: sandboxesResponse{}, handle: s.listSandboxes,
+		},
+		{
+			method: http.MethodGet, path: sandboxPath, id: "getSandbox", summary: "Get a sandbox, and resume it if asked to",
+			query: getSandboxQuery{}, response: runResponse{}, handle: s.getSandbox,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeUnavailable},
+		},
+		{
+			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change a sandbox's configuration",
+			request: updateRequest{}, response: sandboxResponse{}, handle: s.updateSandbox,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
+		},
+		{
+			method: http.MethodDelete, path: sandboxPath, id: "deleteSandbox", summary: "Stop a sandbox and remove its name",
+			query: deleteSandboxQuery{}, response: sandboxResponse{}, handle: s.deleteSandbox,
+			errors: []skerry.Code{skerry.CodeNotFound},
+		},
+	}
+}
+
+func (s *Server) sessionRoutes() []route {
+	return []route{
+		{
+			method: http.MethodGet, path: sessionsPath, id: "listSessions", summary: "List sessions",
+			query: listSessionsQuery{}, response: sessionsResponse{}, handle: s.listSessions,
+			errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodGet, path: sessionPath, id: "getSession", summary: "Get a session",
+			response: sessionResponse{}, handle: s.getSession, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/stop", id: "stopSession", summary: "Stop a session; answers once it has stopped",
+			response: stopResponse{}, handle: s.stopSession, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/extend-timeout", id: "extendTimeout", summary: "Let a session live longer",
+			request: extendRequest{}, response: extendResponse{}, handle: s.extendTimeout,
+			errors: append([]skerry.Code{skerry.CodeTimeoutInvalid}, sessionErrors...),
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/interactive", id: "openInteractive", summary: "Ask for a terminal",
+			response: interactiveResponse{}, handle: s.openInteractive,
+			errors: append([]skerry.Code{skerry.CodeRateLimited}, sessionErrors...),
+		},
+		{
+			method: http.MethodGet, path: sessionPath + "/interactive", id: "serveTerminal", summary: "Open a terminal: a WebSocket",
+			public: true, query: terminalQuery{}, status: http.StatusSwitchingProtocols, handle: s.serveTerminal,
+			errors: []skerry.Code{skerry.CodeUnauthorized},
+		},
+	}
+}
+
+func (s *Server) commandRoutes() []route {
+	return []route{
+		{
+			method: http.MethodPost, path: sessionPath + "/cmd", id: "runCommand", summary: "Run a command",
+			request: runRequest{}, response: commandResponse{}, handle: s.runCommand,
+			lines:  []any{commandResponse{}, logLine{}, errorLine{}},
+			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeTooLarge}, sessionErrors...),
+		},
+		{
+			method: http.MethodGet, path: sessionPath + "/cmd", id: "listCommands", summary: "List the commands of a session",
+			response: commandsResponse{}, handle: s.listCommands, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodGet, path: commandPath, id: "getCommand", summary: "Get a command, and wait for its end if asked to",
+			query: getCommandQuery{}, response: commandResponse{}, handle: s.getCommand,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped},
+		},
+		{
+			method: http.MethodGet, path: commandPath + "/logs", id: "commandLogs", summary: "Follow the output of a command from its start",
+			lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodPost, path: commandPath + "/kill", id: "killCommand", summary: "Send a signal to a command",
+			request: killRequest{}, response: commandResponse{}, handle: s.killCommand, errors: sessionErrors,
+		},
+	}
+}
+
+func (s *Server) fileRoutes() []route {
+	fileErrors := append([]skerry.Code{skerry.CodeDiskFull, skerry.CodeTooLarge}, sessionErrors...)
+	return []route{
+		{
+			method: http.MethodPost, path: sessionPath + "/fs/write", id: "writeFiles", summary: "Unpack a tar archive, gzipped or not",
+			requestType: "application/gzip", response: emptyResponse{}, handle: s.writeFiles, errors: fileErrors,
+			headers: map[string]string{"x-cwd": "Directory to unpack in; /vercel/sandbox by default."},
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/fs/read", id: "readFile", summary: "Read a file",
+			request: readRequest{}, responseType: "application/octet-stream", handle: s.readFile, errors: sessionErrors,
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/fs/mkdir", id: "makeDir", summary: "Make a directory",
+			request: mkdirRequest{}, response: emptyResponse{}, handle: s.makeDir,
+			errors: append([]skerry.Code{skerry.CodeConflict}, fileErrors...),
+		},
+	}
+}
+
+func (s *Server) scopeRoutes() []route {
+	return []route{
+		{method: http.MethodGet, path: "/v2/user", id: "getUser", summary: "Whose token it is", response: userResponse{}, handle: s.getUser},
+		{method: http.MethodGet, path: "/v2/teams", id: "listTeams", summary: "List teams: the token's own", response: teamsResponse{}, handle: s.listTeams},
+		{method: http.MethodGet, path: "/v2/teams/{team}", id: "getTeam", summary: "Get the token's own team by id or slug", response: teamView{}, handle: s.getTeam},
+		{
+			method: http.MethodGet, path: "/v2/projects/{project}", id: "getProject", summary: "Get the token's own project by id or name",
+			response: skerry.Project{}, handle: s.getProject, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodPost, path: "/v11/projects", id: "createProject", summary: "Get the token's own project under its default name",
+			request: projectRequest{}, response: skerry.Project{}, handle: s.createProject,
+		},
+	}
+}
+
+// ownRoutes are about the server, not about anyone's sandboxes, and need no
+// token. The public clients ask /health before they open a terminal.
+func (s *Server) ownRoutes() []route {
+	health := func(c *call) error { return c.reply(statusResponse{Status: "ok"}) }
+	return []route{
+		{method: http.MethodGet, path: "/health", id: "health", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
+		{method: http.MethodGet, path: "/healthz", id: "healthz", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
+		{method: http.MethodGet, path: "/openapi.json", id: "openapi", summary: "This document", public: true, response: documentResponse{}, handle: s.openAPI},
+	}
+}
+
+// unbuiltRoutes are the endpoints whose features are not in this version: they
+// answer 501 and name what is missing.
+func (s *Server) unbuiltRoutes() []route {
+	unbuilt := func(method, path, id, what string) route {
+		return route{
+			method: method, path: path, id: id, summary: "Not supported yet: " + what,
+			errors: []skerry.Code{skerry.CodeNotImplemented}, status: http.StatusNotImplemented,
+			handle: func(*call) error { return skerry.NotImplemented("", what) },
+		}
+	}
+	fork := unbuilt(http.MethodPost, sandboxPath+"/fork", "forkSandbox", "forking a sandbox")
+	// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
+	fork.mux = sandboxPath + "/{action}"
+	refuse := fork.handle
+	fork.handle = func(c *call) error {
+		if c.path("action") != "fork" {
+			return s.noRoute(c)
+		}
+		return refuse(c)
+	}
+	return []route{
+		fork,
+		unbuilt(http.MethodPost, sessionPath+"/snapshot", "createSnapshot", "taking a snapshot"),
+		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
+		unbuilt(http.MethodPost, commandPath+"/stdin", "writeStdin", "standard input of a command"),
+		unbuilt(http.MethodGet, sandboxesPath+"/snapshots", "listSnapshots", "listing snapshots"),
+		unbuilt(http.MethodGet, sandboxesPath+"/snapshots/tree", "snapshotTree", "listing snapshots"),
+		unbuilt(http.MethodGet, sandboxesPath+"/snapshots/{snapshot}", "getSnapshot", "getting a snapshot"),
+		unbuilt(http.MethodDelete, sandboxesPath+"/snapshots/{snapshot}", "deleteSnapshot", "deleting a snapshot"),
+		unbuilt(http.MethodGet, sandboxesPath+"/drives", "listDrives", "listing drives"),
+		unbuilt(http.MethodPost, sandboxesPath+"/drives/{drive}", "getOrCreateDrive", "a drive"),
+		unbuilt(http.MethodDelete, sandboxesPath+"/drives/{drive}", "deleteDrive", "deleting a drive"),
+	}
+}

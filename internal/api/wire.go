@@ -1,0 +1,270 @@
+package api
+
+import (
+	"encoding/json"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// The bodies of requests. Responses are the types of package skerry, in the
+// envelopes at the end.
+
+// scopeFields are what a body may say of its scope; the token decides, so they
+// can only agree with it.
+type scopeFields struct {
+	ProjectID string `json:"projectId,omitempty" doc:"Id or name of the token's own project."`
+	TeamID    string `json:"teamId,omitempty" doc:"Id or slug of the token's own team."`
+}
+
+type resourcesRequest struct {
+	VCPUs    *int `json:"vcpus,omitempty" min:"1" max:"1024" doc:"Virtual CPUs."`
+	MemoryMB *int `json:"memory,omitempty" min:"1" max:"16777216" doc:"Memory in MiB; 2048 for each virtual CPU by default."`
+}
+
+type sourceRequest struct {
+	Type       string `json:"type" required:"true" enum:"git|tarball|snapshot" doc:"What the source is; snapshot is not supported yet."`
+	URL        string `json:"url,omitempty" doc:"Of the repository or tarball."`
+	Depth      int    `json:"depth,omitempty" min:"1" doc:"Commits to fetch, all by default; git alone."`
+	Revision   string `json:"revision,omitempty" doc:"Branch, tag or commit; git alone."`
+	Username   string `json:"username,omitempty" doc:"For the repository; git alone."`
+	Password   string `json:"password,omitempty" doc:"For the repository; git alone."`
+	SnapshotID string `json:"snapshotId,omitempty" doc:"Not supported yet."`
+}
+
+// unbuiltFields are the fields of sandboxes whose features are not in this
+// version. Each is refused by name unless what it asks for is what happens
+// anyway.
+type unbuiltFields struct {
+	Ports              []int          `json:"ports,omitempty" doc:"Ports to publish; only an empty list is supported yet."`
+	Persistent         *bool          `json:"persistent,omitempty" doc:"Whether the filesystem outlives a session; only false is supported yet."`
+	NetworkPolicy      map[string]any `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; only {\"mode\":\"allow-all\"} is supported yet."`
+	NetworkID          any            `json:"networkId,omitempty" doc:"Not supported yet."`
+	SnapshotExpiration any            `json:"snapshotExpiration,omitempty" doc:"Not supported yet."`
+	KeepLastSnapshots  any            `json:"keepLastSnapshots,omitempty" doc:"Not supported yet."`
+	CurrentSnapshotID  any            `json:"currentSnapshotId,omitempty" doc:"Not supported yet."`
+	Mounts             map[string]any `json:"mounts,omitempty" doc:"Drives by path; only an empty object is supported yet."`
+	Region             string         `json:"region,omitempty" doc:"Only local is supported yet."`
+	FailoverRegions    []string       `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
+}
+
+type createRequest struct {
+	scopeFields
+	unbuiltFields
+	Name      string            `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
+	Runtime   string            `json:"runtime,omitempty" enum:"node24|node22|python3.13" doc:"Runtime of the default image that is first on PATH; not together with image."`
+	Image     string            `json:"image,omitempty" doc:"Reference of an OCI image of the installation, the default image if absent."`
+	Source    *sourceRequest    `json:"source,omitempty" doc:"What the working directory is filled from."`
+	Timeout   *skerry.Duration  `json:"timeout,omitempty" doc:"How long a session lives, in ms; 300000 by default."`
+	Resources *resourcesRequest `json:"resources,omitempty" doc:"Size of the machine."`
+	Env       map[string]string `json:"env,omitempty" doc:"Default environment of every command."`
+	Tags      map[string]string `json:"tags,omitempty" doc:"Labels to find the sandbox by."`
+}
+
+type updateRequest struct {
+	scopeFields
+	unbuiltFields
+	Timeout   *skerry.Duration  `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`
+	Resources *resourcesRequest `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`
+	Env       map[string]string `json:"env,omitempty" notnull:"true" doc:"Replaces the default environment."`
+	Tags      map[string]string `json:"tags,omitempty" notnull:"true" doc:"Replaces the tags."`
+}
+
+type extendRequest struct {
+	Duration skerry.Duration `json:"duration" required:"true" doc:"What to add to the session's timeout, in ms."`
+}
+
+type runRequest struct {
+	Command     string            `json:"command" required:"true" doc:"Path or name of the program."`
+	Args        []string          `json:"args,omitempty" doc:"Its arguments."`
+	Cwd         string            `json:"cwd,omitempty" doc:"Directory to run in; /vercel/sandbox by default."`
+	Env         map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment, and wins over it."`
+	Sudo        bool              `json:"sudo,omitempty" doc:"Run as root."`
+	Wait        bool              `json:"wait,omitempty" doc:"Answer with a stream that ends with the command."`
+	Logs        bool              `json:"logs,omitempty" doc:"With wait: stream the output too."`
+	Timeout     *skerry.Duration  `json:"timeout,omitempty" doc:"After how many ms the command is killed with SIGKILL; never if absent."`
+	AttachStdin bool              `json:"attachStdin,omitempty" doc:"Not supported yet."`
+}
+
+type killRequest struct {
+	Signal signalNumber `json:"signal,omitempty" doc:"Number, or name such as SIGKILL; SIGTERM by default."`
+}
+
+type readRequest struct {
+	Path string `json:"path" required:"true" doc:"File to read."`
+	Cwd  string `json:"cwd,omitempty" doc:"Where a relative path starts; /vercel/sandbox by default."`
+}
+
+type mkdirRequest struct {
+	Path      string `json:"path" required:"true" doc:"Directory to make."`
+	Cwd       string `json:"cwd,omitempty" doc:"Where a relative path starts; /vercel/sandbox by default."`
+	Recursive bool   `json:"recursive,omitempty" doc:"Make parents too, and accept a directory that exists."`
+}
+
+type projectRequest struct {
+	Name string `json:"name" required:"true" doc:"The token's own project, or vercel-sandbox-default-project."`
+}
+
+// Query parameters.
+
+type scopeQuery struct {
+	TeamID    string `json:"teamId" doc:"Id of the token's own team."`
+	Slug      string `json:"slug" doc:"Slug of the token's own team."`
+	ProjectID string `json:"projectId" doc:"Id or name of the token's own project."`
+	Project   string `json:"project" doc:"Id or name of the token's own project."`
+}
+
+type getSandboxQuery struct {
+	Resume bool `json:"resume" doc:"Start a session if none runs, after the stop in progress."`
+}
+
+type deleteSandboxQuery struct {
+	DeleteOrphanSnapshots bool `json:"deleteOrphanSnapshots" doc:"Delete snapshots that nothing else uses."`
+}
+
+type listSandboxesQuery struct {
+	Limit      int      `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
+	Cursor     string   `json:"cursor" doc:"The next of the page before."`
+	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt" doc:"What to order by, createdAt by default."`
+	SortOrder  string   `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
+	NamePrefix string   `json:"namePrefix" doc:"What names start with."`
+	Tags       []string `json:"tags" doc:"key:value that a sandbox must carry; all of them if repeated."`
+}
+
+type listSessionsQuery struct {
+	Name      string `json:"name" doc:"The only sandbox whose sessions are listed."`
+	Limit     int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
+	Cursor    string `json:"cursor" doc:"The next of the page before."`
+	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
+}
+
+type getCommandQuery struct {
+	Wait bool `json:"wait" doc:"Answer once the command has finished."`
+}
+
+type terminalQuery struct {
+	Token string `json:"token" required:"true" doc:"The token of the interactive call; good once, for 60 seconds."`
+}
+
+// Envelopes of responses.
+
+type pagination struct {
+	Count int     `json:"count" doc:"Items on this page."`
+	Next  *string `json:"next" doc:"Cursor of the next page, null on the last."`
+}
+
+// sessionView is a session as the clients know it.
+type sessionView struct {
+	skerry.Session
+	ProjectID string `json:"projectId"`
+	// SourceSandboxName is the name that the Python client reads.
+	SourceSandboxName string `json:"sourceSandboxName,omitempty"`
+	// InteractivePort is where terminals are served, which is this server's
+	// own port. The public CLI takes a session without one for broken.
+	InteractivePort int `json:"interactivePort"`
+}
+
+type runResponse struct {
+	Sandbox skerry.Sandbox `json:"sandbox"`
+	Session sessionView    `json:"session"`
+	Routes  []skerry.Route `json:"routes"`
+	Resumed bool           `json:"resumed,omitempty" doc:"This call started the session."`
+}
+
+type sandboxResponse struct {
+	Sandbox skerry.Sandbox `json:"sandbox"`
+	Routes  []skerry.Route `json:"routes"`
+}
+
+type sandboxesResponse struct {
+	Sandboxes  []skerry.Sandbox `json:"sandboxes"`
+	Pagination pagination       `json:"pagination"`
+}
+
+type sessionResponse struct {
+	Session sessionView    `json:"session"`
+	Routes  []skerry.Route `json:"routes"`
+}
+
+type extendResponse struct {
+	Session sessionView `json:"session"`
+}
+
+type stopResponse struct {
+	Session sessionView    `json:"session"`
+	Sandbox skerry.Sandbox `json:"sandbox"`
+}
+
+type sessionsResponse struct {
+	Sessions   []sessionView `json:"sessions"`
+	Pagination pagination    `json:"pagination"`
+}
+
+type commandResponse struct {
+	Command skerry.Command `json:"command"`
+}
+
+type commandsResponse struct {
+	Commands []skerry.Command `json:"commands"`
+}
+
+type interactiveResponse struct {
+	URL   string `json:"url" doc:"WebSocket to open with ?token= and the token."`
+	Token string `json:"token" doc:"Good once, for 60 seconds."`
+}
+
+type emptyResponse struct{}
+
+type statusResponse struct {
+	Status string `json:"status"`
+}
+
+// logLine is one line of a command's output.
+type logLine struct {
+	Stream string `json:"stream" enum:"stdout|stderr"`
+	Data   string `json:"data"`
+}
+
+// errorLine ends a stream that failed after it began.
+type errorLine struct {
+	Stream string    `json:"stream" enum:"error"`
+	Data   errorBody `json:"data"`
+}
+
+type userResponse struct {
+	User user `json:"user"`
+}
+
+type user struct {
+	ID            string `json:"id"`
+	Username      string `json:"username"`
+	DefaultTeamID string `json:"defaultTeamId"`
+}
+
+// teamView is a team with what the clients look for when they choose one: a
+// role and a plan under which they may make a project.
+type teamView struct {
+	skerry.Team
+	Membership membership `json:"membership"`
+	Billing    billing    `json:"billing"`
+}
+
+type membership struct {
+	Role string `json:"role"`
+}
+
+type billing struct {
+	Plan string `json:"plan"`
+}
+
+type teamsResponse struct {
+	Teams      []teamView     `json:"teams"`
+	Pagination teamPagination `json:"pagination"`
+}
+
+type teamPagination struct {
+	Count int          `json:"count"`
+	Next  *skerry.Time `json:"next" doc:"Always null: a token has one team."`
+}
+
+// documentResponse is the OpenAPI document.
+type documentResponse map[string]json.RawMessage
