@@ -42,6 +42,8 @@ type Node interface {
 	Wait(ctx context.Context, sessionID, commandID string) (Exit, error)
 	// Output follows the kept output of a command from its start.
 	Output(ctx context.Context, sessionID, commandID string) (skerry.OutputReader, error)
+	// Drop removes the kept output of a command that has ended.
+	Drop(ctx context.Context, sessionID, commandID string) error
 	// Signal sends a signal to the command's process group; a command that
 	// has ended ignores it.
 	Signal(ctx context.Context, sessionID, commandID string, signal int) error
@@ -49,7 +51,9 @@ type Node interface {
 
 	WriteFiles(ctx context.Context, sessionID, dir string, tar io.Reader) error
 	ReadFile(ctx context.Context, sessionID, cwd, path string) (io.ReadCloser, error)
-	MakeDir(ctx context.Context, sessionID, cwd, path string) error
+	// MakeDir makes a directory. With recursive it makes its parents too, and
+	// a directory that is there already is no error.
+	MakeDir(ctx context.Context, sessionID, cwd, path string, recursive bool) error
 }
 
 // SessionSpec is what a node needs to bring a session up.

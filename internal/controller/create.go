@@ -1,0 +1,331 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// CreateSandbox implements api.Service.
+func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
+	if err := c.validateCreate(&p); err != nil {
+		return nil, err
+	}
+	image, err := c.cfg.Images.Resolve(ctx, p.Image)
+	if err != nil {
+		return nil, err
+	}
+	if err := chooseRuntime(&p, image); err != nil {
+		return nil, err
+	}
+	now := skerry.At(time.Now())
+	box := &skerry.Sandbox{
+		ID:              skerry.NewID(skerry.PrefixSandbox),
+		Scope:           scope,
+		Name:            p.Name,
+		Region:          skerry.Region,
+		VCPUs:           p.VCPUs,
+		MemoryMB:        p.MemoryMB,
+		Runtime:         p.Runtime,
+		Image:           image.Name,
+		Timeout:         p.Timeout,
+		Env:             p.Env,
+		Tags:            p.Tags,
+		Source:          p.Source,
+		NetworkPolicy:   &skerry.NetworkPolicy{Mode: "allow-all"},
+		Status:          skerry.StatusPending,
+		StatusUpdatedAt: now,
+		Cwd:             skerry.WorkDir,
+		CreatedAt:       now,
+		UpdatedAt:       now,
+	}
+	unlock, err := c.boxes.lock(ctx, box.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	l, err := c.newSession(ctx, box, now, c.cfg.Store.CreateSandbox)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.startAndWait(ctx, l, image, true); err != nil {
+		// A failed creation leaves nothing: its name can be used again at once.
+		return nil, errors.Join(err, c.erase(context.WithoutCancel(ctx), box.ID))
+	}
+	return c.runOf(ctx, box.ID, true)
+}
+
+// chooseRuntime settles what is first on PATH: an image of the client's own
+// has no runtimes to choose from.
+func chooseRuntime(p *skerry.CreateParams, image Image) error {
+	if p.Runtime == "" {
+		if len(image.Runtimes) > 0 {
+			p.Runtime = image.Runtimes[0]
+		}
+		return nil
+	}
+	if !slices.Contains(image.Runtimes, p.Runtime) {
+		return skerry.Invalid("runtime", "is %q, want one of %v", p.Runtime, image.Runtimes)
+	}
+	return nil
+}
+
+// newSession makes a session the current one of a sandbox, in memory and in
+// the store.
+func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, now skerry.Time, write func(context.Context, *skerry.Sandbox, *skerry.Session) error) (*live, error) {
+	run := skerry.Session{
+		ID:            skerry.NewID(skerry.PrefixSession),
+		SandboxID:     box.ID,
+		Scope:         box.Scope,
+		SandboxName:   box.Name,
+		VCPUs:         box.VCPUs,
+		MemoryMB:      box.MemoryMB,
+		Region:        box.Region,
+		Runtime:       box.Runtime,
+		Image:         box.Image,
+		Timeout:       box.Timeout,
+		Cwd:           box.Cwd,
+		Status:        skerry.StatusPending,
+		RequestedAt:   now,
+		CreatedAt:     now,
+		UpdatedAt:     now,
+		NetworkPolicy: box.NetworkPolicy,
+	}
+	box.CurrentSessionID = run.ID
+	box.Status, box.StatusUpdatedAt = run.Status, now
+	l := newLive(run)
+	if err := c.enlist(l); err != nil {
+		return nil, err
+	}
+	if err := write(ctx, box, &run); err != nil {
+		c.delist(l)
+		return nil, err
+	}
+	return l, nil
+}
+
+// startAndWait starts a session and waits for it. With abandon, a caller that
+// goes away takes the start with it; otherwise it goes on.
+func (c *Controller) startAndWait(ctx context.Context, l *live, image Image, abandon bool) error {
+	startCtx, cancel := context.WithCancel(c.ctx)
+	l.cancelStart = cancel
+	if err := c.spawn(func() { c.start(startCtx, l, image) }); err != nil {
+		cancel()
+		l.startErr = err
+		close(l.started)
+		return errors.Join(err, c.fail(l, err))
+	}
+	select {
+	case <-l.started:
+	case <-ctx.Done():
+		if !abandon {
+			return ctx.Err()
+		}
+		cancel()
+		<-l.started
+		if l.startErr == nil { // it was ready just then
+			c.beginStop(l)
+			<-l.ended
+		}
+		return ctx.Err()
+	}
+	return l.startErr
+}
+
+// start brings a session up and says so.
+func (c *Controller) start(ctx context.Context, l *live, image Image) {
+	defer l.cancelStart()
+	err := c.bringUp(ctx, l, image)
+	if err != nil {
+		if ferr := c.fail(l, err); ferr != nil {
+			c.cfg.Log.Error("cannot record a failed start", "session", l.id, "error", ferr)
+		}
+		l.startErr = err
+	}
+	close(l.started)
+}
+
+func (c *Controller) bringUp(ctx context.Context, l *live, image Image) error {
+	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
+	if err != nil {
+		return err
+	}
+	select {
+	case c.starts <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	err = func() error {
+		defer func() { <-c.starts }()
+		ctx, cancel := context.WithTimeout(ctx, c.cfg.StartTimeout)
+		defer cancel()
+		return c.cfg.Node.Start(ctx, sessionSpec(box, l.id, image))
+	}()
+	if err != nil {
+		return err
+	}
+	if box.Source != nil {
+		if err := c.fetchSource(ctx, l.id, box.Source); err != nil {
+			return err
+		}
+	}
+	err = c.transition(ctx, l, skerry.StatusRunning, func(run *skerry.Session) {
+		run.StartedAt = run.UpdatedAt
+	})
+	if err != nil {
+		return err
+	}
+	c.arm(l)
+	// An error means that the controller closes: the next one takes over.
+	_ = c.spawn(func() { c.watch(l) })
+	return nil
+}
+
+// sessionSpec is what the node is told of a session. The environment's layers
+// are, from below: the image's own, PATH for the runtime, the sandbox's.
+func sessionSpec(box *skerry.Sandbox, id string, image Image) SessionSpec {
+	env := maps.Clone(image.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	if len(image.Runtimes) > 0 {
+		env["PATH"] = runtimePath(box.Runtime, image.Runtimes)
+	}
+	maps.Copy(env, box.Env)
+	return SessionSpec{
+		ID:          id,
+		Hostname:    hostname(box.Name),
+		ImageDigest: image.Digest,
+		Runtime:     box.Runtime,
+		VCPUs:       box.VCPUs,
+		MemoryMB:    box.MemoryMB,
+		Env:         env,
+	}
+}
+
+// fail ends a session that did not come up: as failed, or as stopped if that
+// is what was asked for meanwhile.
+func (c *Controller) fail(l *live, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
+	defer cancel()
+	err := c.cfg.Node.Forget(ctx, l.id)
+	reason := "it could not be started"
+	if code := skerry.CodeOf(cause); code != skerry.CodeInternal {
+		reason = cause.Error()
+	}
+	now := skerry.At(time.Now())
+	terr := c.transition(ctx, l, skerry.StatusFailed, func(run *skerry.Session) {
+		run.Reason, run.StoppedAt = reason, now
+	})
+	if terr != nil && l.session().Status == skerry.StatusStopping {
+		terr = c.transition(ctx, l, skerry.StatusStopped, func(run *skerry.Session) { run.StoppedAt = now })
+	}
+	err = errors.Join(err, terr)
+	c.end(l)
+	return err
+}
+
+// GetSandbox implements api.Service.
+func (c *Controller) GetSandbox(ctx context.Context, scope skerry.Scope, name string, resume bool) (*skerry.Run, error) {
+	box, err := c.cfg.Store.SandboxByName(ctx, scope, name)
+	if err != nil {
+		return nil, err
+	}
+	resumed := false
+	if resume {
+		if resumed, err = c.resume(ctx, box.ID); err != nil {
+			return nil, err
+		}
+	}
+	return c.runOf(ctx, box.ID, resumed)
+}
+
+// resume sees to it that a sandbox has a running session. It waits for a stop
+// in progress; callers that come together share one new session.
+func (c *Controller) resume(ctx context.Context, boxID string) (resumed bool, err error) {
+	for {
+		l, mine, err := c.currentOrNew(ctx, boxID)
+		if err != nil {
+			return false, err
+		}
+		if !mine {
+			switch l.session().Status {
+			case skerry.StatusRunning:
+				return resumed, nil
+			case skerry.StatusPending:
+				resumed = true
+				select {
+				case <-l.started:
+				case <-ctx.Done():
+					return false, ctx.Err()
+				}
+				if l.startErr != nil {
+					return false, l.startErr
+				}
+			default:
+				select {
+				case <-l.ended:
+				case <-ctx.Done():
+					return false, ctx.Err()
+				}
+			}
+			continue
+		}
+		return true, l.startErr
+	}
+}
+
+// currentOrNew returns the session of a sandbox that has not ended, or starts
+// one (mine) and waits for it.
+func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, mine bool, err error) {
+	if l := c.liveOf(boxID); l != nil {
+		return l, false, nil
+	}
+	unlock, err := c.boxes.lock(ctx, boxID)
+	if err != nil {
+		return nil, false, err
+	}
+	defer unlock()
+	if l := c.liveOf(boxID); l != nil {
+		return l, false, nil
+	}
+	box, err := c.cfg.Store.Sandbox(ctx, boxID)
+	if err != nil {
+		return nil, false, err
+	}
+	image, err := c.cfg.Images.Resolve(ctx, box.Image)
+	if err != nil {
+		return nil, false, err
+	}
+	l, err := c.newSession(ctx, box, skerry.At(time.Now()), c.cfg.Store.CreateSession)
+	if err != nil {
+		return nil, false, err
+	}
+	return l, true, c.startAndWait(ctx, l, image, false)
+}
+
+// runOf returns a sandbox with its current session.
+func (c *Controller) runOf(ctx context.Context, boxID string, resumed bool) (*skerry.Run, error) {
+	box, err := c.cfg.Store.Sandbox(ctx, boxID)
+	if err != nil {
+		return nil, err
+	}
+	run, err := c.sessionOf(ctx, box.Scope, box.CurrentSessionID)
+	if err != nil {
+		return nil, err
+	}
+	return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}, Resumed: resumed}, nil
+}
+
+// sessionOf returns a session, live or past.
+func (c *Controller) sessionOf(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
+	if l := c.liveSession(id); l != nil && l.scope == scope {
+		run := l.session()
+		return &run, nil
+	}
+	return c.cfg.Store.Session(ctx, scope, id)
+}

@@ -1,0 +1,76 @@
+package controller
+
+import (
+	"context"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// ListSandboxes implements api.Service.
+func (c *Controller) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.SandboxFilter) ([]skerry.Sandbox, string, error) {
+	return c.cfg.Store.ListSandboxes(ctx, scope, f)
+}
+
+// ListSessions implements api.Service.
+func (c *Controller) ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error) {
+	if f.SandboxName != "" {
+		// An unknown name is an error, not an empty list.
+		if _, err := c.cfg.Store.SandboxByName(ctx, scope, f.SandboxName); err != nil {
+			return nil, "", err
+		}
+	}
+	return c.cfg.Store.ListSessions(ctx, scope, f)
+}
+
+// GetSession implements api.Service.
+func (c *Controller) GetSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error) {
+	run, err := c.sessionOf(ctx, scope, id)
+	if err != nil {
+		return nil, err
+	}
+	box, err := c.cfg.Store.Sandbox(ctx, run.SandboxID)
+	if err != nil {
+		return nil, err
+	}
+	return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}}, nil
+}
+
+// UpdateSandbox implements api.Service. What changes applies to the next
+// session.
+func (c *Controller) UpdateSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Run, error) {
+	if err := c.validateUpdate(&p); err != nil {
+		return nil, err
+	}
+	box, err := c.edit(context.WithoutCancel(ctx), scope, name, p)
+	if err != nil {
+		return nil, err
+	}
+	return c.runOf(ctx, box.ID, false)
+}
+
+func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Sandbox, error) {
+	c.edits.Lock()
+	defer c.edits.Unlock()
+	box, err := c.cfg.Store.SandboxByName(ctx, scope, name)
+	if err != nil {
+		return nil, err
+	}
+	if p.Timeout != nil {
+		box.Timeout = *p.Timeout
+	}
+	if p.VCPUs != nil {
+		box.VCPUs, box.MemoryMB = *p.VCPUs, *p.VCPUs*skerry.MemoryPerVCPU
+	}
+	if p.MemoryMB != nil {
+		box.MemoryMB = *p.MemoryMB
+	}
+	if p.Env != nil {
+		box.Env = p.Env
+	}
+	if p.Tags != nil {
+		box.Tags = p.Tags
+	}
+	box.UpdatedAt = skerry.At(time.Now())
+	return box, c.cfg.Store.SaveSandbox(ctx, box)
+}
