@@ -202,6 +202,10 @@ func configure(ctx context.Context, w *work, root string) error {
 	if err := tree.Chmod("tmp", 0o777|os.ModeSticky); err != nil {
 		return err
 	}
+	// Debian leaves unprivileged ping to a kernel setting that a sandbox lacks.
+	if err := tree.Chmod("usr/bin/ping", 0o755|os.ModeSetuid); err != nil {
+		return err
+	}
 	return ownNodeRuntimes(tree)
 }
 

@@ -57,11 +57,13 @@ type installer struct {
 func (in *installer) node(ctx context.Context, major string) error {
 	dir := "node" + major
 	modules := dir + "/lib/node_modules/"
+	// node-gyp downloads the headers of node that it compiles against, and does
+	// not look at those in include.
 	packages := []struct {
 		role, to string
 		skip     []string
 	}{
-		{dir + "-" + in.recipe.Arch, dir, []string{"share/", "CHANGELOG.md", "README.md", "package.json"}},
+		{dir + "-" + in.recipe.Arch, dir, []string{"include/", "share/", "CHANGELOG.md", "README.md", "package.json"}},
 		{"npm" + major, modules + "npm", []string{"docs/", "man/"}},
 		{"pnpm", modules + "pnpm", nil},
 	}
