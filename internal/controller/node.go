@@ -32,6 +32,8 @@ type Node interface {
 	// service, destroys everything else this node finds on its machine, and
 	// returns the adopted ones.
 	Recover(ctx context.Context, keep []string) (adopted []string, err error)
+	// Retain forgets every session that is not in ids.
+	Retain(ctx context.Context, ids []string) error
 
 	// Exec starts a command and returns once it runs. With attach it also
 	// returns a reader of all its output. A command that cannot be executed

@@ -41,7 +41,12 @@ func (c *Controller) Recover(ctx context.Context) error {
 			errs = append(errs, c.bury(ctx, l))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	// What no session in the store owns is from one that was being deleted.
+	known, err := c.cfg.Store.SessionIDs(ctx, "")
+	if err == nil {
+		err = c.cfg.Node.Retain(ctx, known)
+	}
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	return nil

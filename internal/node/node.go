@@ -16,7 +16,7 @@ import (
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
-	"github.com/skerry-dev/skerry/internal/network"
+	"github.com/skerry-dev/skerry/internal/output"
 )
 
 // Images tells where an image's EROFS file is.
@@ -26,13 +26,23 @@ type Images interface {
 
 // Networks gives each session a network of its own.
 type Networks interface {
-	Acquire(ctx context.Context) (*network.Lease, error)
+	Acquire(ctx context.Context) (Lease, error)
 	// Adopt returns the lease that an earlier process acquired.
-	Adopt(ctx context.Context, id string) (*network.Lease, error)
+	Adopt(ctx context.Context, id string) (Lease, error)
 	// Recover removes every lease that is not in use.
 	Recover(ctx context.Context, inUse []string) error
 	// Resolvers are the DNS servers that sandboxes are told of.
 	Resolvers() []string
+}
+
+// Lease is a network that a session has for its life.
+type Lease interface {
+	ID() string
+	// NetNSPath is the network namespace that holds the session's interface.
+	NetNSPath() string
+	// Counters returns the bytes that went in and out, seen from the sandbox.
+	Counters() (ingress, egress int64, err error)
+	Release(ctx context.Context) error
 }
 
 // Config configures a Node.
@@ -49,6 +59,8 @@ type Config struct {
 	// it has.
 	DiskBytes int64
 	Processes int
+	// Output says how much of what a command prints is kept.
+	Output output.Config
 	// AgentWait bounds how long the guest agent may take to answer; 0 is
 	// DefaultAgentWait.
 	AgentWait time.Duration

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,7 +15,6 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
-	"github.com/skerry-dev/skerry/internal/network"
 )
 
 // session owns everything that one run of a sandbox holds on this machine.
@@ -25,12 +25,15 @@ type session struct {
 
 	// Set by start or adopt, before the session is seen by anyone else.
 	secret  string
-	lease   *network.Lease
+	lease   Lease
 	machine driver.Machine
 	guest   *guest.Client
 
-	// work counts the goroutines of the session.
-	work sync.WaitGroup
+	// ctx ends when this process lets go of the session; work counts the
+	// goroutines that end with it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
 	// ended is closed when the session runs no longer; by then reason says
 	// why, "" for a stop that was asked for.
 	ended  chan struct{}
@@ -41,14 +44,20 @@ type session struct {
 	live     bool
 	usage    controller.Usage
 	commands map[string]*command
+	// settled are the ended commands whose exit the agent still keeps, the
+	// oldest first; see settle.
+	settled []*command
 
 	stopOnce sync.Once
 	stopErr  error
 }
 
 func newSession(n *Node, id string) *session {
+	ctx, cancel := context.WithCancel(context.Background())
 	return &session{
 		node:     n,
+		ctx:      ctx,
+		cancel:   cancel,
 		id:       id,
 		dir:      n.dir(id),
 		ended:    make(chan struct{}),
@@ -153,9 +162,11 @@ func (s *session) release(ctx context.Context) error {
 		errs = append(errs, s.machine.Stop(ctx))
 	}
 	if s.guest != nil {
-		errs = append(errs, ignoreClosed(s.guest.Close()))
+		errs = append(errs, s.guest.Close())
 	}
+	s.cancel()
 	s.work.Wait()
+	errs = append(errs, s.closeLogs())
 	if s.lease != nil {
 		errs = append(errs, s.lease.Release(ctx))
 	}
@@ -194,17 +205,11 @@ func (s *session) detach() error {
 	s.mu.Unlock()
 	var err error
 	if s.guest != nil {
-		err = ignoreClosed(s.guest.Close())
+		err = s.guest.Close()
 	}
+	s.cancel()
 	s.work.Wait()
-	return err
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, os.ErrClosed) {
-		return nil
-	}
-	return err
+	return errors.Join(err, s.closeLogs())
 }
 
 // Watch implements controller.Node.
@@ -234,4 +239,19 @@ func (n *Node) Forget(ctx context.Context, id string) error {
 		return fmt.Errorf("forget session %s: %w", id, err)
 	}
 	return nil
+}
+
+// Retain implements controller.Node.
+func (n *Node) Retain(ctx context.Context, ids []string) error {
+	entries, err := os.ReadDir(n.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("list sessions: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		if skerry.ValidID(skerry.PrefixSession, e.Name()) && !slices.Contains(ids, e.Name()) {
+			errs = append(errs, n.Forget(ctx, e.Name()))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -42,6 +42,9 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return fmt.Errorf("create the session's folder: %w", err)
 	}
+	if err := s.makeOutputDir(); err != nil {
+		return err
+	}
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
 	}

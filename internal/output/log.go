@@ -48,6 +48,10 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
+// MemoryBytes is how much a log holds in memory alone: once more has been
+// appended, everything is on disk.
+const MemoryBytes = 64 << 10
+
 const (
 	// defaultKeep is what a log keeps on disk when Config does not say.
 	defaultKeep = 16 << 20
@@ -55,7 +59,7 @@ const (
 	minKeep = 4 * (segmentHeader + spillSize + recordHeader + maxRecord)
 	// spillSize is how much a log holds in memory before it makes a file:
 	// most commands print less.
-	spillSize = 64 << 10
+	spillSize = MemoryBytes
 	// blockSize and maxTail are the memory from which followers that keep up
 	// are served.
 	blockSize = 256 << 10

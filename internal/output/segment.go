@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 )
 
 // segment is one of the two files of a log.
@@ -24,6 +26,25 @@ func (s *segment) end() int64 { return s.base + s.size }
 // its folder.
 func segmentPath(dir, id string, seq uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s.%d.out", id, seq%2))
+}
+
+// List returns the ids of the logs that have files in a folder.
+func List(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".out")
+		if !ok || len(id) < 3 || id[len(id)-2] != '.' {
+			continue
+		}
+		if id = id[:len(id)-2]; !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 // Remove deletes what a log keeps on disk; a log without files is no error.

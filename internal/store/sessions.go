@@ -125,9 +125,10 @@ func (s *Store) PruneSessions(ctx context.Context, sandboxID string, keep int) (
 	return scanIDs(rows, "prune sessions")
 }
 
-// SessionIDs returns the ids of all sessions of a sandbox.
+// SessionIDs returns the ids of all sessions of a sandbox, or of all
+// sandboxes if sandboxID is "".
 func (s *Store) SessionIDs(ctx context.Context, sandboxID string) ([]string, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT id FROM sessions WHERE sandbox_id = ?", sandboxID)
+	rows, err := s.read.QueryContext(ctx, "SELECT id FROM sessions WHERE ?1 = '' OR sandbox_id = ?1", sandboxID)
 	if err != nil {
 		return nil, wrap(err, "list sessions")
 	}

@@ -1,0 +1,159 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/output"
+)
+
+// Recover implements controller.Node.
+func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
+	machines, err := n.cfg.Driver.Recover(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("recover machines: %w", err)
+	}
+	var adopted, leases []string
+	for _, m := range machines {
+		s := newSession(n, m.ID())
+		s.machine = m
+		err := errors.New("the session is not wanted")
+		if slices.Contains(keep, s.id) {
+			err = s.adopt(ctx)
+		}
+		if err == nil {
+			adopted = append(adopted, s.id)
+			leases = append(leases, s.lease.ID())
+			continue
+		}
+		n.cfg.Log.Info("ending a session of an earlier process", "session", s.id, "why", err)
+		if err := s.release(ctx); err != nil {
+			return adopted, fmt.Errorf("end session %s: %w", s.id, err)
+		}
+	}
+	if err := n.cfg.Networks.Recover(ctx, leases); err != nil {
+		return adopted, fmt.Errorf("recover networks: %w", err)
+	}
+	return adopted, n.sweep(adopted)
+}
+
+// sweep removes from the folders of sessions that run no more what only a
+// running one has. What their commands printed stays until Forget.
+func (n *Node) sweep(adopted []string) error {
+	entries, err := os.ReadDir(n.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if slices.Contains(adopted, e.Name()) {
+			continue
+		}
+		err := os.Remove(filepath.Join(n.cfg.Dir, e.Name(), stateFile))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// adopt takes over a session whose machine runs.
+func (s *session) adopt(ctx context.Context) error {
+	b, err := os.ReadFile(filepath.Join(s.dir, stateFile))
+	if err != nil {
+		return fmt.Errorf("it has no state: %w", err)
+	}
+	var st state
+	if err := json.Unmarshal(b, &st); err != nil {
+		return fmt.Errorf("its state is damaged: %w", err)
+	}
+	s.secret = st.Secret
+	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
+		return fmt.Errorf("its network is gone: %w", err)
+	}
+	logs, err := s.openLogs()
+	if err != nil {
+		return err
+	}
+	if err := s.reattach(ctx, logs); err != nil {
+		for _, log := range logs {
+			err = errors.Join(err, log.Close())
+		}
+		return err
+	}
+	if err := s.node.add(s); err != nil {
+		return err
+	}
+	s.begin()
+	return nil
+}
+
+// openLogs opens what the session's commands have printed so far.
+func (s *session) openLogs() (map[string]*output.Log, error) {
+	ids, err := output.List(s.outputDir())
+	if err != nil {
+		return nil, err
+	}
+	logs := map[string]*output.Log{}
+	for _, id := range ids {
+		log, err := output.Open(s.outputDir(), id, s.node.cfg.Output)
+		if err != nil {
+			// It is cut off from here on, but the session goes on.
+			s.node.cfg.Log.Error("cannot go on with a command's output", "session", s.id, "command", id, "error", err)
+			continue
+		}
+		logs[id] = log
+	}
+	return logs, nil
+}
+
+// reattach connects to the agent and goes on with its processes. Logs of
+// commands that the agent does not have any more are left on disk.
+func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) error {
+	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
+	defer cancel()
+	conn, err := s.machine.Attach(ctx, s.secret)
+	if err != nil {
+		return err
+	}
+	var points []guest.ResumePoint
+	for id, log := range logs {
+		stdout, stderr := log.Offsets()
+		points = append(points, guest.ResumePoint{Key: id, Stdout: stdout, Stderr: stderr})
+	}
+	client, procs, err := guest.Reconnect(ctx, conn, points)
+	if err != nil {
+		return err
+	}
+	s.guest = client
+	for _, proc := range procs {
+		if strings.HasPrefix(proc.ID(), prefixTerminal) {
+			// The one who typed has gone.
+			_ = proc.Signal(syscall.SIGHUP)
+			s.reap(proc)
+			continue
+		}
+		log := logs[proc.ID()]
+		delete(logs, proc.ID())
+		if log == nil {
+			log = output.New(s.outputDir(), proc.ID(), s.node.cfg.Output)
+		}
+		if err := s.keep(newCommand(proc.ID(), proc, log)); err != nil {
+			return err
+		}
+	}
+	for _, log := range logs {
+		if err := log.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
