@@ -87,14 +87,11 @@ const (
 )
 
 // mode asks for the type and permissions of a file in the sandbox, following
-// links. If stat fails, fs.ErrNotExist is in the error: whether that is the
-// reason shows when the file is read.
+// links. If stat fails, or the image has none, the error is fs.ErrNotExist:
+// what the reason is shows when the file is read.
 func (sb *Sandbox) mode(ctx context.Context, remote string) (fs.FileMode, error) {
 	out, err := sb.Command(ctx, "stat", "-L", "-c", "%f", "--", sb.abs(remote)).Output()
-	if exit, ok := errors.AsType[*ExitError](err); ok {
-		if exit.Code == 126 || exit.Code == 127 {
-			return 0, fmt.Errorf("the sandbox's image has no stat command, which copying needs: %w", err)
-		}
+	if _, ok := errors.AsType[*ExitError](err); ok {
 		return 0, fs.ErrNotExist
 	}
 	if err != nil {
