@@ -1,0 +1,263 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/client"
+)
+
+// createFlags are those of every command that creates a sandbox.
+type createFlags struct {
+	name, runtime, image, snapshot     string
+	region, failover, networkID        string
+	timeout                            duration
+	vcpus                              int
+	ports                              []int
+	env, tags                          pairs
+	mounts                             []string
+	nonPersistent, persistent, silent  bool
+	snapshotExpiration, keepFor        duration
+	keepLast                           int
+	deleteEvicted, policy              choice
+	allowDomains, allowCIDRs, denyCIDR []string
+}
+
+func (f *createFlags) register(cmd *cobra.Command, getenv func(string) string) {
+	fs := cmd.Flags()
+	f.env.getenv = getenv
+	f.snapshotExpiration.none, f.keepFor.none = true, true
+	f.deleteEvicted.choices = []string{"true", "false"}
+	f.policy.choices = []string{"allow-all", "deny-all"}
+	fs.StringVar(&f.name, "name", "", "name, unique in the project (default: made up)")
+	fs.StringVar(&f.runtime, "runtime", "", "what comes first on PATH in the default image: node24 (default), node22, python3.13")
+	fs.StringVar(&f.image, "image", "", "OCI image to start from, in place of the default one")
+	fs.Var(&f.timeout, "timeout", "how long a session may last, such as 30s, 5m or 2h (default 5m)")
+	fs.IntVar(&f.vcpus, "vcpus", 0, "number of virtual CPUs, with 2048 MiB of memory each (default 2)")
+	fs.IntSliceVarP(&f.ports, "publish-port", "p", nil, "make a port reachable from outside (repeatable)")
+	fs.StringVarP(&f.snapshot, "snapshot", "s", "", "start from the snapshot of this id")
+	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the value from here (repeatable)")
+	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
+	fs.StringArrayVar(&f.mounts, "mount", nil, "attach a drive: drive:/path[:read-write|snapshot] (repeatable)")
+	fs.StringVar(&f.region, "region", "", "region to run in")
+	fs.StringVar(&f.failover, "failover-regions", "", "comma-separated regions to fail over to, or none")
+	fs.StringVar(&f.networkID, "network-id", "", "private network to connect to")
+	fs.Var(&f.snapshotExpiration, "snapshot-expiration", "how long snapshots are kept, or none for ever")
+	fs.IntVar(&f.keepLast, "keep-last-snapshots", 0, "keep only so many snapshots (1 to 10)")
+	fs.Var(&f.keepFor, "keep-last-snapshots-for", "how long those are kept, or none for ever")
+	fs.Var(&f.deleteEvicted, "delete-evicted-snapshots", "delete the others at once (default) or let them expire")
+	registerPolicy(cmd, &f.policy, &f.allowDomains, &f.allowCIDRs, &f.denyCIDR)
+	fs.BoolVar(&f.nonPersistent, "non-persistent", false, "drop the files when a session ends (what this version always does)")
+	fs.BoolVar(&f.persistent, "persistent", false, "keep the files when a session ends (if the server can)")
+	fs.BoolVar(&f.silent, "silent", false, "say nothing about the sandbox")
+	cmd.MarkFlagsMutuallyExclusive("non-persistent", "persistent")
+	cmd.MarkFlagsMutuallyExclusive("runtime", "image")
+	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"node24", "node22", "python3.13"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func registerPolicy(cmd *cobra.Command, mode *choice, domains, allow, deny *[]string) {
+	fs := cmd.Flags()
+	mode.choices = []string{"allow-all", "deny-all"}
+	fs.Var(mode, "network-policy", "what the sandbox may reach")
+	fs.StringArrayVar(domains, "allowed-domain", nil, "allow this domain and deny what is not listed; * stands for a label (repeatable)")
+	fs.StringArrayVar(allow, "allowed-cidr", nil, "allow these addresses and deny what is not listed (repeatable)")
+	fs.StringArrayVar(deny, "denied-cidr", nil, "deny these addresses, whatever else is allowed (repeatable)")
+}
+
+// policy puts the network flags together; nil if there are none.
+func policy(mode string, domains, allow, deny []string) (*client.NetworkPolicy, error) {
+	custom := len(domains)+len(allow)+len(deny) > 0
+	switch {
+	case mode != "" && custom:
+		return nil, usagef("--network-policy cannot be combined with --allowed-domain, --allowed-cidr or --denied-cidr")
+	case mode == "" && !custom:
+		return nil, nil
+	}
+	return &client.NetworkPolicy{Mode: mode, AllowDomains: domains, AllowCIDRs: allow, DenyCIDRs: deny}, nil
+}
+
+// options turns the flags into what the client takes.
+func (f *createFlags) options() (client.CreateOptions, error) {
+	o := client.CreateOptions{
+		Name: f.name, Runtime: f.runtime, Image: f.image, Timeout: f.timeout.d, VCPUs: f.vcpus,
+		Env: f.env.m, Tags: f.tags.m, Ports: f.ports, Region: f.region, NetworkID: f.networkID,
+		FailoverRegions: regions(f.failover),
+	}
+	if f.vcpus < 0 {
+		return o, usagef("--vcpus must be a positive number")
+	}
+	if f.timeout.set && f.timeout.d <= 0 {
+		return o, usagef("--timeout must be longer than nothing")
+	}
+	if f.snapshot != "" {
+		o.Source = &skerry.Source{Type: "snapshot", SnapshotID: f.snapshot}
+	}
+	switch {
+	case f.persistent:
+		o.Persistent = &f.persistent
+	case f.nonPersistent:
+		o.Persistent = new(bool)
+	}
+	if f.snapshotExpiration.set {
+		o.SnapshotExpiration = &f.snapshotExpiration.d
+	}
+	var err error
+	if o.Mounts, err = mounts(f.mounts); err != nil {
+		return o, err
+	}
+	if o.KeepLastSnapshots, err = f.keep(); err != nil {
+		return o, err
+	}
+	o.NetworkPolicy, err = policy(f.policy.value, f.allowDomains, f.allowCIDRs, f.denyCIDR)
+	return o, err
+}
+
+func (f *createFlags) keep() (*client.KeepLastSnapshots, error) {
+	if f.keepLast == 0 {
+		if f.keepFor.set || f.deleteEvicted.value != "" {
+			return nil, usagef("--keep-last-snapshots-for and --delete-evicted-snapshots need --keep-last-snapshots")
+		}
+		return nil, nil
+	}
+	k := &client.KeepLastSnapshots{Count: f.keepLast}
+	if f.keepFor.set {
+		k.Expiration = (*skerry.Duration)(&f.keepFor.d)
+	}
+	if f.deleteEvicted.value != "" {
+		yes := f.deleteEvicted.value == "true"
+		k.DeleteEvicted = &yes
+	}
+	return k, nil
+}
+
+func regions(s string) []string {
+	switch s {
+	case "":
+		return nil
+	case "none":
+		return []string{}
+	}
+	return strings.Split(s, ",")
+}
+
+// mounts parses drive:/path[:mode].
+func mounts(list []string) (map[string]client.Mount, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	m := map[string]client.Mount{}
+	for _, s := range list {
+		parts := strings.Split(s, ":")
+		if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || !strings.HasPrefix(parts[1], "/") {
+			return nil, usagef("--mount %q is not of the form drive:/path or drive:/path:mode", s)
+		}
+		mount := client.Mount{Drive: parts[0]}
+		if len(parts) == 3 {
+			mount.Mode = parts[2]
+		}
+		m[parts[1]] = mount
+	}
+	return m, nil
+}
+
+func (a *app) createCommand() *cobra.Command {
+	var f createFlags
+	var connect, asJSON bool
+	cmd := &cobra.Command{
+		Use: "create [flags]", Short: "Create a sandbox", Args: args(cobra.NoArgs),
+		Long: `Create a sandbox, start its first session, and print its name.
+
+The name goes to standard output, all else to standard error, so that
+"name=$(sandbox create)" works. The session ends after --timeout; the next
+"sandbox exec" starts another, with the files as they were in the image: this
+version does not keep files from one session to the next, which the npm tool
+does unless --non-persistent is given.
+
+Flags for what the server cannot do yet are passed to it, and it says so.`,
+		Example: `  sandbox create --name demo --timeout 1h --tag team=web
+  sandbox create --runtime python3.13 --env API_URL=http://example.com
+  sandbox create --vcpus 4 --connect`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if connect {
+				if err := a.needTerminal("--connect"); err != nil {
+					return err
+				}
+			}
+			sb, err := a.create(cmd.Context(), &f)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = a.json(described(sb))
+			} else if !f.silent {
+				fmt.Fprintln(a.Out, sb.Name())
+				a.hint(!connect, "connect with: sandbox connect %s", sb.Name())
+			}
+			if err != nil || !connect {
+				return err
+			}
+			return a.shell(cmd.Context(), sb, shellOptions{})
+		},
+	}
+	f.register(cmd, a.Getenv)
+	cmd.Flags().BoolVar(&connect, "connect", false, "open a shell in it")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the sandbox as JSON in place of its name")
+	return cmd
+}
+
+// description is the JSON form of a sandbox with its session.
+type description struct {
+	Sandbox skerry.Sandbox `json:"sandbox"`
+	Session skerry.Session `json:"session"`
+	Routes  []skerry.Route `json:"routes"`
+}
+
+func described(sb *client.Sandbox) description {
+	d := description{sb.Info(), sb.Session(), sb.Routes()}
+	if d.Routes == nil {
+		d.Routes = []skerry.Route{}
+	}
+	return d
+}
+
+// create makes a sandbox and says so on standard error.
+func (a *app) create(ctx context.Context, f *createFlags) (*client.Sandbox, error) {
+	opts, err := f.options()
+	if err != nil {
+		return nil, err
+	}
+	a.warnMissing(&f.env)
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	stop := a.spin("Creating sandbox…", f.silent)
+	defer stop()
+	begin := a.Now()
+	sb, err := c.CreateSandbox(ctx, opts)
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	if !f.silent {
+		took := a.Now().Sub(begin).Round(time.Millisecond)
+		fmt.Fprintf(a.Err, "%s Created sandbox %s in %s.\n", a.err.green("✔"), a.err.cyan(clean(sb.Name())), took)
+		for _, r := range sb.Routes() {
+			fmt.Fprintf(a.Err, "  port %s is at %s\n", strconv.Itoa(r.Port), clean(r.URL))
+		}
+	}
+	return sb, nil
+}
+
+// hint prints a line for a person to whom it is news.
+func (a *app) hint(show bool, format string, values ...any) {
+	if show && a.ErrTTY {
+		fmt.Fprintln(a.Err, a.err.dim("  "+fmt.Sprintf(format, values...)))
+	}
+}

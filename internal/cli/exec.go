@@ -1,0 +1,181 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry/client"
+)
+
+// execFlags are those of every command that runs a command.
+type execFlags struct {
+	sudo, interactive, noExtend, tty bool
+	dir                              string
+	env                              pairs
+	timeout                          duration
+	silent                           bool
+}
+
+func (f *execFlags) register(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.BoolVar(&f.sudo, "sudo", false, "run as root")
+	fs.StringVarP(&f.dir, "workdir", "w", "", "directory to run in (default /vercel/sandbox)")
+	fs.BoolVar(&f.noExtend, "no-extend-timeout", false, "let the session time out under an interactive command")
+}
+
+// registerInteractive takes the short form of --tty: run has another use for
+// docker's -t, as the npm tool does.
+func (f *execFlags) registerInteractive(cmd *cobra.Command, short string) {
+	fs := cmd.Flags()
+	fs.BoolVarP(&f.interactive, "interactive", "i", false, "run on a terminal of its own, connected to this one")
+	fs.BoolVarP(&f.tty, "tty", short, false, "accepted for likeness with docker; --interactive does it all")
+}
+
+func (f *execFlags) registerEnv(cmd *cobra.Command, getenv func(string) string) {
+	f.env.getenv = getenv
+	cmd.Flags().VarP(&f.env, "env", "e", "variable KEY=value for the command; KEY alone takes the value from here (repeatable)")
+}
+
+func (f *execFlags) registerTimeout(cmd *cobra.Command) {
+	cmd.Flags().Var(&f.timeout, "timeout", "kill the command after this time, such as 30s or 5m")
+}
+
+func (a *app) execCommand() *cobra.Command {
+	var f execFlags
+	cmd := &cobra.Command{
+		Use: "exec [flags] NAME [flags] [--] COMMAND [ARG...]", Short: "Run a command in an existing sandbox",
+		Long: `Run a command in an existing sandbox, and end with its exit code.
+
+A sandbox whose session has ended gets a new one. Standard output and standard
+error of the command stay apart. The first Ctrl-C interrupts the remote command,
+the second kills it. The command's standard input is empty; use --interactive
+for one that you want to type into.
+
+What follows COMMAND belongs to it, flags included. Output passes as text: bytes
+that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
+		Example: `  sandbox exec demo ls -la
+  sandbox exec demo --workdir app --env CI=1 -- npm test
+  sandbox exec --sudo demo apt-get install -y jq
+  sandbox exec -i demo python3`,
+		Args:              args(cobra.MinimumNArgs(1)),
+		Annotations:       map[string]string{passesOn: "yes"},
+		ValidArgsFunction: a.completeFirst,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			name, argv, err := splitCommand(cmd, given)
+			if err != nil {
+				return err
+			}
+			if f.interactive && f.timeout.set {
+				return usagef("--timeout cannot be combined with --interactive")
+			}
+			sb, err := a.sandbox(cmd.Context(), name, true)
+			if err != nil {
+				return err
+			}
+			return a.exec(cmd.Context(), sb, &f, argv)
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	f.register(cmd)
+	f.registerInteractive(cmd, "t")
+	f.registerEnv(cmd, a.Getenv)
+	f.registerTimeout(cmd)
+	cmd.Flags().BoolVar(&f.silent, "silent", false, "say nothing besides what the command says")
+	return cmd
+}
+
+// splitCommand takes the name of the sandbox off the arguments, the flags
+// that follow it, and leaves the command.
+func splitCommand(cmd *cobra.Command, given []string) (name string, argv []string, err error) {
+	name = given[0]
+	if err := cmd.Flags().Parse(given[1:]); err != nil {
+		return "", nil, usageError{err}
+	}
+	if help, _ := cmd.Flags().GetBool("help"); help {
+		return "", nil, errors.Join(cmd.Help(), exitCode(0))
+	}
+	argv = cmd.Flags().Args()
+	if len(argv) == 0 {
+		return "", nil, usagef("there is no command to run in %q", name)
+	}
+	return name, argv, nil
+}
+
+// sandbox gets a sandbox by its name.
+func (a *app) sandbox(ctx context.Context, name string, resume bool) (*client.Sandbox, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.GetSandbox(ctx, name, client.GetOptions{Resume: resume})
+}
+
+// exec runs a command and returns its exit code as an error.
+func (a *app) exec(ctx context.Context, sb *client.Sandbox, f *execFlags, argv []string) error {
+	a.warnMissing(&f.env)
+	if f.interactive {
+		if err := a.needTerminal("--interactive"); err != nil {
+			return err
+		}
+		return a.shell(ctx, sb, shellOptions{
+			argv: argv, sudo: f.sudo, dir: f.dir, env: f.env.m, noExtend: f.noExtend, silent: f.silent,
+		})
+	}
+	a.hint(!f.silent, "$ %s", clean(strings.Join(argv, " ")))
+	cmd := sb.Command(ctx, argv[0], argv[1:]...)
+	cmd.Dir, cmd.Env, cmd.Sudo, cmd.Timeout = f.dir, f.env.m, f.sudo, f.timeout.d
+	cmd.Stdout, cmd.Stderr = a.Out, a.Err
+	begin := a.Now()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	release := a.signals.handle(a.forward(ctx, cmd, f.silent))
+	err := cmd.Wait()
+	release()
+	exit, failed := errors.AsType[*client.ExitError](err)
+	if !failed {
+		return err
+	}
+	if exit.Code == 128+int(client.SIGKILL) && f.timeout.set && a.Now().Sub(begin) >= f.timeout.d {
+		fmt.Fprintf(a.Err, "%s the command was killed after %s.\n", a.err.yellow("Timeout:"), span(f.timeout.d))
+	}
+	return exitCode(exit.Code)
+}
+
+// forwardWait bounds the call that passes a signal on.
+const forwardWait = 3 * time.Second
+
+// forward returns a handler that passes the first signal on to the remote
+// command, kills it at the second, and at the third leaves it alone.
+func (a *app) forward(ctx context.Context, cmd *client.Cmd, silent bool) func(os.Signal) {
+	times := 0
+	return func(sig os.Signal) {
+		times++
+		remote := client.SIGKILL
+		switch {
+		case times > 2:
+			a.signals.interrupt()
+			return
+		case times == 1 && sig == os.Interrupt:
+			remote = client.SIGINT
+			a.hint(!silent, "Interrupting the command; Ctrl-C again kills it.")
+		case times == 1:
+			remote = client.SIGTERM
+			if n, ok := sig.(syscall.Signal); ok && int(n) == int(client.SIGHUP) {
+				remote = client.SIGHUP
+			}
+		}
+		ctx, cancel := context.WithTimeout(ctx, forwardWait)
+		defer cancel()
+		if err := cmd.Kill(ctx, remote); err != nil { // it cannot be reached: end here at least
+			a.signals.interrupt()
+		}
+	}
+}

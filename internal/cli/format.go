@@ -1,0 +1,215 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// painter colours text, or leaves it alone if it is false.
+type painter bool
+
+func (p painter) paint(code, s string) string {
+	if !p || s == "" {
+		return s
+	}
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
+}
+
+func (p painter) bold(s string) string   { return p.paint("1", s) }
+func (p painter) dim(s string) string    { return p.paint("2", s) }
+func (p painter) red(s string) string    { return p.paint("31", s) }
+func (p painter) green(s string) string  { return p.paint("32", s) }
+func (p painter) yellow(s string) string { return p.paint("33", s) }
+func (p painter) cyan(s string) string   { return p.paint("36", s) }
+
+// status colours the state of a session.
+func (p painter) status(s skerry.SessionStatus) string {
+	text := clean(string(s))
+	switch s {
+	case skerry.StatusRunning:
+		return p.green(text)
+	case skerry.StatusPending, skerry.StatusSnapshotting, skerry.StatusStopping:
+		return p.yellow(text)
+	case skerry.StatusFailed, skerry.StatusAborted:
+		return p.red(text)
+	}
+	return p.dim(text)
+}
+
+// clean makes text from outside fit for a terminal: control characters, with
+// which it could move the cursor or worse, become a replacement character.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || (r >= '\u202a' && r <= '\u202e') || (r >= '\u2066' && r <= '\u2069') {
+			return utf8.RuneError
+		}
+		return r
+	}, s)
+}
+
+// cell is a piece of a table: its text and how it is painted.
+type cell struct {
+	text  string
+	paint func(string) string
+}
+
+func plain(s string) cell { return cell{text: clean(s)} }
+
+// or returns s, or a dash for nothing.
+func or(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+// table writes rows in aligned columns on a terminal, and as lines with tabs
+// between their fields when piped.
+func (a *app) table(title []string, rows [][]cell) {
+	if !a.OutTTY {
+		fmt.Fprintln(a.Out, strings.Join(title, "\t"))
+		for _, row := range rows {
+			fields := make([]string, len(row))
+			for i, c := range row {
+				fields[i] = c.text
+			}
+			fmt.Fprintln(a.Out, strings.Join(fields, "\t"))
+		}
+		return
+	}
+	widths := make([]int, len(title))
+	head := make([]cell, len(title))
+	for i, t := range title {
+		head[i] = cell{t, a.out.bold}
+	}
+	all := append([][]cell{head}, rows...)
+	for _, row := range all {
+		for i, c := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
+		}
+	}
+	for _, row := range all {
+		var line strings.Builder
+		for i, c := range row {
+			text := c.text
+			if c.paint != nil {
+				text = c.paint(text)
+			}
+			line.WriteString(text)
+			if i < len(row)-1 {
+				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+3))
+			}
+		}
+		fmt.Fprintln(a.Out, strings.TrimRight(line.String(), " "))
+	}
+}
+
+// json writes v for programs.
+func (a *app) json(v any) error { return writeJSON(a.Out, v) }
+
+func writeJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// ago says how far a moment is from now: "3 minutes ago", "in 2 hours".
+func (a *app) ago(t skerry.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := t.Sub(a.Now())
+	if d < 0 {
+		return about(-d) + " ago"
+	}
+	return "in " + about(d)
+}
+
+// about rounds a span to its largest unit.
+func about(d time.Duration) string {
+	const day = 24 * time.Hour
+	units := []struct {
+		size time.Duration
+		name string
+		// below is where the next larger unit begins, after rounding.
+		below time.Duration
+	}{
+		{time.Second, "second", 60 * time.Second},
+		{time.Minute, "minute", 60 * time.Minute},
+		{time.Hour, "hour", day},
+		{day, "day", 30 * day},
+		{30 * day, "month", 365 * day},
+		{365 * day, "year", 1<<63 - 1},
+	}
+	for _, u := range units {
+		if rounded := d.Round(u.size); rounded < u.below {
+			n := int64(rounded / u.size)
+			if n == 1 {
+				return "1 " + u.name
+			}
+			return fmt.Sprintf("%d %ss", n, u.name)
+		}
+	}
+	return "a long time"
+}
+
+// span writes a duration to be read: 350ms, 4.2s, 5m, 1h30m.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < time.Minute:
+		return d.Round(100 * time.Millisecond).String()
+	}
+	s := d.Round(time.Second).String()
+	s = strings.TrimSuffix(s, "m0s") + map[bool]string{true: "m"}[strings.HasSuffix(s, "m0s")]
+	if h, ok := strings.CutSuffix(s, "h0m"); ok {
+		return h + "h"
+	}
+	return s
+}
+
+// bytes writes a size in binary units.
+func bytes(n int64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, units := float64(n)/1024, []string{"KiB", "MiB", "GiB", "TiB"}
+	for value >= 1024 && len(units) > 1 {
+		value, units = value/1024, units[1:]
+	}
+	if value < 10 {
+		return fmt.Sprintf("%.1f %s", value, units[0])
+	}
+	return fmt.Sprintf("%.0f %s", value, units[0])
+}
+
+// tagList writes tags as k=v, sorted.
+func tagList(tags map[string]string) string {
+	list := make([]string, 0, len(tags))
+	for _, k := range slices.Sorted(maps.Keys(tags)) {
+		list = append(list, k+"="+tags[k])
+	}
+	return strings.Join(list, ", ")
+}
+
+// image shortens an image's digest to what a person compares.
+func image(ref, runtime string) string {
+	if ref == "" {
+		return or(runtime)
+	}
+	if name, hex, ok := strings.Cut(ref, "@sha256:"); ok && len(hex) > 12 {
+		return name + "@sha256:" + hex[:12] + "…"
+	}
+	return ref
+}

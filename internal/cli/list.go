@@ -1,0 +1,198 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/client"
+)
+
+// listFlags are those of every listing.
+type listFlags struct {
+	all, json bool
+	order     choice
+	limit     int
+	cursor    string
+}
+
+func (f *listFlags) register(cmd *cobra.Command, what string) {
+	fs := cmd.Flags()
+	f.order.choices = []string{"asc", "desc"}
+	fs.BoolVarP(&f.all, "all", "a", false, "show all "+what+", not only those that run")
+	fs.Var(&f.order, "sort-order", "ascending or descending (default desc)")
+	fs.IntVar(&f.limit, "limit", skerry.DefaultPageSize, "how many at most")
+	fs.StringVar(&f.cursor, "cursor", "", "go on where a listing before ended")
+	fs.BoolVar(&f.json, "json", false, "print JSON")
+}
+
+func (f *listFlags) check() error {
+	if f.limit < 1 || f.limit > skerry.MaxPageSize {
+		return usagef("--limit must be between 1 and %d", skerry.MaxPageSize)
+	}
+	return nil
+}
+
+// firstPage gets pages until one has an item to show, so that what runs is
+// found behind any number of what does not.
+func firstPage[T any](cursor string, get func(cursor string) (client.Page[T], error), show func(T) bool) (client.Page[T], error) {
+	for {
+		page, err := get(cursor)
+		if err != nil {
+			return page, err
+		}
+		shown := client.Page[T]{Items: []T{}, Next: page.Next}
+		for _, item := range page.Items {
+			if show(item) {
+				shown.Items = append(shown.Items, item)
+			}
+		}
+		if len(shown.Items) > 0 || page.Next == "" || page.Next == cursor {
+			return shown, nil
+		}
+		cursor = page.Next
+	}
+}
+
+// pagination is the JSON form of where a listing goes on.
+type pagination struct {
+	Count int     `json:"count"`
+	Next  *string `json:"next"`
+}
+
+func paginate[T any](p client.Page[T]) pagination {
+	out := pagination{Count: len(p.Items)}
+	if p.Next != "" {
+		out.Next = &p.Next
+	}
+	return out
+}
+
+// more tells how to see what follows.
+func (a *app) more(cmd *cobra.Command, next string) {
+	if next != "" {
+		fmt.Fprintf(a.Err, "There is more: add --cursor %s to the command.\n", clean(next))
+	}
+}
+
+func (a *app) listCommand() *cobra.Command {
+	var f listFlags
+	var prefix string
+	var tags pairs
+	sortBy := choice{choices: []string{"createdAt", "name", "statusUpdatedAt"}}
+	cmd := &cobra.Command{
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List sandboxes", Args: args(cobra.NoArgs),
+		Long: `List the project's sandboxes: those that run, the latest first, unless flags say
+otherwise. On a terminal it is a table; piped, each line has its fields separated
+by tabs, and --json gives everything the server tells.`,
+		Example: `  sandbox list --all
+  sandbox ls --name-prefix demo- --sort-order asc
+  sandbox ls --tag team=web --json | jq -r '.sandboxes[].name'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			if prefix != "" && sortBy.value != "" && sortBy.value != "name" {
+				return usagef("--name-prefix sorts by name; --sort-by %s does not go with it", sortBy.value)
+			}
+			opts := client.ListOptions{
+				Limit: f.limit, SortBy: sortBy.value, Ascending: f.order.value == "asc", NamePrefix: prefix, Tags: tags.m,
+			}
+			if prefix != "" {
+				opts.SortBy = "name"
+			}
+			page, err := a.listSandboxes(cmd.Context(), opts, &f)
+			if err != nil {
+				return err
+			}
+			if f.json {
+				return a.json(struct {
+					Sandboxes  []skerry.Sandbox `json:"sandboxes"`
+					Pagination pagination       `json:"pagination"`
+				}{page.Items, paginate(page)})
+			}
+			a.sandboxTable(page.Items, f.all)
+			a.more(cmd, page.Next)
+			return nil
+		},
+	}
+	f.register(cmd, "sandboxes")
+	fs := cmd.Flags()
+	fs.StringVar(&prefix, "name-prefix", "", "only names that begin so")
+	fs.Var(&sortBy, "sort-by", "what to sort by (default createdAt)")
+	fs.Var(&tags, "tag", "only those with this tag key=value (repeatable)")
+	return cmd
+}
+
+func (a *app) listSandboxes(ctx context.Context, opts client.ListOptions, f *listFlags) (client.Page[skerry.Sandbox], error) {
+	c, err := a.client()
+	if err != nil {
+		return client.Page[skerry.Sandbox]{}, err
+	}
+	defer a.spin("Fetching sandboxes…", false)()
+	get := func(cursor string) (client.Page[skerry.Sandbox], error) {
+		opts.Cursor = cursor
+		return c.ListSandboxesPage(ctx, opts)
+	}
+	return firstPage(f.cursor, get, func(sb skerry.Sandbox) bool { return f.all || sb.Status == skerry.StatusRunning })
+}
+
+func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
+	title := []string{"NAME", "STATUS", "CREATED", "VCPUS", "MEMORY", "IMAGE/RUNTIME", "TIMEOUT", "TAGS"}
+	if all {
+		title = append(title, "CPU", "NETWORK (OUT/IN)")
+	}
+	rows := make([][]cell, 0, len(list))
+	for _, sb := range list {
+		timeout := "-"
+		if !sb.ExpiresAt.IsZero() && !sb.Status.Ended() {
+			timeout = a.ago(sb.ExpiresAt)
+		}
+		row := []cell{
+			plain(sb.Name), a.statusCell(sb.Status), plain(a.ago(sb.CreatedAt)), plain(number(sb.VCPUs)), plain(memory(sb.MemoryMB)),
+			plain(image(sb.Image, sb.Runtime)), plain(timeout), plain(or(tagList(sb.Tags))),
+		}
+		if all {
+			row = append(row, plain(cpu(sb.TotalActiveCPU)), plain(network(sb.TotalEgressBytes, sb.TotalIngressBytes)))
+		}
+		rows = append(rows, row)
+	}
+	a.table(title, rows)
+}
+
+func (a *app) statusCell(s skerry.SessionStatus) cell {
+	return cell{clean(string(s)), func(string) string { return a.out.status(s) }}
+}
+
+func number(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
+}
+
+func memory(mb int) string {
+	if mb == 0 {
+		return "-"
+	}
+	return bytes(int64(mb) << 20)
+}
+
+func cpu(d skerry.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return span(time.Duration(d))
+}
+
+func network(out, in int64) string {
+	if out == 0 && in == 0 {
+		return "-"
+	}
+	return strings.Join([]string{bytes(out), bytes(in)}, " / ")
+}

@@ -1,0 +1,144 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/config"
+)
+
+const (
+	// loginWait bounds the check of a token.
+	loginWait = 20 * time.Second
+	// maxToken bounds what is read as a token; a JWT is a few kilobytes.
+	maxToken = 16 << 10
+)
+
+func (a *app) loginCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "login [flags]", Short: "Store an access token", Args: args(cobra.NoArgs),
+		Long: `Store an access token, and the address of the server it is for, in the
+configuration file, which only you can read. The token is that of --token, or is
+asked for without showing it, or read from standard input; it is checked with the
+server first. --project and --scope are stored too.
+
+An administrator of the server makes tokens. "make run" stores the first one by
+itself.`,
+		Example: `  sandbox login
+  sandbox login --url https://sandboxes.example.com
+  sandbox login --token "$TOKEN"
+  pass show skerry | sandbox login`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.login(cmd.Context()) },
+	}
+}
+
+func (a *app) login(ctx context.Context) error {
+	path, err := config.Path()
+	if err != nil {
+		return err
+	}
+	old, err := config.Load(path)
+	if err != nil {
+		return err
+	}
+	env := config.Config{URL: old.URL}.WithEnvironment(a.Getenv)
+	c := config.Config{URL: env.URL, Token: a.flags.token, Team: a.flags.scope, Project: a.flags.project}
+	if a.flags.url != "" {
+		c.URL = a.flags.url
+	}
+	if c.URL == "" {
+		c.URL = config.DefaultURL
+	}
+	if c.Team == "" {
+		c.Team = a.flags.team
+	}
+	if c.Token == "" {
+		if c.Token, err = a.askToken(ctx, c.URL); err != nil {
+			return err
+		}
+	}
+	a.flags.url, a.flags.token = c.URL, c.Token // what messages are about from here on
+	if err := checkToken(ctx, c); err != nil {
+		return err
+	}
+	if err := c.Save(path); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.Err, "%s Logged in to %s. The token is in %s.\n", a.err.green("✔"), c.URL, path)
+	if a.Getenv("SKERRY_TOKEN") != "" {
+		fmt.Fprintf(a.Err, "%s SKERRY_TOKEN is set and comes before it.\n", a.err.yellow("Warning:"))
+	}
+	return nil
+}
+
+// checkToken makes a call that any token may make.
+func checkToken(ctx context.Context, c config.Config) error {
+	cl, err := client.New(client.Options{URL: c.URL, Token: c.Token, Team: c.Team, Project: c.Project})
+	if err != nil {
+		return usageError{err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, loginWait)
+	defer cancel()
+	_, err = cl.ListSandboxesPage(ctx, client.ListOptions{Limit: 1})
+	if client.IsUnauthorized(err) {
+		return fmt.Errorf("%s does not accept this token; nothing was stored", c.URL)
+	}
+	return err
+}
+
+// askToken reads a token from the keyboard, without showing it, or from what
+// standard input is connected to.
+func (a *app) askToken(ctx context.Context, server string) (string, error) {
+	var token string
+	var err error
+	if term.IsTerminal(int(a.In.Fd())) {
+		token, err = a.typeToken(ctx, server)
+	} else {
+		token, err = bufio.NewReader(io.LimitReader(a.In, maxToken)).ReadString('\n')
+	}
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	if token = strings.TrimSpace(token); token == "" {
+		return "", usageError{errors.New("there is no token; give one with --token or type it")}
+	}
+	return token, nil
+}
+
+// typeToken asks for a token in raw mode, where nothing that is typed is shown
+// and Ctrl-C is a key (it ends the input).
+func (a *app) typeToken(ctx context.Context, server string) (string, error) {
+	restore, err := rawMode(a.In)
+	if err != nil {
+		return "", err
+	}
+	defer restore()
+	screen := struct {
+		io.Reader
+		io.Writer
+	}{keyboard{ctx, a.In}, a.Err}
+	return term.NewTerminal(screen, "").ReadPassword("Access token for " + server + ": ")
+}
+
+// keyboard reads what is typed until ctx ends.
+type keyboard struct {
+	ctx context.Context
+	in  *os.File
+}
+
+func (k keyboard) Read(p []byte) (int, error) {
+	if err := waitInput(k.ctx, k.in); err != nil {
+		return 0, err
+	}
+	return k.in.Read(p)
+}

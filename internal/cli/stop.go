@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/client"
+)
+
+// atOnce bounds how many sandboxes are stopped or removed at a time.
+const atOnce = 8
+
+func (a *app) stopCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "stop NAME [NAME...]", Short: "Stop the session of sandboxes", Args: args(cobra.MinimumNArgs(1)),
+		Long: `Stop the current session of one or more sandboxes. The names stay, and the next
+"sandbox exec" starts a new session. Stopping what has stopped is no failure. If
+one cannot be stopped, the others are all the same, and the tool ends with 1.`,
+		Example:           "  sandbox stop demo other",
+		ValidArgsFunction: a.completeAll,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			sessions := make(map[string]skerry.Session)
+			var mu sync.Mutex
+			err := a.each(cmd.Context(), "Stopping", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
+				sb, err := c.GetSandbox(ctx, name, client.GetOptions{})
+				if err != nil {
+					return "", err
+				}
+				session, err := sb.Stop(ctx)
+				if err != nil {
+					return "", err
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				sessions[name] = session
+				return "Stopped " + a.err.cyan(clean(name)) + used(session) + ".", nil
+			})
+			if !asJSON {
+				return err
+			}
+			list := []skerry.Session{}
+			for _, name := range names {
+				if s, ok := sessions[name]; ok {
+					list = append(list, s)
+				}
+			}
+			if jsonErr := a.json(map[string]any{"sessions": list}); jsonErr != nil {
+				return jsonErr
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the stopped sessions as JSON")
+	return cmd
+}
+
+// used says what a session came to.
+func used(s skerry.Session) string {
+	var parts []string
+	if s.Duration > 0 {
+		parts = append(parts, "it ran "+span(time.Duration(s.Duration)))
+	}
+	if s.ActiveCPU > 0 {
+		parts = append(parts, "CPU "+span(time.Duration(s.ActiveCPU)))
+	}
+	if s.Network != nil && s.Network.Egress+s.Network.Ingress > 0 {
+		parts = append(parts, "network "+bytes(s.Network.Egress)+" out, "+bytes(s.Network.Ingress)+" in")
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(parts, "; ") + ")"
+}
+
+// each does something to every name, several at a time, and tells the outcomes
+// in the order of the names.
+func (a *app) each(ctx context.Context, doing string, names []string,
+	do func(context.Context, *client.Client, string) (done string, err error)) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	var unique []string
+	for _, name := range names {
+		if !slices.Contains(unique, name) {
+			unique = append(unique, name)
+		}
+	}
+	what := unique[0]
+	if len(unique) > 1 {
+		what = fmt.Sprintf("%d sandboxes", len(unique))
+	}
+	stop := a.spin(doing+" "+clean(what)+"…", false)
+	done, errs := make([]string, len(unique)), make([]error, len(unique))
+	slots := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for i, name := range unique {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			done[i], errs[i] = do(ctx, c, name)
+		})
+	}
+	wg.Wait()
+	stop()
+	return a.outcomes(ctx, unique, done, errs)
+}
+
+func (a *app) outcomes(ctx context.Context, names, done []string, errs []error) error {
+	if len(names) == 1 && errs[0] != nil {
+		return errs[0] // told with its hint
+	}
+	var failed error
+	for i, err := range errs {
+		if err == nil {
+			fmt.Fprintf(a.Err, "%s %s\n", a.err.green("✔"), done[i])
+			continue
+		}
+		message, _ := a.explain(err)
+		fmt.Fprintf(a.Err, "%s %s: %s\n", a.err.red("✖"), clean(names[i]), message)
+		failed = exitCode(exitFailure)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return failed
+}
