@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 export CGO_ENABLED := 0
-GOFLAGS_STATIC := -trimpath -ldflags "-s -w -X github.com/skerry-dev/skerry/internal/version.Version=$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)"
+GOFLAGS_STATIC := -ldflags "-s -w -X github.com/skerry-dev/skerry/internal/version.Version=$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)"
 
 .PHONY: run stop build test bench lint deps test-deps clean
 

@@ -51,7 +51,7 @@ func firstToken(ctx context.Context, accounts *auth.Auth, url string, log *slog.
 		return err
 	}
 	log.Info("wrote a token for the CLI and the SDKs", "file", path)
-	return config.Save(path, config.Config{URL: url, Token: token, Team: id.Team.ID, Project: id.Project.ID})
+	return config.Config{URL: url, Token: token, Team: id.Team.ID, Project: id.Project.ID}.Save(path)
 }
 
 func newToken() *cobra.Command {
