@@ -1,0 +1,49 @@
+// Command skerry-agent is the first process of a sandbox. It serves the host
+// on the connected socket that it was started with as descriptor 3; executed
+// once more with the argument "attach", it hands its descriptor 3 to the agent
+// that runs.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/skerry-dev/skerry/internal/guest/agent"
+)
+
+// hostFD is the descriptor of the connection to the host.
+const hostFD = 3
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == "attach" {
+		exit(agent.Attach(hostFD, os.Getenv(agent.SecretEnv)))
+	}
+	if len(os.Args) != 1 {
+		exit(fmt.Errorf("usage: %s [attach]", os.Args[0]))
+	}
+	limitFootprint()
+	exit(agent.Run(context.Background(), hostFD))
+}
+
+// limitFootprint keeps the agent small: there is one in every sandbox, and
+// most of them are idle.
+func limitFootprint() {
+	// The agent moves bytes between descriptors; more than a few threads at a
+	// time would only take the commands' processors.
+	const maxProcs = 4
+	if runtime.GOMAXPROCS(0) > maxProcs {
+		runtime.GOMAXPROCS(maxProcs)
+	}
+	debug.SetGCPercent(50)
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "skerry-agent:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}

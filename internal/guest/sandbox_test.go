@@ -1,0 +1,318 @@
+package guest_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/guest"
+)
+
+// These tests run the real agent as the init of its own pid, mount, network
+// and host name spaces, over a copy-on-write view of this machine's files.
+// They need root.
+
+const secret = "0123456789abcdef0123456789abcdef"
+
+var agentBinary string
+
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "enter-sandbox" {
+		fmt.Fprintln(os.Stderr, enterSandbox(os.Args[2], os.Args[3]))
+		os.Exit(1)
+	}
+	dir, err := os.MkdirTemp("", "agent")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	agentBinary = filepath.Join(dir, "skerry-agent")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agentBinary, "github.com/skerry-dev/skerry/cmd/skerry-agent")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building the agent: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// enterSandbox runs as pid 1 of the new name spaces. What it mounts goes with
+// them.
+func enterSandbox(root, agent string) error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("private mounts: %w", err)
+	}
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, ""); err != nil {
+		return fmt.Errorf("tmpfs: %w", err)
+	}
+	for _, d := range []string{"upper", "work", "root"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	binary, err := os.ReadFile(agent)
+	if err != nil {
+		return err
+	}
+	merged := filepath.Join(root, "root")
+	options := fmt.Sprintf("lowerdir=/,upperdir=%s/upper,workdir=%s/work", root, root)
+	if err := unix.Mount("overlay", merged, "overlay", 0, options); err != nil {
+		return fmt.Errorf("overlay: %w", err)
+	}
+	if err := os.WriteFile(merged+"/.agent", binary, 0o755); err != nil {
+		return err
+	}
+	mounts := []struct{ source, target, fs, data string }{
+		{"proc", "/proc", "proc", ""},
+		{"tmpfs", "/dev", "tmpfs", "mode=755"},
+		{"tmpfs", "/tmp", "tmpfs", "mode=1777"},
+		{"tmpfs", "/small", "tmpfs", "mode=1777,size=1m"},
+	}
+	for _, m := range mounts {
+		if err := os.MkdirAll(merged+m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, merged+m.target, m.fs, 0, m.data); err != nil {
+			return fmt.Errorf("%s: %w", m.target, err)
+		}
+	}
+	for name, minor := range map[string]uint32{"null": 3, "zero": 5} {
+		if err := unix.Mknod(merged+"/dev/"+name, unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))); err != nil {
+			return err
+		}
+		os.Chmod(merged+"/dev/"+name, 0o666)
+	}
+	if err := os.Mkdir(merged+"/dev/pts", 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount("devpts", merged+"/dev/pts", "devpts", 0, "newinstance,ptmxmode=0666,mode=620"); err != nil {
+		return fmt.Errorf("devpts: %w", err)
+	}
+	if err := os.Symlink("pts/ptmx", merged+"/dev/ptmx"); err != nil {
+		return err
+	}
+	if err := unix.Chroot(merged); err != nil {
+		return err
+	}
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	return unix.Exec("/.agent", []string{"/.agent"}, []string{"PATH=/usr/bin:/bin"})
+}
+
+// sandbox is a running agent.
+type sandbox struct {
+	t   testing.TB
+	pid int
+}
+
+// newConn returns a connected pair: the host's end, and the guest's as a file.
+func newConn(t testing.TB) (net.Conn, *os.File) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := os.NewFile(uintptr(fds[0]), "host")
+	defer host.Close()
+	conn, err := net.FileConn(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn, os.NewFile(uintptr(fds[1]), "guest")
+}
+
+// boot starts an agent without setting it up.
+func boot(t testing.TB) (*sandbox, net.Conn) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Fatal("this test needs root: it makes name spaces and mounts")
+	}
+	conn, guestEnd := newConn(t)
+	defer guestEnd.Close()
+	var log bytes.Buffer
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "enter-sandbox", t.TempDir(), agentBinary)
+	cmd.ExtraFiles = []*os.File{guestEnd}
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		cmd.Process.Kill()
+		cmd.Wait() // killed: its error says nothing
+		if log.Len() > 0 {
+			t.Logf("agent: %s", log.String())
+		}
+	})
+	return &sandbox{t, cmd.Process.Pid}, conn
+}
+
+// testContext bounds a test.
+func testContext(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// start boots an agent and sets it up.
+func start(t testing.TB) (*sandbox, *guest.Client) {
+	t.Helper()
+	s, conn := boot(t)
+	c, info, err := guest.Connect(testContext(t), conn, guest.Setup{
+		Hostname: "box", Secret: secret, Env: map[string]string{"FROM_SETUP": "yes"},
+		Resolv: []string{"nameserver 192.0.2.1"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if info.PID != 1 || info.User.Name != skerry.DefaultUser {
+		t.Fatalf("info: %+v", info)
+	}
+	return s, c
+}
+
+// attach hands a new connection to the agent as the host does: by the agent's
+// own binary, executed in the sandbox.
+func (s *sandbox) attach(secret string) (net.Conn, error) {
+	s.t.Helper()
+	conn, guestEnd := newConn(s.t)
+	defer guestEnd.Close()
+	cmd := exec.Command("nsenter", "-t", fmt.Sprint(s.pid), "-p", "-m", "-u", "-n", "-r", "-w", "/.agent", "attach")
+	cmd.Env = []string{"SKERRY_ATTACH_SECRET=" + secret}
+	cmd.ExtraFiles = []*os.File{guestEnd}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("%w: %s", err, out)
+	}
+	return conn, nil
+}
+
+// reattach replaces the connection.
+func (s *sandbox) reattach(points ...guest.ResumePoint) (*guest.Client, map[string]*guest.Process) {
+	s.t.Helper()
+	conn, err := s.attach(secret)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	c, procs, err := guest.Reconnect(testContext(s.t), conn, points)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { c.Close() })
+	byID := make(map[string]*guest.Process)
+	for _, p := range procs {
+		byID[p.ID()] = p
+	}
+	return c, byID
+}
+
+var (
+	idMu   sync.Mutex
+	lastID int
+)
+
+func newID() string {
+	idMu.Lock()
+	defer idMu.Unlock()
+	lastID++
+	return fmt.Sprint("cmd_", lastID)
+}
+
+// result is what a finished command has left.
+type result struct {
+	guest.Exit
+	stdout, stderr string
+}
+
+func mustStart(t testing.TB, c *guest.Client, spec guest.StartSpec) *guest.Process {
+	t.Helper()
+	if spec.ID == "" {
+		spec.ID = newID()
+	}
+	p, err := c.Start(testContext(t), spec)
+	if err != nil {
+		t.Fatalf("start %s: %v", spec.Name, err)
+	}
+	return p
+}
+
+// finish takes all output of p in.
+func finish(ctx context.Context, p *guest.Process) (result, error) {
+	var out, errs bytes.Buffer
+	for {
+		c, err := p.Next(ctx)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return result{}, err
+		}
+		if c.Stream == skerry.Stdout {
+			out.Write(c.Data)
+		} else {
+			errs.Write(c.Data)
+		}
+		if err := p.Ack(c.Stream, c.End()); err != nil {
+			return result{}, err
+		}
+	}
+	exit, err := p.Wait(ctx)
+	if err != nil {
+		return result{}, err
+	}
+	return result{exit, out.String(), errs.String()}, p.Forget()
+}
+
+func run(t testing.TB, c *guest.Client, spec guest.StartSpec) result {
+	t.Helper()
+	r, err := finish(testContext(t), mustStart(t, c, spec))
+	if err != nil {
+		t.Fatalf("%s: %v", spec.Name, err)
+	}
+	return r
+}
+
+// sh runs a script of which success is expected, and returns what it printed.
+func sh(t testing.TB, c *guest.Client, script string) string {
+	t.Helper()
+	r := run(t, c, guest.StartSpec{Name: "sh", Args: []string{"-c", script}})
+	if r.Code != 0 {
+		t.Fatalf("%s: exit %d: %s", script, r.Code, r.stderr)
+	}
+	return strings.TrimSpace(r.stdout)
+}
+
+func asRoot(t testing.TB, c *guest.Client, script string) string {
+	t.Helper()
+	r := run(t, c, guest.StartSpec{Name: "sh", Args: []string{"-c", script}, Root: true})
+	if r.Code != 0 {
+		t.Fatalf("%s: exit %d: %s", script, r.Code, r.stderr)
+	}
+	return strings.TrimSpace(r.stdout)
+}
