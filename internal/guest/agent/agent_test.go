@@ -31,8 +31,10 @@ var nobody = credentials{account: account{name: "someone", uid: 12345, gid: 1234
 func TestAsUserIsTrulyUnprivileged(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	private := filepath.Join(dir, "private")
 	if err := os.WriteFile(private, []byte("x"), 0o600); err != nil {
@@ -228,7 +230,7 @@ func TestPrepareForeignImages(t *testing.T) {
 			if err := unix.Stat(root+"/vercel/sandbox", &st); err != nil || int(st.Uid) != tt.user.uid || int(st.Gid) != tt.user.gid {
 				t.Errorf("working directory: %+v, %v", st, err)
 			}
-			if passwd, err := os.ReadFile(root + "/etc/passwd"); err != nil || strings.Count(string(passwd), "vercel-sandbox:") != 1 {
+			if passwd, err := os.ReadFile(root + "/etc/passwd"); err != nil || strings.Count(string(passwd), "vercel-sandbox:x:") != 1 {
 				t.Errorf("passwd: %q, %v", passwd, err)
 			}
 		})
