@@ -193,7 +193,9 @@ func TestManyCommandsAtOnce(t *testing.T) {
 func TestZombiesAreReaped(t *testing.T) {
 	_, c := start(t)
 	sh(t, c, "for i in 1 2 3 4 5 6 7 8; do (setsid sh -c 'exit 3' &) ; done; sleep 0.1")
-	waitFor(t, func() bool { return sh(t, c, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || echo none") == "none" })
+	waitFor(t, func() bool {
+		return sh(t, c, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || echo none") == "none"
+	})
 }
 
 func TestGrandchildKeepsTheOutputOpen(t *testing.T) {

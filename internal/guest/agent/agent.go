@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"sync"
@@ -62,7 +63,7 @@ func Run(ctx context.Context, fd int) error {
 
 	// What the agent was started with is not for the commands. A kernel without
 	// the call has nothing but the connection, which newTransport sees to.
-	_ = unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC)
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
 	carrying, hangUp := context.WithCancel(context.Background())
 	defer hangUp()

@@ -29,7 +29,7 @@ func failure(err error) *wire.Failure {
 	code := wire.FailInternal
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return wire.Failf(wire.FailDiskFull, "%v", err)
+		code = wire.FailDiskFull
 	case errors.Is(err, unix.ENOENT):
 		code = wire.FailNotFound
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.EROFS):

@@ -3,7 +3,6 @@ package agent
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
 	"io"
 	"path"
 	"strings"
@@ -95,11 +94,13 @@ func entryError(name string, err error) error {
 	if len(name) > longest {
 		name = name[:longest] + "…"
 	}
+	return about(name, err)
+}
+
+// about says what an error is about and keeps its kind.
+func about(what string, err error) error {
 	f := failure(err)
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return wire.Failf(wire.FailDiskFull, "%s: the disk is full", name)
-	}
-	return wire.Failf(f.Code, "%s: %s", name, f.Message)
+	return wire.Failf(f.Code, "%s: %s", what, f.Message)
 }
 
 // entry writes one entry.
@@ -351,11 +352,11 @@ func (x *extractor) symlink(name, target string) error {
 func (x *extractor) hardLink(name, target string) error {
 	target, err := entryName(target)
 	if err != nil {
-		return fmt.Errorf("its target: %w", err)
+		return about("its target", err)
 	}
 	from, fromBase, err := x.t.target(target)
 	if err != nil {
-		return fmt.Errorf("its target: %w", err)
+		return about("its target", err)
 	}
 	defer unix.Close(from)
 	return x.link(name, func(dir int, base string) error {

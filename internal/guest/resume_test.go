@@ -1,0 +1,405 @@
+package guest_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
+)
+
+// numbers is a script whose output tells every lost or doubled byte: the
+// numbers from 1 to n, on both streams.
+func numbers(n int) guest.StartSpec {
+	return guest.StartSpec{Name: "sh", Args: []string{"-c", fmt.Sprintf("seq %d & seq %d >&2; wait; exit 3", n, n)}}
+}
+
+// store is what a host keeps of a process: hashes of the streams and how long
+// they are.
+type store struct {
+	sum map[skerry.Stream]hash.Hash
+	len map[skerry.Stream]int64
+}
+
+func newStore() *store {
+	return &store{
+		sum: map[skerry.Stream]hash.Hash{skerry.Stdout: sha256.New(), skerry.Stderr: sha256.New()},
+		len: map[skerry.Stream]int64{},
+	}
+}
+
+func (s *store) add(c guest.Chunk) error {
+	if c.Offset != s.len[c.Stream] {
+		return fmt.Errorf("%s goes on at %d after %d", c.Stream, c.Offset, s.len[c.Stream])
+	}
+	s.sum[c.Stream].Write(c.Data)
+	s.len[c.Stream] = c.End()
+	return nil
+}
+
+func (s *store) point(id string) guest.ResumePoint {
+	return guest.ResumePoint{Key: id, Stdout: s.len[skerry.Stdout], Stderr: s.len[skerry.Stderr]}
+}
+
+func (s *store) check(t *testing.T, n int) {
+	t.Helper()
+	want := sha256.New()
+	w := bufio.NewWriter(want)
+	for i := 1; i <= n; i++ {
+		fmt.Fprintln(w, i)
+	}
+	w.Flush()
+	for stream, sum := range s.sum {
+		if string(sum.Sum(nil)) != string(want.Sum(nil)) {
+			t.Errorf("%s: %d bytes that are not the numbers to %d", stream, s.len[stream], n)
+		}
+	}
+}
+
+func TestResumeContinuesToTheByte(t *testing.T) {
+	const n = 1_000_000 // some 7 MB a stream
+	s, c := start(t)
+	ctx := testContext(t)
+	spec := numbers(n)
+	spec.ID = "long"
+	p := mustStart(t, c, spec)
+	kept := newStore()
+	for round := 0; ; round++ {
+		// Chunks are kept and the acknowledging is left behind by some, as a
+		// host that dies would have it.
+		chunks := 0
+		for limit := 7 + round*13; chunks < limit; chunks++ {
+			chunk, err := p.Next(ctx)
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := kept.add(chunk); err != nil {
+				t.Fatal(err)
+			}
+			if chunks%3 != 0 {
+				if err := p.Ack(chunk.Stream, chunk.End()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if chunks == 0 {
+			break
+		}
+		old := c
+		if round%2 == 0 {
+			old.Close()
+		}
+		var procs map[string]*guest.Process
+		c, procs = s.reattach(kept.point("long"))
+		<-old.Done()
+		if p = procs["long"]; p == nil || len(procs) != 1 {
+			t.Fatalf("round %d: processes %v", round, procs)
+		}
+		if p.Offset(skerry.Stdout) != kept.len[skerry.Stdout] || p.Offset(skerry.Stderr) != kept.len[skerry.Stderr] {
+			t.Fatalf("round %d: goes on elsewhere than asked", round)
+		}
+	}
+	exit, err := p.Wait(ctx)
+	if err != nil || exit.Code != 3 {
+		t.Fatalf("%+v, %v", exit, err)
+	}
+	kept.check(t, n)
+	// The exit is kept until it is acknowledged, and not longer.
+	c, procs := s.reattach(kept.point("long"))
+	if p = procs["long"]; p == nil {
+		t.Fatal("the agent has forgotten an exit that nobody acknowledged")
+	}
+	if exit, err := p.Wait(ctx); err != nil || exit.Code != 3 {
+		t.Fatalf("%+v, %v", exit, err)
+	}
+	if err := p.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := c.Processes(ctx); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if got := sh(t, c, "echo works"); got != "works" {
+		t.Errorf("a command after all that: %q", got)
+	}
+}
+
+// TestHostKilled kills the whole host process in the middle of output.
+func TestHostKilled(t *testing.T) {
+	if os.Getenv("GUEST_TEST_HOST") != "" {
+		doomedHost(t)
+		return
+	}
+	s, conn := boot(t)
+	file, err := conn.(*net.UnixConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := exec.Command(os.Args[0], "-test.run=^TestHostKilled$")
+	host.Env = append(os.Environ(), "GUEST_TEST_HOST=1")
+	host.ExtraFiles = []*os.File{file}
+	out, err := host.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	file.Close()
+	conn.Close()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	host.Wait() // killed: its error says nothing
+	var have int64
+	if _, err := fmt.Sscanf(line, "stored %d", &have); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	// What the first host had stored is the numbers' first bytes.
+	var text strings.Builder
+	for i := 1; i <= 500_000; i++ {
+		fmt.Fprintln(&text, i)
+	}
+	c, procs := s.reattach(guest.ResumePoint{Key: "doomed", Stdout: have})
+	p := procs["doomed"]
+	if p == nil {
+		t.Fatal("the process did not outlive its host")
+	}
+	r, err := finish(testContext(t), p)
+	if err != nil || r.Code != 0 || r.stdout != text.String()[have:] {
+		t.Errorf("exit %d, %d bytes after %d of %d, %v", r.Code, len(r.stdout), have, text.Len(), err)
+	}
+	if err := c.Ping(testContext(t)); err != nil {
+		t.Error(err)
+	}
+}
+
+// doomedHost stores some output, says how much, and reads on without storing
+// until it is killed.
+func doomedHost(t *testing.T) {
+	conn, err := net.FileConn(os.NewFile(3, "agent"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	c, _, err := guest.Connect(ctx, conn, guest.Setup{Hostname: "box", Secret: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := mustStart(t, c, guest.StartSpec{ID: "doomed", Name: "seq", Args: []string{"500000"}})
+	for stored := int64(0); stored < 1<<20; {
+		chunk, err := p.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stored = chunk.End()
+		p.Ack(chunk.Stream, stored)
+		if stored >= 1<<20 {
+			fmt.Printf("stored %d\n", stored)
+		}
+	}
+	for {
+		if _, err := p.Next(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestProcessEndsWithoutHost(t *testing.T) {
+	s, c := start(t)
+	p := mustStart(t, c, guest.StartSpec{ID: "alone", Name: "sh", Args: []string{"-c", "echo early; read x; echo \"late <$x>\"; exit 9"}, Stdin: true})
+	if _, err := p.Next(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close() // which ends the input too
+	if _, err := p.Wait(testContext(t)); skerry.CodeOf(err) != skerry.CodeUnavailable {
+		t.Errorf("waiting on a closed client: %v", err)
+	}
+	_, procs := s.reattach()
+	r, err := finish(testContext(t), procs["alone"])
+	if err != nil || r.Code != 9 || r.stdout != "early\nlate <>\n" {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestAttachIsGuarded(t *testing.T) {
+	s, c := start(t)
+	for _, wrong := range []string{"", "wrong", strings.Repeat("f", len(secret)), secret + "x", strings.Repeat("x", 4096)} {
+		if conn, err := s.attach(wrong); err == nil {
+			conn.Close()
+			t.Errorf("secret %q was taken", wrong)
+		}
+	}
+	began := time.Now()
+	for range 5 {
+		s.attach("wrong")
+	}
+	if spent := time.Since(began); spent < 400*time.Millisecond {
+		t.Errorf("five wrong secrets took only %v", spent)
+	}
+	// An ordinary user is not even heard, with the right secret neither.
+	r := run(t, c, guest.StartSpec{Name: "/.agent", Args: []string{"attach"}, Env: map[string]string{"SKERRY_ATTACH_SECRET": secret}})
+	if r.Code == 0 {
+		t.Errorf("the sandbox's user could attach: %+v", r)
+	}
+	if err := c.Ping(testContext(t)); err != nil {
+		t.Errorf("the connection in use suffered: %v", err)
+	}
+	s.reattach()
+}
+
+func TestAttachBeforeSetupIsRefused(t *testing.T) {
+	s, conn := boot(t)
+	defer conn.Close()
+	// A Ping before Setup ends the connection, and shows that the agent is up.
+	link := wire.NewLink(testTransport{conn})
+	if err := link.Send(wire.TypePing, 0, 1, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if h, err := link.Receive(); err == nil {
+		t.Errorf("an answer before Setup: %+v", h)
+	}
+	if conn, err := s.attach(""); err == nil {
+		conn.Close()
+		t.Error("an empty secret was taken before there was one")
+	}
+}
+
+// testTransport is for tests that speak frames themselves.
+type testTransport struct{ net.Conn }
+
+func (t testTransport) WriteVec(bufs [][]byte) error {
+	b := net.Buffers(bufs)
+	_, err := b.WriteTo(t.Conn)
+	return err
+}
+
+func TestAgentOutlivesBrokenHosts(t *testing.T) {
+	s, c := start(t)
+	p := mustStart(t, c, guest.StartSpec{ID: "steady", Name: "cat", Stdin: true, TTY: &guest.Size{Cols: 80, Rows: 24}})
+	frames := map[string]func(l *wire.Link) error{
+		"garbage":         nil,
+		"a second resume": func(l *wire.Link) error { return l.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version}) },
+		"a late setup":    func(l *wire.Link) error { return l.SendJSON(wire.TypeSetup, 7, wire.Setup{}) },
+		"guest's frame":   func(l *wire.Link) error { return l.SendJSON(wire.TypeExit, 7, wire.Exit{}) },
+		"no JSON":         func(l *wire.Link) error { return l.Send(wire.TypeStart, 0, 7, []byte("{]"), nil) },
+		"an id in use":    func(l *wire.Link) error { return l.SendJSON(wire.TypeStart, 1<<20, wire.Start{Key: "x", Name: "true"}) },
+		"beyond window": func(l *wire.Link) error {
+			l.SendJSON(wire.TypeStart, 1<<21, wire.Start{Key: "y", Name: "sleep", Args: []string{"100"}, Stdin: true})
+			for range 2*(wire.Window+1<<20)/wire.MaxData + 2 {
+				if err := l.Send(wire.TypeData, wire.StreamIn, 1<<21, make([]byte, wire.MaxData), nil); err != nil {
+					return nil // the agent has had enough
+				}
+			}
+			return nil
+		},
+	}
+	first, _ := s.reattach()
+	if _, err := first.Start(testContext(t), guest.StartSpec{ID: "z", Name: "sleep", Args: []string{"100"}}); err != nil {
+		t.Fatal(err)
+	}
+	for name, send := range frames {
+		conn, err := s.attach(secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if send == nil {
+			conn.Write([]byte(strings.Repeat("garbage ", 100)))
+		} else {
+			link := wire.NewLink(testTransport{conn})
+			link.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version})
+			if name == "an id in use" {
+				link.SendJSON(wire.TypeStart, 1<<20, wire.Start{Key: "w", Name: "sleep", Args: []string{"100"}})
+			}
+			if err := send(link); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: the agent did not end the connection", name)
+		}
+		conn.Close()
+	}
+	_, procs := s.reattach()
+	if procs["steady"] == nil || procs["steady"].PID() != p.PID() {
+		t.Fatal("the process is gone")
+	}
+	procs["steady"].Signal(syscall.SIGKILL)
+	if exit, err := procs["steady"].Wait(testContext(t)); err != nil || exit.Code != 137 {
+		t.Errorf("%+v, %v", exit, err)
+	}
+}
+
+func TestSlowReaderOfAGigabyte(t *testing.T) {
+	s, c := start(t)
+	ctx := testContext(t)
+	const size = 1 << 30
+	p := mustStart(t, c, guest.StartSpec{Name: "sh", Args: []string{"-c", "head -c 1073741824 /dev/zero"}})
+	var before runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	// While nobody reads, the command waits; others are not disturbed.
+	for range 20 {
+		if got := sh(t, c, "head -c 2000000 /dev/zero | wc -c; ps -C head -o stat= | head -1"); !strings.HasPrefix(got, "2000000") {
+			t.Fatalf("beside the slow one: %q", got)
+		}
+	}
+	_, idle := memory(t, s.pid)
+	var total, peak int64
+	for {
+		chunk, err := p.Next(ctx)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if chunk.Offset != total {
+			t.Fatalf("offset %d after %d", chunk.Offset, total)
+		}
+		for _, b := range chunk.Data[:min(8, len(chunk.Data))] {
+			if b != 0 {
+				t.Fatal("other bytes than were written")
+			}
+		}
+		total = chunk.End()
+		if err := p.Ack(chunk.Stream, total); err != nil {
+			t.Fatal(err)
+		}
+		if total%(64<<20) < wire.MaxData {
+			_, anon := memory(t, s.pid)
+			peak = max(peak, int64(anon))
+		}
+	}
+	if exit, err := p.Wait(ctx); err != nil || exit.Code != 0 || total != size {
+		t.Fatalf("%+v, %v, %d bytes", exit, err, total)
+	}
+	var after runtime.MemStats
+	runtime.ReadMemStats(&after)
+	grown := int64(after.HeapInuse) - int64(before.HeapInuse)
+	t.Logf("agent: %d KiB before, at most %d KiB; heap here grew by %d KiB", idle, peak, grown>>10)
+	if peak > 16<<10 || grown > 16<<20 {
+		t.Error("memory grew with the output")
+	}
+}
