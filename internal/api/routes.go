@@ -56,6 +56,9 @@ const (
 	sessionsPath  = sandboxesPath + "/sessions"
 	sessionPath   = sessionsPath + "/{session}"
 	commandPath   = sessionPath + "/cmd/{command}"
+	// anyAction ends the pattern that stands in for "/fork", and is no route
+	// for anything else.
+	anyAction = "/{action}"
 )
 
 // Codes that calls of a kind share.
@@ -233,7 +236,7 @@ func (s *Server) unbuiltRoutes() []route {
 	}
 	fork := unbuilt(http.MethodPost, sandboxPath+"/fork", "forkSandbox", "forking a sandbox")
 	// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
-	fork.mux = sandboxPath + "/{action}"
+	fork.mux = sandboxPath + anyAction
 	refuse := fork.handle
 	fork.handle = func(c *call) error {
 		if c.path("action") != "fork" {

@@ -271,7 +271,8 @@ func (s *Server) noRoute(c *call) error {
 	probe := *c.r
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
 		probe.Method = method
-		if _, pattern := s.mux.Handler(&probe); pattern != "/" && pattern != "" {
+		_, pattern := s.mux.Handler(&probe)
+		if pattern != "/" && pattern != "" && !strings.HasSuffix(pattern, anyAction) {
 			allowed = append(allowed, method)
 		}
 	}

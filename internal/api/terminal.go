@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -29,6 +30,8 @@ const (
 	pongWithin = 30 * time.Second
 	// terminalRead is the size of the pieces that a terminal is read in.
 	terminalRead = 32 << 10
+	// defaultCols and defaultRows are the size of a VT100's screen.
+	defaultCols, defaultRows = 80, 24
 )
 
 // terminalLink carries a terminal over a WebSocket: binary frames are bytes of
@@ -156,9 +159,10 @@ func (f *startFrame) params() (p skerry.TerminalParams, err error) {
 	if err := checkEnv("env", env); err != nil {
 		return p, err
 	}
+	// A client without a window of its own names none.
 	return skerry.TerminalParams{
 		Name: f.Command, Args: f.Args, Cwd: f.Cwd, Env: f.Env, Sudo: f.Sudo,
-		Cols: uint16(f.Cols), Rows: uint16(f.Rows),
+		Cols: uint16(cmp.Or(f.Cols, defaultCols)), Rows: uint16(cmp.Or(f.Rows, defaultRows)),
 	}, nil
 }
 

@@ -31,6 +31,7 @@ type upload struct {
 	gz    *gzip.Reader
 	out   int64
 	limit int64
+	free  int64 // bombFree
 	err   error
 }
 
@@ -47,7 +48,7 @@ func (c *countingReader) Read(p []byte) (int, error) {
 
 // openUpload looks at the first bytes of r to tell gzip from plain tar.
 func openUpload(r io.Reader, limit int64) (*upload, error) {
-	u := &upload{raw: countingReader{r: r}, limit: limit}
+	u := &upload{raw: countingReader{r: r}, limit: limit, free: bombFree}
 	buffered := bufio.NewReaderSize(&u.raw, 64<<10)
 	magic, err := buffered.Peek(2)
 	if err != nil {
@@ -76,7 +77,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	switch {
 	case u.out > u.limit:
 		err = skerry.Errorf(skerry.CodeTooLarge, "the upload unpacks to more than %d bytes", u.limit)
-	case u.gz != nil && u.out > bombFree && u.out/bombRatio > u.raw.n:
+	case u.gz != nil && u.out > u.free && u.out/bombRatio > u.raw.n:
 		err = skerry.Errorf(skerry.CodeTooLarge, "the upload unpacks to more than %d times its size", bombRatio)
 	case err != nil && !errors.Is(err, io.EOF):
 		err = uploadError(err)

@@ -1,0 +1,298 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"github.com/skerry-dev/skerry"
+)
+
+const testToken = "tok-secret-of-the-tests"
+
+var testIdentity = skerry.Identity{
+	TokenID: "tok_1",
+	Team:    skerry.Team{ID: "team_1", Slug: "islanders", Name: "Islanders", CreatedAt: skerry.FromMillis(1), UpdatedAt: skerry.FromMillis(2)},
+	Project: skerry.Project{ID: "prj_1", TeamID: "team_1", Name: "rocks", CreatedAt: skerry.FromMillis(1), UpdatedAt: skerry.FromMillis(2)},
+}
+
+// oneAccount knows testToken.
+type oneAccount struct{}
+
+func (oneAccount) Authenticate(_ context.Context, token string) (*skerry.Identity, error) {
+	switch token {
+	case testToken:
+		id := testIdentity
+		return &id, nil
+	case "breaks":
+		return nil, io.ErrClosedPipe
+	}
+	return nil, skerry.Errorf(skerry.CodeUnauthorized, "no token %q", token)
+}
+
+// harness is a server on a real socket, and a client of it whose every
+// exchange is checked against the OpenAPI document.
+type harness struct {
+	*testing.T
+	srv  *Server
+	url  string
+	logs *logBuffer
+	doc  routers.Router
+}
+
+// logBuffer is a log that tests read.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func serve(t *testing.T, svc Service, change ...func(*Options)) *harness {
+	logs := &logBuffer{}
+	o := Options{
+		Service: svc, Accounts: oneAccount{}, Version: "test",
+		Log: slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	srv, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs := httptest.NewServer(srv)
+	t.Cleanup(func() {
+		srv.drain()
+		hs.Close()
+		srv.terminals.Wait()
+	})
+	doc, err := openapi3.NewLoader().LoadFromData(srv.document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	router, err := gorillamux.NewRouter(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &harness{T: t, srv: srv, url: hs.URL, logs: logs, doc: router}
+}
+
+// answer is a response that was read to its end.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// errorBody returns the error of an answer.
+func (a *answer) error(t testing.TB) errorBody {
+	t.Helper()
+	var e errorResponse
+	if err := json.Unmarshal(a.body, &e); err != nil {
+		t.Fatalf("no error in %d %q: %v", a.status, a.body, err)
+	}
+	return e.Error
+}
+
+func (h *harness) request(method, path, body string) *http.Request {
+	h.Helper()
+	req, err := http.NewRequestWithContext(h.Context(), method, h.url+path, strings.NewReader(body))
+	if err != nil {
+		h.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+testToken)
+	return req
+}
+
+// call makes a request and checks the answer against the document.
+func (h *harness) call(method, path, body string) *answer {
+	h.Helper()
+	return h.send(h.request(method, path, body))
+}
+
+func (h *harness) send(req *http.Request) *answer {
+	h.Helper()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		h.Fatalf("reading the answer of %s %s: %v", req.Method, req.URL.Path, err)
+	}
+	a := &answer{status: resp.StatusCode, header: resp.Header, body: data}
+	h.conforms(req, a)
+	return a
+}
+
+// conforms checks an answer against what the document says of its route.
+func (h *harness) conforms(req *http.Request, a *answer) {
+	h.Helper()
+	at := *req
+	at.URL = &url.URL{Path: req.URL.Path, RawPath: req.URL.RawPath, RawQuery: req.URL.RawQuery}
+	rt, params, err := h.doc.FindRoute(&at)
+	if err != nil || rt.Operation == nil {
+		return // not a route: the test looks at the status
+	}
+	in := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: &openapi3filter.RequestValidationInput{Request: &at, PathParams: params, Route: rt},
+		Status:                 a.status, Header: a.header,
+		Options: &openapi3filter.Options{
+			IncludeResponseStatus: true,
+			ExcludeResponseBody:   !strings.HasPrefix(a.header.Get("Content-Type"), "application/json"),
+		},
+	}
+	in.SetBodyBytes(a.body)
+	if err := openapi3filter.ValidateResponse(h.Context(), in); err != nil {
+		h.Errorf("%s %s: answer %d %s: %v", req.Method, req.URL.Path, a.status, a.body, err)
+	}
+}
+
+// ok calls and decodes an answer that must be 200.
+func ok[T any](h *harness, method, path, body string) (v T) {
+	h.Helper()
+	a := h.call(method, path, body)
+	if a.status != http.StatusOK {
+		h.Fatalf("%s %s: %d %s", method, path, a.status, a.body)
+	}
+	if err := json.Unmarshal(a.body, &v); err != nil {
+		h.Fatalf("%s %s: %v in %s", method, path, err, a.body)
+	}
+	return v
+}
+
+// refused calls and checks the error of the answer.
+func (h *harness) refused(method, path, body string, status int, code skerry.Code, field string) {
+	h.Helper()
+	a := h.call(method, path, body)
+	e := a.error(h)
+	if a.status != status || e.Code != code || e.Field != field {
+		h.Errorf("%s %s %.200s: %d %+v, want %d %s field %q", method, path, body, a.status, e, status, code, field)
+	}
+}
+
+// session creates a sandbox and returns the path of its session.
+func (h *harness) session() string {
+	h.Helper()
+	run := ok[runResponse](h, "POST", "/v3/sandboxes", `{}`)
+	return "/v2/sandboxes/sessions/" + run.Session.ID
+}
+
+// stub is a Service whose calls fail with err, but for those that are set.
+type stub struct {
+	Service
+	err     error
+	run     func(ctx context.Context, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error)
+	wait    func(ctx context.Context) (*skerry.Command, error)
+	write   func(dir string, r io.Reader) error
+	read    func() (io.ReadCloser, error)
+	seen    skerry.CommandParams
+	created skerry.CreateParams
+	updated skerry.UpdateParams
+	filter  skerry.SandboxFilter
+	signal  int
+}
+
+func (s *stub) CreateSandbox(_ context.Context, _ skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
+	s.created = p
+	return nil, s.err
+}
+
+func (s *stub) GetSandbox(context.Context, skerry.Scope, string, bool) (*skerry.Run, error) {
+	return nil, s.err
+}
+
+func (s *stub) ListSandboxes(_ context.Context, _ skerry.Scope, f skerry.SandboxFilter) ([]skerry.Sandbox, string, error) {
+	s.filter = f
+	return nil, "", s.err
+}
+
+func (s *stub) UpdateSandbox(_ context.Context, _ skerry.Scope, _ string, p skerry.UpdateParams) (*skerry.Run, error) {
+	s.updated = p
+	return nil, s.err
+}
+
+func (s *stub) DeleteSandbox(context.Context, skerry.Scope, string) (*skerry.Sandbox, error) {
+	return nil, s.err
+}
+
+func (s *stub) ListSessions(context.Context, skerry.Scope, skerry.SessionFilter) ([]skerry.Session, string, error) {
+	return nil, "", s.err
+}
+
+func (s *stub) GetSession(context.Context, skerry.Scope, string) (*skerry.Run, error) {
+	return nil, s.err
+}
+
+func (s *stub) StopSession(context.Context, skerry.Scope, string) (*skerry.Run, error) {
+	return nil, s.err
+}
+
+func (s *stub) ExtendTimeout(context.Context, skerry.Scope, string, skerry.Duration) (*skerry.Session, error) {
+	return nil, s.err
+}
+
+func (s *stub) RunCommand(ctx context.Context, _ skerry.Scope, _ string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error) {
+	s.seen = p
+	if s.run == nil {
+		return nil, nil, s.err
+	}
+	return s.run(ctx, p, attach)
+}
+
+func (s *stub) WaitCommand(ctx context.Context, _ skerry.Scope, _, _ string) (*skerry.Command, error) {
+	if s.wait == nil {
+		return nil, s.err
+	}
+	return s.wait(ctx)
+}
+
+func (s *stub) KillCommand(_ context.Context, _ skerry.Scope, _, _ string, signal int) (*skerry.Command, error) {
+	s.signal = signal
+	return nil, s.err
+}
+
+func (s *stub) CheckSession(context.Context, skerry.Scope, string) error { return s.err }
+
+func (s *stub) WriteFiles(_ context.Context, _ skerry.Scope, _, dir string, r io.Reader) error {
+	if s.write == nil {
+		return s.err
+	}
+	return s.write(dir, r)
+}
+
+func (s *stub) ReadFile(context.Context, skerry.Scope, string, string, string) (io.ReadCloser, error) {
+	if s.read == nil {
+		return nil, s.err
+	}
+	return s.read()
+}
+
+func (s *stub) MakeDir(context.Context, skerry.Scope, string, string, string, bool) error {
+	return s.err
+}
