@@ -1,0 +1,505 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/clienttest"
+)
+
+func connect(t *testing.T, s *clienttest.Server, opts client.Options) *client.Client {
+	t.Helper()
+	opts.URL, opts.Token = s.URL, clienttest.Token
+	c, err := client.New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// sandbox returns a running sandbox on a fresh server.
+func sandbox(t *testing.T) (*clienttest.Server, *client.Sandbox) {
+	t.Helper()
+	s := clienttest.New(t)
+	sb, err := connect(t, s, client.Options{}).CreateSandbox(t.Context(), client.CreateOptions{Name: "box"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, sb
+}
+
+func TestNewRefusesBadOptions(t *testing.T) {
+	for _, opts := range []client.Options{
+		{URL: "localhost:7700"}, {URL: "ftp://host"}, {URL: "http://"}, {URL: "http://u:p@host"}, {URL: "http://host?x=1"},
+		{Token: "two words"}, {Token: "line\n"},
+	} {
+		if _, err := client.New(opts); err == nil {
+			t.Errorf("New(%+v) gave no error", opts)
+		}
+	}
+}
+
+func TestScopeAndCreateBody(t *testing.T) {
+	s := clienttest.New(t)
+	c := connect(t, s, client.Options{Team: "acme", Project: "web"})
+	_, err := c.CreateSandbox(t.Context(), client.CreateOptions{
+		Runtime: "node22", Timeout: time.Minute, VCPUs: 4, Env: map[string]string{"A": "b"}, Tags: map[string]string{"k": "v"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"projectId":"web","runtime":"node22","timeout":60000,"resources":{"vcpus":4},"env":{"A":"b"},"tags":{"k":"v"}}`
+	if got := s.LastBody("POST /v2/sandboxes?slug=acme"); got != want {
+		t.Errorf("body\n%s, want\n%s", got, want)
+	}
+	c = connect(t, s, client.Options{Team: "team_1", Project: "web"})
+	if _, err := c.GetSandbox(t.Context(), "none/such", client.GetOptions{Resume: true}); !client.IsNotFound(err) {
+		t.Errorf("error %v", err)
+	}
+	if got := s.Requests("GET /v2/sandboxes/none%2Fsuch?projectId=web&resume=true&teamId=team_1"); len(got) != 1 {
+		t.Errorf("requests %q", s.Requests(""))
+	}
+	for _, name := range []string{"", ".", ".."} {
+		if err := c.DeleteSandbox(t.Context(), name, client.DeleteOptions{}); client.CodeOf(err) != skerry.CodeBadRequest {
+			t.Errorf("delete %q: %v", name, err)
+		}
+	}
+	if got := s.Requests("DELETE"); len(got) != 0 {
+		t.Errorf("requests were made: %q", got)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	s := clienttest.New(t)
+	c := connect(t, s, client.Options{})
+	_, err := c.CreateSandbox(t.Context(), client.CreateOptions{Ports: []int{3000}})
+	var e *client.Error
+	if !errors.As(err, &e) || !client.IsNotImplemented(err) || e.Code != skerry.CodeNotImplemented || e.RequestID != "req_test" {
+		t.Errorf("error %#v", err)
+	}
+	if !errors.Is(err, &client.Error{Code: skerry.CodeNotImplemented}) || errors.Is(err, &client.Error{Code: skerry.CodeConflict}) {
+		t.Errorf("errors.Is does not tell codes apart: %v", err)
+	}
+	bad, _ := client.New(client.Options{URL: s.URL, Token: "wrong"})
+	if _, err := bad.GetSandbox(t.Context(), "box", client.GetOptions{}); !client.IsUnauthorized(err) || strings.Contains(err.Error(), "wrong") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestRetries(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		status     int
+		retryAfter string
+		call       func(context.Context, *client.Client) error
+		tries      int32
+	}{
+		{"GET on 503", 503, "", get, 3},
+		{"GET on 501", 501, "", get, 1},
+		{"GET on 404", 404, "", get, 1},
+		{"GET on 429 that asks for too much", 429, "21", get, 1},
+		{"create on 500", 500, "", create, 1},
+		{"create on 429", 429, "1", create, 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := clienttest.New(t)
+			var tries atomic.Int32
+			s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+				tries.Add(1)
+				w.Header().Set("Retry-After", test.retryAfter)
+				clienttest.Refuse(w, test.status, "", "no")
+				return true
+			}
+			err := test.call(t.Context(), connect(t, s, client.Options{}))
+			if e := new(client.Error); !errors.As(err, &e) || e.Status != test.status || tries.Load() != test.tries {
+				t.Errorf("%d tries, error %v; want %d tries", tries.Load(), err, test.tries)
+			}
+		})
+	}
+}
+
+func get(ctx context.Context, c *client.Client) error {
+	_, err := c.GetSandbox(ctx, "x", client.GetOptions{})
+	return err
+}
+
+func create(ctx context.Context, c *client.Client) error {
+	_, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	return err
+}
+
+func TestRetryStopsWithContext(t *testing.T) {
+	s := clienttest.New(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Retry-After", "20")
+		clienttest.Refuse(w, 429, "", "slow down")
+		time.AfterFunc(10*time.Millisecond, cancel)
+		return true
+	}
+	if err := get(ctx, connect(t, s, client.Options{})); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestListPages(t *testing.T) {
+	s := clienttest.New(t)
+	for i := range 5 {
+		s.Add(fmt.Sprintf("box-%d", i), skerry.StatusRunning)
+	}
+	c := connect(t, s, client.Options{})
+	var names []string
+	for sb, err := range c.ListSandboxes(t.Context(), client.ListOptions{Limit: 2, SortBy: "name"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, sb.Name)
+	}
+	if got := strings.Join(names, " "); got != "box-0 box-1 box-2 box-3 box-4" {
+		t.Errorf("names %s", got)
+	}
+	if n := len(s.Requests("GET /v2/sandboxes?")); n != 3 {
+		t.Errorf("%d requests, want 3", n)
+	}
+	for range c.ListSandboxes(t.Context(), client.ListOptions{Limit: 2}) {
+		break
+	}
+	if n := len(s.Requests("GET /v2/sandboxes?")); n != 4 {
+		t.Errorf("a sequence that was left went on: %d requests", n)
+	}
+}
+
+func TestLifecycle(t *testing.T) {
+	s, sb := sandbox(t)
+	ctx := t.Context()
+	two, minute := 2, time.Minute
+	if err := sb.Update(ctx, client.UpdateOptions{VCPUs: &two, Timeout: &minute, Tags: map[string]string{}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := s.LastBody("PATCH"), `{"resources":{"vcpus":2},"tags":{},"timeout":60000}`; got != want {
+		t.Errorf("body %s, want %s", got, want)
+	}
+	before := sb.Session().Timeout
+	if err := sb.ExtendTimeout(ctx, time.Minute); err != nil || sb.Session().Timeout-before != skerry.Duration(time.Minute) {
+		t.Errorf("the timeout went from %s to %s, %v", before, sb.Session().Timeout, err)
+	}
+	for range 2 {
+		if session, err := sb.Stop(ctx); err != nil || session.Status != skerry.StatusStopped {
+			t.Errorf("stop: %s, %v", session.Status, err)
+		}
+	}
+	first := sb.Session().ID
+	if out, err := sb.Command(ctx, "echo", "again").Output(); err != nil || string(out) != "again\n" {
+		t.Errorf("a command after the stop: %q, %v", out, err)
+	}
+	if !sb.Resumed() || sb.Session().ID == first {
+		t.Error("no new session was started")
+	}
+	n := 0
+	for _, err := range sb.Sessions(ctx, client.SessionOptions{Limit: 1}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 2 {
+		t.Errorf("%d sessions, want 2", n)
+	}
+	if err := sb.Delete(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Refresh(ctx); !client.IsNotFound(err) {
+		t.Errorf("after the removal: %v", err)
+	}
+}
+
+func TestNoResume(t *testing.T) {
+	s := clienttest.New(t)
+	s.Add("box", skerry.StatusStopped)
+	sb, err := connect(t, s, client.Options{NoResume: true}).GetSandbox(t.Context(), "box", client.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.Command(t.Context(), "true").Run(); !client.IsStopped(err) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestCommand(t *testing.T) {
+	_, sb := sandbox(t)
+	ctx := t.Context()
+	var out, errs strings.Builder
+	cmd := sb.Command(ctx, "sh", "-c", `printf 'out\t"\\\033[1m<%s>\n' "$WHO"; printf 'érr\n' >&2; pwd; exit 3`)
+	cmd.Env, cmd.Dir = map[string]string{"WHO": "me"}, "/"
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *client.ExitError
+	if !errors.As(err, &exit) || exit.Code != 3 {
+		t.Errorf("error %v", err)
+	}
+	if out.String() != "out\t\"\\\x1b[1m<me>\n/\n" || errs.String() != "érr\n" {
+		t.Errorf("stdout %q, stderr %q", out.String(), errs.String())
+	}
+	if err := cmd.Run(); err == nil {
+		t.Error("a command ran twice")
+	}
+	if _, err := sb.Command(ctx, "sh", "-c", "echo why >&2; exit 9").Output(); !errors.As(err, &exit) || string(exit.Stderr) != "why\n" {
+		t.Errorf("error %v with %q", err, exit.Stderr)
+	}
+	if b, err := sb.Command(ctx, "sh", "-c", "echo a; echo b >&2").CombinedOutput(); err != nil || len(b) != 4 {
+		t.Errorf("combined %q, %v", b, err)
+	}
+	if err := sb.Command(ctx, "no-such-program").Run(); !errors.As(err, &exit) || exit.Code != 127 {
+		t.Errorf("error %v", err)
+	}
+	slow := sb.Command(ctx, "sleep", "60")
+	slow.Timeout = 50 * time.Millisecond
+	if err := slow.Run(); !errors.As(err, &exit) || exit.Code != 137 {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestCommandEndsWithContext(t *testing.T) {
+	s, sb := sandbox(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := sb.Command(ctx, "sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := cmd.Wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	s.WaitCommands() // hangs if it was not killed
+}
+
+// closedWriter fails as the standard output of a pipeline that has ended does.
+type closedWriter struct{}
+
+func (closedWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+func TestCommandEndsWhenNobodyTakesItsOutput(t *testing.T) {
+	s, sb := sandbox(t)
+	cmd := sb.Command(t.Context(), "sh", "-c", "while :; do echo y; sleep 0.01; done")
+	cmd.Stdout = closedWriter{}
+	if err := cmd.Run(); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("error %v", err)
+	}
+	s.WaitCommands()
+}
+
+func TestDetached(t *testing.T) {
+	_, sb := sandbox(t)
+	ctx := t.Context()
+	cmd := sb.Command(ctx, "sh", "-c", "echo one; trap 'echo two; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+	cmd.Detached = true
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	found, err := sb.FindCommand(ctx, cmd.ID())
+	if err != nil || found.Name != "sh" || found.Info().ExitCode != nil {
+		t.Fatalf("found %+v, %v", found, err)
+	}
+	var logs strings.Builder
+	for log, err := range found.Logs(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		logs.Write(log.Data)
+		if strings.HasSuffix(logs.String(), "ready\n") {
+			if err := found.Kill(ctx, client.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := logs.String(); !strings.HasPrefix(got, "one\nready\n") || !strings.HasSuffix(got, "two\n") {
+		t.Errorf("logs %q", logs.String())
+	}
+	var exit *client.ExitError
+	if err := found.Wait(); !errors.As(err, &exit) || exit.Code != 5 {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestBrokenStream(t *testing.T) {
+	for name, body := range map[string]string{
+		"cut off":          `{"command":{"id":"cmd_1","exitCode":null}}` + "\n" + `{"stream":"stdout","data":"a"}` + "\n",
+		"cut in a line":    `{"command":{"id":"cmd_1","exitCode":null}}` + "\n" + `{"stream":"std`,
+		"not a command":    `{"stream":"stdout","data":"a"}` + "\n",
+		"empty":            "",
+		"not JSON":         "<html>\n",
+		"an error in it":   `{"command":{"id":"cmd_1","exitCode":null}}` + "\n" + `{"stream":"error","data":{"code":"sandbox_stopped","message":"gone"}}` + "\n",
+		"an unknown event": `{"command":{"id":"cmd_1","exitCode":null}}` + "\n" + `{"stream":"stdin","data":"a"}` + "\n",
+	} {
+		s, sb := sandbox(t)
+		s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.HasSuffix(r.URL.Path, "/cmd") {
+				return false
+			}
+			w.Header().Set("Content-Type", "application/x-ndjson")
+			io.WriteString(w, body)
+			return true
+		}
+		cmd := sb.Command(t.Context(), "true")
+		cmd.Stdout = io.Discard
+		err := cmd.Run()
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		if strings.HasPrefix(name, "cut") && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%s: error %v", name, err)
+		}
+		if name == "an error in it" && client.CodeOf(err) != skerry.CodeSandboxStopped {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+func TestFiles(t *testing.T) {
+	s, sb := sandbox(t)
+	ctx := t.Context()
+	binary := string([]byte{0, 255, 254, 10, 13})
+	if err := sb.WriteFile(ctx, "a/b.bin", []byte(binary), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := sb.ReadFile(ctx, "a/b.bin"); err != nil || string(b) != binary {
+		t.Errorf("read %q, %v", b, err)
+	}
+	if info, err := os.Stat(filepath.Join(s.Dir, "a/b.bin")); err != nil || info.Mode().Perm() != 0o750 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	if _, err := sb.Open(ctx, "none"); !client.IsNotFound(err) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := sb.Mkdir(ctx, "new"); err != nil {
+		t.Error(err)
+	}
+	fsys := fstest.MapFS{"x/1": {Data: []byte("one"), Mode: 0o600}, "2": {Data: []byte("two"), Mode: 0o644}}
+	if err := sb.WriteFiles(ctx, "new", fsys); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(s.Dir, "new/x/1")); err != nil || string(b) != "one" {
+		t.Errorf("read %q, %v", b, err)
+	}
+	if err := sb.WriteFile(ctx, "/outside-of-it", nil, 0o600); client.CodeOf(err) != skerry.CodeBadRequest {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestUploadAfterStopIsRepeatedWhole(t *testing.T) {
+	s, sb := sandbox(t)
+	if _, err := sb.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := sb.WriteFile(t.Context(), "f", []byte("content"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(s.Dir, "f")); err != nil || string(b) != "content" {
+		t.Errorf("read %q, %v", b, err)
+	}
+}
+
+func TestCopy(t *testing.T) {
+	s, sb := sandbox(t)
+	ctx := t.Context()
+	local := t.TempDir()
+	src := filepath.Join(local, "src")
+	must(t, os.MkdirAll(filepath.Join(src, "deep", "empty"), 0o755))
+	must(t, os.WriteFile(filepath.Join(src, "deep", "run.sh"), []byte("#!/bin/sh\n"), 0o755))
+	must(t, os.WriteFile(filepath.Join(src, "data"), []byte{0, 1, 255}, 0o640))
+	must(t, os.Symlink("deep/run.sh", filepath.Join(src, "link")))
+
+	done, err := sb.CopyTo(ctx, src, "app")
+	if err != nil || done.Path != filepath.Join(s.Dir, "app") {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if done, err = sb.CopyTo(ctx, filepath.Join(src, "data"), "app"); err != nil || done.Path != filepath.Join(s.Dir, "app/data") {
+		t.Fatalf("into a directory: %+v, %v", done, err)
+	}
+	must(t, os.Symlink("/etc/passwd", filepath.Join(s.Dir, "app", "evil")))
+	back := filepath.Join(local, "back")
+	done, err = sb.CopyFrom(ctx, "app", back)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(done.Skipped) != 1 || done.Skipped[0] != "app/evil" {
+		t.Errorf("skipped %q", done.Skipped)
+	}
+	if b, err := os.ReadFile(filepath.Join(back, "data")); err != nil || string(b) != "\x00\x01\xff" {
+		t.Errorf("data %q, %v", b, err)
+	}
+	if target, err := os.Readlink(filepath.Join(back, "link")); err != nil || target != "deep/run.sh" {
+		t.Errorf("link to %q, %v", target, err)
+	}
+	if info, err := os.Stat(filepath.Join(back, "link")); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("mode %v, %v", info, err)
+	}
+	if info, err := os.Stat(filepath.Join(back, "deep", "empty")); err != nil || !info.IsDir() {
+		t.Errorf("the empty directory: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(s.Dir, "tmp.*")); len(left) != 0 {
+		t.Errorf("left in the sandbox: %q", left)
+	}
+	if done, err = sb.CopyFrom(ctx, "app/deep/run.sh", local+"/"); err != nil || done.Path != filepath.Join(local, "run.sh") {
+		t.Fatalf("a file: %+v, %v", done, err)
+	}
+	if info, err := os.Stat(done.Path); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("mode %v, %v", info, err)
+	}
+	if _, err = sb.CopyFrom(ctx, "none", local); !client.IsNotFound(err) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if _, err = sb.CopyTo(ctx, filepath.Join(local, "none"), "x"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a missing local file: %v", err)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTerminal(t *testing.T) {
+	_, sb := sandbox(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	term, err := sb.Terminal(ctx, client.TerminalOptions{
+		Args: []string{"-c", "stty size; read go; stty size; exit 7"}, Cols: 100, Rows: 30,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer term.Close()
+	buf := make([]byte, 1024)
+	n, err := term.Read(buf)
+	if err != nil || strings.TrimSpace(string(buf[:n])) != "30 100" {
+		t.Fatalf("first %q, %v", buf[:n], err)
+	}
+	must(t, term.Resize(90, 20))
+	if _, err := io.WriteString(term, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+	rest, err := io.ReadAll(term)
+	if err != nil || !strings.Contains(string(rest), "20 90") {
+		t.Errorf("then %q, %v", rest, err)
+	}
+	if code, err := term.Wait(); code != 7 || err != nil {
+		t.Errorf("exit code %d, %v", code, err)
+	}
+}
