@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -74,19 +75,34 @@ func (s *Store) byDigest(ref, repository, digest string) (Meta, error) {
 	if _, err := parseDigest(digest); err != nil {
 		return Meta{}, err
 	}
-	metas, err := s.metas()
+	list, err := s.List()
 	if err != nil {
 		return Meta{}, err
 	}
-	for _, m := range metas {
-		if (m.Digest == digest || m.Source == digest) && (repository == "" || repository == m.Repository) {
-			return m, nil
+	for _, l := range list {
+		// The digest of an index of images is only in the name.
+		if slices.Contains(l.Names, repository+"@"+digest) {
+			return l.Meta, nil
+		}
+		if (l.Digest == digest || l.Source == digest) && l.isFrom(repository) {
+			return l.Meta, nil
 		}
 	}
 	return Meta{}, &skerry.Error{
 		Code: skerry.CodeNotFound, Field: "image",
 		Message: fmt.Sprintf("image %q is not in the image store: run \"sandboxd image pull\" with its name on the server", ref),
 	}
+}
+
+// isFrom says whether the image came from a repository, perhaps as one of
+// several.
+func (l Listed) isFrom(repository string) bool {
+	if repository == "" || repository == l.Repository {
+		return true
+	}
+	return slices.ContainsFunc(l.Names, func(n string) bool {
+		return strings.HasPrefix(n, repository+":") || strings.HasPrefix(n, repository+"@")
+	})
 }
 
 // cutDigest splits "name@sha256:…" or "sha256:…"; the name is returned in the
