@@ -16,6 +16,9 @@ type follower struct {
 	// pos is the position of the next record; guarded by log.mu, because
 	// Append waits for it.
 	pos int64
+	// holds is the block, if any, that the record returned last is in; also
+	// guarded by log.mu.
+	holds *block
 
 	// calls serializes Next with the release of what Next reads from.
 	calls sync.Mutex
@@ -112,9 +115,11 @@ func (f *follower) waitFor() (<-chan struct{}, error) {
 // file; that file stays, as f has not read it.
 func (f *follower) read() (record, error) {
 	l := f.log
+	f.holds = nil
 	for i := len(l.tail) - 1; i >= 0; i-- {
 		if blk := l.tail[i]; blk.base <= f.pos {
 			f.disk.close()
+			f.holds = blk
 			return decodeRecord(blk.buf[f.pos-blk.base:], false)
 		}
 	}

@@ -96,8 +96,9 @@ type Log struct {
 	room      signal // a follower has read the oldest segment, or has gone
 }
 
-// block is encoded records from position base on. Bytes within its length
-// never change, so readers use them without the lock.
+// block is encoded records from position base on. Bytes within its length do
+// not change while it is in the tail or held by a follower, so readers use
+// them without the lock.
 type block struct {
 	base int64
 	buf  []byte
@@ -259,15 +260,28 @@ func (l *Log) lastBlock(n int) *block {
 		return l.tail[k-1]
 	}
 	blk := &block{base: l.end}
-	if len(l.tail) > 0 || len(l.segs) > 0 {
-		blk.buf = make([]byte, 0, blockSize)
-	}
 	if len(l.tail) == maxTail {
+		if oldest := l.tail[0]; !l.held(oldest) {
+			blk.buf = oldest.buf[:0]
+		}
 		copy(l.tail, l.tail[1:])
 		l.tail = l.tail[:maxTail-1]
 	}
+	if cap(blk.buf) < blockSize && (len(l.tail) > 0 || len(l.segs) > 0) {
+		blk.buf = make([]byte, 0, blockSize)
+	}
 	l.tail = append(l.tail, blk)
 	return blk
+}
+
+// held reports whether a follower may still be using what it got from blk.
+func (l *Log) held(blk *block) bool {
+	for f := range l.followers {
+		if f.holds == blk {
+			return true
+		}
+	}
+	return false
 }
 
 // spill makes the first file and writes what was in memory to it.
@@ -278,8 +292,9 @@ func (l *Log) spill() error {
 	seg := l.segs[0]
 	seg.base = 0
 	if _, err := l.file.WriteAt(l.tail[0].buf, segmentHeader); err != nil {
+		err = errors.Join(err, l.closeFile())
 		l.segs = nil
-		return errors.Join(err, l.closeFile(), os.Remove(segmentPath(l.dir, l.id, 0)))
+		return err
 	}
 	seg.size = l.end
 	return nil
@@ -298,19 +313,17 @@ func (l *Log) rotate() error {
 	return l.create(segmentStart{seq: l.segs[0].seq + 1, offsets: l.offsets}, l.end)
 }
 
-// create makes the file of a new last segment. The old file of that name is
-// removed rather than truncated: a reader may be about to close it.
+// create begins a new last segment. It writes over the file of that name, as
+// new pages would cost more than the copy into them: the old records left
+// beyond the new ones have offsets that do not follow, so that they count as
+// torn until closeFile cuts them off.
 func (l *Log) create(start segmentStart, base int64) error {
-	path := segmentPath(l.dir, l.id, start.seq)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(segmentPath(l.dir, l.id, start.seq), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(start.encode()); err != nil {
-		return errors.Join(err, f.Close(), os.Remove(path))
+	if _, err := f.WriteAt(start.encode(), 0); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	l.file = f
 	l.segs = append(l.segs, &segment{segmentStart: start, base: base})
@@ -330,11 +343,13 @@ func (l *Log) reopen() error {
 	return nil
 }
 
+// closeFile ends the writing of the last segment.
 func (l *Log) closeFile() error {
 	if l.file == nil {
 		return nil
 	}
-	err := l.file.Close()
+	err := l.file.Truncate(segmentHeader + l.segs[len(l.segs)-1].size)
+	err = errors.Join(err, l.file.Close())
 	l.file = nil
 	return err
 }

@@ -468,3 +468,26 @@ func BenchmarkFollow(b *testing.B) {
 		})
 	}
 }
+
+// TestReturnedBytesStay holds what Next returned while its memory goes out of
+// the tail.
+func TestReturnedBytesStay(t *testing.T) {
+	l := New(t.TempDir(), "cmd_a", Config{})
+	defer l.Close()
+	r := l.Follow()
+	defer r.Close()
+	mustAppend(t, l, skerry.Stdout, 0, string(bytes.Repeat([]byte("a"), maxRecord)))
+	_, got, err := r.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := bytes.Repeat([]byte("b"), maxRecord)
+	for i := range 2 * maxTail * blockSize / maxRecord {
+		if err := l.Append(t.Context(), skerry.Stdout, int64((i+1)*maxRecord), other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(got, bytes.Repeat([]byte("a"), maxRecord)) {
+		t.Fatal("returned bytes changed before the next call")
+	}
+}
