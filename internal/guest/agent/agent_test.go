@@ -204,7 +204,7 @@ func TestPrepareForeignImages(t *testing.T) {
 			if err := errors.Join(os.Mkdir(root+"/etc", 0o755), tt.image(root)); err != nil {
 				t.Fatal(err)
 			}
-			p := &preparer{root: root, hostname: func(string) error { return nil }}
+			p := &preparer{root: root, hostname: func(string) error { return nil }, plainTmp: func() error { return nil }}
 			for range 2 { // the second time changes nothing
 				user, err := p.prepare(setup)
 				if err != nil || user != tt.user {
@@ -240,7 +240,7 @@ func TestPrepareForeignImages(t *testing.T) {
 func TestPrepareWritesNothingTwice(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	p := &preparer{root: root, hostname: func(string) error { return nil }}
+	p := &preparer{root: root, hostname: func(string) error { return nil }, plainTmp: func() error { return nil }}
 	setup := &wire.Setup{Hostname: "box", User: wire.User{Name: "u", UID: 1000, GID: 1000}, WorkDir: "/w", Resolv: []string{"nameserver ::1"}}
 	if _, err := p.prepare(setup); err != nil {
 		t.Fatal(err)

@@ -25,6 +25,8 @@ type preparer struct {
 	root string
 	// hostname sets the host's name.
 	hostname func(string) error
+	// plainTmp makes /tmp a part of the file tree like any other.
+	plainTmp func() error
 }
 
 // prepare does everything that a Setup asks for and returns the default user.
@@ -51,6 +53,9 @@ func (p *preparer) prepare(s *wire.Setup) (account, error) {
 	if err := p.sudo(user); err != nil {
 		return account{}, err
 	}
+	if err := p.plainTmp(); err != nil {
+		return account{}, fmt.Errorf("preparing /tmp: %w", err)
+	}
 	if err := p.dir("/tmp", 0, 0, 0o1777, true); err != nil {
 		return account{}, err
 	}
@@ -66,6 +71,20 @@ func setHostname(name string) error {
 		return nil
 	}
 	return unix.Sethostname([]byte(name))
+}
+
+// unmountTmp removes the memory filesystem that gVisor puts on an empty /tmp:
+// what is written there belongs on the sandbox's disk, not into its memory, and
+// into its snapshots.
+func unmountTmp() error {
+	var st unix.Statfs_t
+	if os.Getpid() != 1 {
+		return nil
+	}
+	if err := unix.Statfs("/tmp", &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		return nil // there is none, or it is the image's own
+	}
+	return unix.Unmount("/tmp", unix.MNT_DETACH)
 }
 
 // user makes sure that the default user exists, and returns its account: the
