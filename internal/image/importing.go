@@ -306,6 +306,9 @@ func (s *Store) storeAs(ctx context.Context, img v1.Image, ref string, progress 
 	}
 	o, err := checkImage(img)
 	if err != nil {
+		if skerry.CodeOf(err) != skerry.CodeImageInvalid {
+			err = invalidImage("%w", err)
+		}
 		return Meta{}, err
 	}
 	return s.store(ctx, o, tag.Repository.Name(), []string{tag.Name()}, progress)

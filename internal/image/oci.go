@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -37,31 +39,38 @@ type ociImage struct {
 	layers []v1.Layer
 }
 
-// checkImage reads an image's manifest and configuration.
+// checkImage reads an image's manifest and configuration. What breaks a rule is
+// CodeImageInvalid; other errors are from reading.
 func checkImage(img v1.Image) (*ociImage, error) {
 	digest, err := img.Digest()
 	if err != nil {
-		return nil, invalidImage("its manifest cannot be read: %w", err)
+		return nil, fmt.Errorf("reading the image's manifest: %w", err)
 	}
 	raw, err := img.RawManifest()
-	if err != nil || !isHash(digest, raw) {
+	if err != nil {
+		return nil, fmt.Errorf("reading the image's manifest: %w", err)
+	}
+	if !isHash(digest, raw) {
 		return nil, invalidImage("its manifest does not have the digest %s", digest)
 	}
 	manifest, err := img.Manifest()
 	if err != nil {
-		return nil, invalidImage("its manifest cannot be read: %w", err)
+		return nil, invalidImage("its manifest cannot be parsed: %w", err)
 	}
 	rawConfig, err := img.RawConfigFile()
-	if err != nil || !isHash(manifest.Config.Digest, rawConfig) {
+	if err != nil {
+		return nil, fmt.Errorf("reading the image's configuration: %w", err)
+	}
+	if !isHash(manifest.Config.Digest, rawConfig) {
 		return nil, invalidImage("its configuration does not have the digest %s", manifest.Config.Digest)
 	}
 	config, err := img.ConfigFile()
 	if err != nil {
-		return nil, invalidImage("its configuration cannot be read: %w", err)
+		return nil, invalidImage("its configuration cannot be parsed: %w", err)
 	}
 	layers, err := img.Layers()
 	if err != nil {
-		return nil, invalidImage("its layers cannot be read: %w", err)
+		return nil, fmt.Errorf("reading the image's layers: %w", err)
 	}
 	o := &ociImage{Image: img, digest: digest, config: config, layers: layers}
 	return o, o.check()
@@ -206,11 +215,15 @@ func fetchLayer(ctx context.Context, layer v1.Layer, diffID v1.Hash, file string
 }
 
 func layerError(ctx context.Context, diffID v1.Hash, err error) error {
-	var path *os.PathError
+	var network net.Error
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.As(err, &path): // of this machine
+	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
+		return skerry.Errorf(skerry.CodeDiskFull, "fetching layer %s: %w", diffID, err)
+	case errors.As(err, &network):
+		return skerry.Errorf(skerry.CodeUnavailable, "fetching layer %s: the registry broke off: %w", diffID, err)
+	case errors.As(err, new(*os.PathError)): // of this machine
 		return fmt.Errorf("fetching layer %s: %w", diffID, err)
 	}
 	return invalidImage("layer %s cannot be read: %w", diffID, err)
