@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,18 +10,48 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/image"
+	"github.com/skerry-dev/skerry/internal/store"
 )
 
 func newImage() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Build, pull, list and remove images"}
-	cmd.AddCommand(newImageBuild(), newImageList(), newImageRemove())
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Build, pull, import, list and remove images",
+		Long: "Build, pull, import, list and remove images. A running server sees a new\n" +
+			"image at once; images are shared by all sandboxes and read-only.",
+	}
+	cmd.AddCommand(newImageBuild(), newImagePull(), newImageImport(), newImageList(), newImageRemove(), newImageGC())
 	return cmd
 }
 
 func openImages(cmd *cobra.Command) (*image.Store, error) {
-	return image.Open(image.Options{Dir: filepath.Join(stateDir(cmd), "images")})
+	mirror, err := cmd.Flags().GetString("mirror")
+	if err != nil {
+		mirror = "" // only build has the flag
+	}
+	return image.Open(image.Options{Dir: imagesDir(cmd), Mirror: mirror})
 }
+
+// withProgress runs f with a display of how far it is and prints the image.
+func withProgress(cmd *cobra.Command, title string, f func(*image.Store, image.Progress) (image.Meta, error)) error {
+	images, err := openImages(cmd)
+	if err != nil {
+		return err
+	}
+	show, done := progress(title)
+	meta, err := f(images, show)
+	done()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %d MiB\n", title, shortDigest(meta.Digest), meta.Size>>20)
+	return nil
+}
+
+// shortDigest is enough of a digest to tell images apart.
+func shortDigest(digest string) string { return digest[:min(len(digest), len("sha256:")+12)] }
 
 // progress shows how far a long operation is: on a terminal in one line that
 // changes, elsewhere a line per stage.
@@ -46,22 +77,90 @@ func progress(title string) (image.Progress, func()) {
 }
 
 func newImageBuild() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "build",
 		Short: "Build the default image, unless it is there",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withProgress(cmd, "default image", func(images *image.Store, p image.Progress) (image.Meta, error) {
+				return images.BuildDefault(cmd.Context(), p)
+			})
+		},
+	}
+	cmd.Flags().String("mirror", "", "URL of the Debian archive to build from; by default this machine's own, or Debian's")
+	return cmd
+}
+
+func newImagePull() *cobra.Command {
+	var insecure bool
+	cmd := &cobra.Command{
+		Use:   "pull REFERENCE",
+		Short: "Fetch an image from a registry",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withProgress(cmd, args[0], func(images *image.Store, p image.Progress) (image.Meta, error) {
+				return images.Pull(cmd.Context(), args[0], image.PullOptions{Insecure: insecure}, p)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&insecure, "insecure", false, "speak plain HTTP to a registry on this machine")
+	return cmd
+}
+
+func newImageImport() *cobra.Command {
+	return &cobra.Command{
+		Use:   "import FILE [REFERENCE]",
+		Short: "Take an image from a docker save tarball or an OCI layout",
+		Long: "Take an image from a docker save tarball or an OCI image layout (a folder or\n" +
+			"a tar of one). REFERENCE names it; a docker save tarball may hold a name.",
+		Args: cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref := ""
+			if len(args) == 2 {
+				ref = args[1]
+			}
+			return withProgress(cmd, filepath.Base(args[0]), func(images *image.Store, p image.Progress) (image.Meta, error) {
+				return images.Import(cmd.Context(), args[0], ref, p)
+			})
+		},
+	}
+}
+
+func newImageGC() *cobra.Command {
+	return &cobra.Command{
+		Use:   "gc",
+		Short: "Remove images without a name that no sandbox uses, and leftovers",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			images, err := openImages(cmd)
 			if err != nil {
 				return err
 			}
-			show, done := progress("default image")
-			meta, err := images.BuildDefault(cmd.Context(), show)
-			done()
+			db, err := store.Open(cmd.Context(), filepath.Join(stateDir(cmd), "db"))
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "default image: %s, %d MiB\n", meta.Digest[:19], meta.Size>>20)
+			defer func() { err = errors.Join(err, db.Close()) }()
+			names, err := db.Images(cmd.Context())
+			if err != nil {
+				return err
+			}
+			inUse := map[string]bool{}
+			for _, name := range names {
+				img, err := images.Resolve(cmd.Context(), name)
+				if skerry.CodeOf(err) == skerry.CodeNotFound {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				inUse[img.Digest] = true
+			}
+			freed, err := images.GC(cmd.Context(), inUse)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "freed %d MiB\n", freed>>20)
 			return nil
 		},
 	}
@@ -84,7 +183,7 @@ func newImageList() *cobra.Command {
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
 			fmt.Fprintln(w, "DIGEST\tSIZE\tCREATED\tNAMES")
 			for _, l := range list {
-				fmt.Fprintf(w, "%s\t%d MiB\t%s\t%v\n", l.Digest[:19], l.Size>>20, day(l.CreatedAt), l.Names)
+				fmt.Fprintf(w, "%s\t%d MiB\t%s\t%v\n", shortDigest(l.Digest), l.Size>>20, day(l.CreatedAt), l.Names)
 			}
 			return w.Flush()
 		},

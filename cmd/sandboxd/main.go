@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -43,6 +44,7 @@ func newRoot() *cobra.Command {
 		state = defaultState
 	}
 	root.PersistentFlags().String("state", state, "folder for everything that outlives a reboot (environment: SKERRY_STATE)")
+	root.PersistentFlags().String("images", "", "folder for images (default: images in the state folder)")
 	root.AddCommand(newServe(), newStop(), newStatus(), newImage(), newToken())
 	return root
 }
@@ -52,6 +54,18 @@ func stateDir(cmd *cobra.Command) string {
 	dir, err := cmd.Flags().GetString("state")
 	if err != nil {
 		panic(err) // the flag is the root command's own
+	}
+	return dir
+}
+
+// imagesDir returns the folder that --images names.
+func imagesDir(cmd *cobra.Command) string {
+	dir, err := cmd.Flags().GetString("images")
+	if err != nil {
+		panic(err) // the flag is the root command's own
+	}
+	if dir == "" {
+		dir = filepath.Join(stateDir(cmd), "images")
 	}
 	return dir
 }

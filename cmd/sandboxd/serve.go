@@ -32,6 +32,7 @@ import (
 // serveOptions are the flags of serve.
 type serveOptions struct {
 	state      string
+	images     string
 	run        string
 	listen     api.ListenConfig
 	publicURL  string
@@ -60,7 +61,7 @@ SIGTERM stops the server alone: the sandboxes run on, and the next server on
 the same state folder takes them over. So does a crash.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.state = stateDir(cmd)
+			o.state, o.images = stateDir(cmd), imagesDir(cmd)
 			return o.main(cmd)
 		},
 	}
@@ -148,7 +149,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 	}
 	defer ln.Close() // Serve closes it too
 
-	images, err := image.Open(image.Options{Dir: filepath.Join(o.state, "images")})
+	images, err := image.Open(image.Options{Dir: o.images})
 	if err != nil {
 		return err
 	}

@@ -160,6 +160,15 @@ func (s *Store) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.
 	return list, next, nil
 }
 
+// Images returns the names of the images that sandboxes were created from.
+func (s *Store) Images(ctx context.Context) ([]string, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT DISTINCT coalesce(json_extract(document, '$.image'), '') FROM sandboxes")
+	if err != nil {
+		return nil, wrap(err, "list images in use")
+	}
+	return scanIDs(rows, "list images in use")
+}
+
 func (s *Store) encode(box *skerry.Sandbox) (document string, sealed []byte, err error) {
 	d, err := json.Marshal(box)
 	if err != nil {
