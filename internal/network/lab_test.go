@@ -225,7 +225,7 @@ func dial(t testing.TB, l *Lease, target string) (string, error) {
 }
 
 // dialTimeout is long for a network in memory.
-const dialTimeout = 300 * time.Millisecond
+const dialTimeout = 700 * time.Millisecond
 
 // blockingDial is a connect in the calling thread, as package net may use
 // another one's namespace.

@@ -103,7 +103,11 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	}
 	p.rules = &rules{mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound}
 	if err := p.rules.install(p.elements()); err != nil {
-		return nil, fmt.Errorf("network: install the rules: %w", err)
+		err = fmt.Errorf("network: install the rules: %w", err)
+		if len(p.leases) == 0 {
+			err = errors.Join(err, p.rules.remove())
+		}
+		return nil, err
 	}
 	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if cfg.Ready > 0 {
