@@ -289,13 +289,27 @@ func TestIPv6(t *testing.T) {
 	if seen, err := dial(t, l, "[2001:db8::1]:"+labPort); err == nil {
 		t.Errorf("reached the host over IPv6 as %q", seen)
 	}
-	// Even with IPv6 turned on again on the host's end nothing gets through.
-	if err := sysctl("ipv6", l.ifName(), "disable_ipv6", "0"); err != nil {
+	// Nothing gets through even with IPv6 turned on again on the host's end and
+	// a host that forwards it.
+	for _, set := range [][3]string{{l.ifName(), "disable_ipv6", "0"}, {"all", "forwarding", "1"}} {
+		if err := sysctl("ipv6", set[0], set[1], set[2]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer func() {
+		if err := sysctl("ipv6", "all", "forwarding", "0"); err != nil {
+			t.Error(err)
+		}
+	}()
+	// So that the host knows the lab's hardware address and would not wait.
+	if _, err := blockingProbe("[2001:db8::2]:" + labPort); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Fatal(err)
 	}
-	mustDrop(t, l, "IPv6", func() error {
-		return sendRaw(l, netip.MustParseAddr("2001:db8::3"), netip.MustParseAddr("2001:db8::1"))
-	})
+	for _, dst := range []string{"2001:db8::1", "2001:db8::2"} {
+		mustDrop(t, l, "IPv6", func() error {
+			return sendRaw(l, netip.MustParseAddr("2001:db8::3"), netip.MustParseAddr(dst))
+		})
+	}
 }
 
 // TestUninvited has the lab send to a sandbox by way of the host.
