@@ -1,0 +1,84 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// threadNetNS is the namespace of the calling thread.
+const threadNetNS = "/proc/thread-self/ns/net"
+
+// inNewNetNS makes a network namespace, mounts it on path, and calls inside on
+// a thread that is in it, with a file descriptor of the host's namespace.
+func inNewNetNS(path string, inside func(host int) error) error {
+	res := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		restored, err := visitNewNetNS(path, inside)
+		if restored {
+			runtime.UnlockOSThread()
+		}
+		// Otherwise the thread is in an unknown namespace: it ends with this
+		// goroutine rather than run others.
+		res <- err
+	}()
+	return <-res
+}
+
+// onHost calls fn on a thread in the host's namespace, for one that is not.
+func onHost(fn func() error) error {
+	res := make(chan error, 1)
+	go func() { res <- fn() }()
+	return <-res
+}
+
+// visitNewNetNS moves the thread, and reports whether it is back.
+func visitNewNetNS(path string, inside func(host int) error) (restored bool, err error) {
+	host, err := os.Open(threadNetNS)
+	if err != nil {
+		return true, err
+	}
+	defer host.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return true, fmt.Errorf("make a network namespace: %w", err)
+	}
+	err = mountNetNS(path)
+	if err == nil {
+		err = inside(int(host.Fd()))
+	}
+	if back := unix.Setns(int(host.Fd()), unix.CLONE_NEWNET); back != nil {
+		return false, errors.Join(err, fmt.Errorf("return to the host's network namespace: %w", back))
+	}
+	return true, err
+}
+
+// mountNetNS keeps the thread's namespace alive on path, which must be new.
+func mountNetNS(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := unix.Mount(threadNetNS, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount the network namespace: %w", err)
+	}
+	return nil
+}
+
+// sysctl sets an interface's setting in the calling thread's namespace.
+func sysctl(family, iface, name, value string) error {
+	path := filepath.Join("/proc/sys/net", family, "conf", iface, name)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
