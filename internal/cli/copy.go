@@ -46,7 +46,7 @@ sandbox, device files and links that lead out of it are left out and named.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.Err, "%s Copied %s to %s (%s).\n", a.err.green("✔"), clean(given[0]), clean(dst.prefix()+done.Path), bytes(done.Bytes))
+			fmt.Fprintf(a.Err, "%s Copied %s to %s (%s).\n", a.err.green("✔"), clean(given[0]), clean(dst.prefix()+done.Path), size(done.Bytes))
 			return nil
 		},
 	}

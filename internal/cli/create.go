@@ -56,8 +56,6 @@ func (f *createFlags) register(cmd *cobra.Command, getenv func(string) string) {
 	fs.BoolVar(&f.nonPersistent, "non-persistent", false, "drop the files when a session ends (what this version always does)")
 	fs.BoolVar(&f.persistent, "persistent", false, "keep the files when a session ends (if the server can)")
 	fs.BoolVar(&f.silent, "silent", false, "say nothing about the sandbox")
-	cmd.MarkFlagsMutuallyExclusive("non-persistent", "persistent")
-	cmd.MarkFlagsMutuallyExclusive("runtime", "image")
 	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"node24", "node22", "python3.13"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -89,10 +87,14 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 		Env: f.env.m, Tags: f.tags.m, Ports: f.ports, Region: f.region, NetworkID: f.networkID,
 		FailoverRegions: regions(f.failover),
 	}
-	if f.vcpus < 0 {
+	switch {
+	case f.runtime != "" && f.image != "":
+		return o, usagef("--runtime and --image cannot be combined")
+	case f.persistent && f.nonPersistent:
+		return o, usagef("--persistent and --non-persistent cannot be combined")
+	case f.vcpus < 0:
 		return o, usagef("--vcpus must be a positive number")
-	}
-	if f.timeout.set && f.timeout.d <= 0 {
+	case f.timeout.set && f.timeout.d <= 0:
 		return o, usagef("--timeout must be longer than nothing")
 	}
 	if f.snapshot != "" {

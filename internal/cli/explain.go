@@ -42,7 +42,7 @@ func (a *app) explainRefusal(e *client.Error) (message, hint string) {
 	if e.Field != "" {
 		message = clean(e.Field) + ": " + message
 	}
-	if e.Status >= 500 && e.RequestID != "" {
+	if e.Status >= 500 && !client.IsNotImplemented(e) && e.RequestID != "" {
 		message += " (request " + clean(e.RequestID) + ")"
 	}
 	switch {

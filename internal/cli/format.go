@@ -179,8 +179,8 @@ func span(d time.Duration) string {
 	return s
 }
 
-// bytes writes a size in binary units.
-func bytes(n int64) string {
+// size writes a size in binary units.
+func size(n int64) string {
 	if n < 1024 {
 		return fmt.Sprintf("%d B", n)
 	}

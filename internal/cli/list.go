@@ -180,7 +180,7 @@ func memory(mb int) string {
 	if mb == 0 {
 		return "-"
 	}
-	return bytes(int64(mb) << 20)
+	return size(int64(mb) << 20)
 }
 
 func cpu(d skerry.Duration) string {
@@ -194,5 +194,5 @@ func network(out, in int64) string {
 	if out == 0 && in == 0 {
 		return "-"
 	}
-	return strings.Join([]string{bytes(out), bytes(in)}, " / ")
+	return strings.Join([]string{size(out), size(in)}, " / ")
 }

@@ -72,7 +72,7 @@ func used(s skerry.Session) string {
 		parts = append(parts, "CPU "+span(time.Duration(s.ActiveCPU)))
 	}
 	if s.Network != nil && s.Network.Egress+s.Network.Ingress > 0 {
-		parts = append(parts, "network "+bytes(s.Network.Egress)+" out, "+bytes(s.Network.Ingress)+" in")
+		parts = append(parts, "network "+size(s.Network.Egress)+" out, "+size(s.Network.Ingress)+" in")
 	}
 	if len(parts) == 0 {
 		return ""

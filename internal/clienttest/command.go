@@ -248,6 +248,9 @@ func (s *Server) terminal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.CloseNow()
+	s.mu.Lock()
+	s.terminals = append(s.terminals, conn)
+	s.mu.Unlock()
 	var start struct {
 		Command    string
 		Args, Env  []string
@@ -296,4 +299,14 @@ func typeFrames(r *http.Request, conn *websocket.Conn, tty *os.File) {
 			pty.Setsize(tty, &pty.Winsize{Cols: size.Cols, Rows: size.Rows})
 		}
 	}
+}
+
+// DropConnections breaks every open terminal.
+func (s *Server) DropConnections() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, conn := range s.terminals {
+		conn.CloseNow()
+	}
+	s.terminals = nil
 }

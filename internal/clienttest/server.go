@@ -23,6 +23,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/skerry-dev/skerry"
 )
 
@@ -47,6 +49,7 @@ type Server struct {
 	commands  map[string]*command
 	requests  []string
 	bodies    []string
+	terminals []*websocket.Conn
 }
 
 // New starts a server that ends with the test.
