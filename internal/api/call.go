@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -195,11 +196,19 @@ func validText(s string) bool {
 }
 
 // response remembers what became of a response, for the log and for errors
-// that come after it has begun.
+// that come after it has begun, and gives the client a bounded time to take
+// each piece of it. A stream may be silent for hours, so no deadline outlives
+// a write; over HTTP/2 one that passed would end the stream by itself.
 type response struct {
 	http.ResponseWriter
+	rc     *http.ResponseController
+	stall  time.Duration
 	status int
 	bytes  int64
+}
+
+func newResponse(w http.ResponseWriter, stall time.Duration) *response {
+	return &response{ResponseWriter: w, rc: http.NewResponseController(w), stall: stall}
 }
 
 func (w *response) WriteHeader(status int) {
@@ -213,9 +222,27 @@ func (w *response) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	if err := w.deadline(time.Now().Add(w.stall)); err != nil {
+		return 0, err
+	}
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
-	return n, err
+	return n, errors.Join(err, w.deadline(time.Time{}))
+}
+
+// FlushError sends what net/http has buffered.
+func (w *response) FlushError() error {
+	if err := w.deadline(time.Now().Add(w.stall)); err != nil {
+		return err
+	}
+	return errors.Join(w.rc.Flush(), w.deadline(time.Time{}))
+}
+
+func (w *response) deadline(t time.Time) error {
+	if err := w.rc.SetWriteDeadline(t); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return fmt.Errorf("setting the deadline of a write: %w", err)
+	}
+	return nil
 }
 
 // Unwrap lets http.ResponseController and the WebSocket library reach the

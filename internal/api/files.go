@@ -2,12 +2,10 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -77,14 +75,10 @@ func (s *Server) sendFile(c *call, file io.Reader) error {
 	if sized, ok := file.(Sizer); ok {
 		h.Set("Content-Length", strconv.FormatInt(sized.Size(), 10))
 	}
-	rc := http.NewResponseController(c.w)
 	buf := make([]byte, copySize)
 	for {
 		n, err := file.Read(buf)
 		if n > 0 {
-			if err := rc.SetWriteDeadline(time.Now().Add(s.stall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-				return fmt.Errorf("setting the deadline of a write: %w", err)
-			}
 			if _, err := c.w.Write(buf[:n]); err != nil {
 				return fmt.Errorf("sending a file: %w", err)
 			}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"sync"
-	"time"
 	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
@@ -30,9 +29,7 @@ const (
 // goroutine and sent on another, so that what is ready goes out at once while
 // a busy connection gets it in large pieces.
 type ndjson struct {
-	w     http.ResponseWriter
-	rc    *http.ResponseController
-	stall time.Duration
+	w *response
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -50,10 +47,7 @@ type tail struct {
 }
 
 func newNDJSON(c *call) *ndjson {
-	st := &ndjson{
-		w: c.w, rc: http.NewResponseController(c.w), stall: c.srv.stall,
-		tails: map[skerry.Stream]*tail{},
-	}
+	st := &ndjson{w: c.w, tails: map[skerry.Stream]*tail{}}
 	st.changed.L = &st.mu
 	return st
 }
@@ -76,20 +70,13 @@ func (st *ndjson) line(v any) error {
 	return st.write(append(appendASCII(nil, data), '\n'))
 }
 
-// write sends data at once. The deadline is for this write alone: a stream may
-// be silent for hours, but a client must take what it is sent.
+// write sends data at once.
 func (st *ndjson) write(data []byte) error {
-	if err := st.rc.SetWriteDeadline(time.Now().Add(st.stall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fmt.Errorf("setting the deadline of a write: %w", err)
-	}
 	if _, err := st.w.Write(data); err != nil {
 		return fmt.Errorf("writing to the client: %w", err)
 	}
-	if err := st.rc.Flush(); err != nil {
+	if err := st.w.FlushError(); err != nil {
 		return fmt.Errorf("writing to the client: %w", err)
-	}
-	if err := st.rc.SetWriteDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fmt.Errorf("clearing the deadline of a write: %w", err)
 	}
 	return nil
 }

@@ -169,7 +169,7 @@ func (s *Server) handler(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
 		c := &call{
-			w: &response{ResponseWriter: w}, r: r, srv: s,
+			w: newResponse(w, s.stall), r: r, srv: s,
 			requestID: skerry.NewID("req_"),
 		}
 		c.log = s.log.With("request", c.requestID, "method", r.Method, "route", rt.path)
@@ -177,6 +177,12 @@ func (s *Server) handler(rt route) http.Handler {
 		h.Set("X-Request-Id", c.requestID)
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
+		if r.ProtoMajor == 1 {
+			// What is left in a connection's buffer goes out after the
+			// handler; the next request on it starts without a deadline.
+			_ = c.w.deadline(time.Time{})
+			defer func() { _ = c.w.deadline(time.Now().Add(s.stall)) }()
+		}
 		defer func() { s.logAccess(c, rt, started) }()
 		defer c.recover()
 		if err := s.dispatch(c, rt); err != nil {

@@ -1,0 +1,82 @@
+package api
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/skerry-dev/skerry"
+)
+
+func BenchmarkEscaper(b *testing.B) {
+	line := "2026-01-01T00:00:00Z  INFO  compiled 42 modules in 1.23s (cache hit, /vercel/sandbox/src)\n"
+	for name, text := range map[string]string{
+		"logs":    strings.Repeat(line, 64<<10/len(line)),
+		"zeros":   strings.Repeat("0", 64<<10),
+		"unicode": strings.Repeat("grün € 😀 ", 64<<10/20),
+		"binary":  strings.Repeat("\x00\xff\x7f\x80ELF\x01", 64<<10/8),
+	} {
+		b.Run(name, func(b *testing.B) {
+			var dst []byte
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				dst = appendEscaped(dst[:0], []byte(text))
+			}
+		})
+	}
+}
+
+// BenchmarkStream measures command output from a reader to a client over
+// loopback.
+func BenchmarkStream(b *testing.B) {
+	line := "2026-01-01T00:00:00Z  INFO  compiled 42 modules in 1.23s (cache hit, /vercel/sandbox/src)\n"
+	block := []byte(strings.Repeat(line, 64<<10/len(line)))
+	n := 0
+	svc := running(func(context.Context) skerry.OutputReader { return &repeated{block: block, n: n} }, finished())
+	srv := quietServer(b, svc)
+	ctx, cancel := context.WithCancel(b.Context())
+	ln, err := ListenConfig{Addr: "127.0.0.1:0"}.Listen(ctx)
+	if err != nil {
+		b.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ctx, ln) }()
+	b.SetBytes(int64(len(block)))
+	b.ResetTimer()
+	n = b.N
+	req, err := http.NewRequest("POST", "http://"+ln.Addr().String()+"/v2/sandboxes/sessions/s/cmd", strings.NewReader(runWithLogs))
+	if err != nil {
+		b.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+testToken)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if _, err := io.CopyBuffer(io.Discard, resp.Body, make([]byte, 256<<10)); err != nil {
+		b.Fatal(err)
+	}
+	resp.Body.Close()
+	b.StopTimer()
+	cancel()
+	if err := <-served; err != nil {
+		b.Fatal(err)
+	}
+}
+
+type repeated struct {
+	block []byte
+	n     int
+}
+
+func (r *repeated) Next() (skerry.Stream, []byte, error) {
+	if r.n == 0 {
+		return "", nil, io.EOF
+	}
+	r.n--
+	return skerry.Stdout, r.block, nil
+}
+
+func (r *repeated) Close() error { return nil }
