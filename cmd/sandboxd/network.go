@@ -6,36 +6,49 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/skerry-dev/skerry/internal/network"
 	"github.com/skerry-dev/skerry/internal/node"
 )
 
 // networkOptions are the flags about the sandboxes' networks.
-type networkOptions struct{}
-
-func (o *networkOptions) flags(f *pflag.FlagSet) {}
-
-// networks is what a node needs, and the end of it.
-type networks interface {
-	node.Networks
-	Close() error
+type networkOptions struct {
+	outbound  bool
+	prefix    string
+	resolvers []string
+	ready     int
 }
+
+func (o *networkOptions) flags(f *pflag.FlagSet) {
+	f.BoolVar(&o.outbound, "outbound", true, "let sandboxes open connections to the outside; never to this machine, to other sandboxes or to metadata addresses")
+	f.StringVar(&o.prefix, "network", "", "IPv4 range for the sandboxes' networks (default "+network.DefaultPrefix+", or one beside it that is free)")
+	f.StringSliceVar(&o.resolvers, "resolver", nil, "DNS server for sandboxes; may be repeated (default: this machine's own that are not on it)")
+	f.IntVar(&o.ready, "ready-networks", 4, "how many networks are kept prepared")
+}
+
+// networks is a network.Pool as a node needs it.
+type networks struct{ *network.Pool }
 
 func (o *networkOptions) open(ctx context.Context, dir string, log *slog.Logger) (networks, error) {
-	return loopbackOnly{}, nil
+	pool, err := network.New(ctx, network.Config{
+		Dir: dir, Prefix: o.prefix, Resolvers: o.resolvers, Outbound: o.outbound, Ready: o.ready, Log: log,
+	})
+	return networks{pool}, err
 }
 
-// loopbackOnly gives sandboxes a loopback and nothing else.
-type loopbackOnly struct{}
+// Acquire implements node.Networks.
+func (n networks) Acquire(ctx context.Context) (node.Lease, error) {
+	lease, err := n.Pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return lease, nil
+}
 
-func (loopbackOnly) Acquire(context.Context) (node.Lease, error)       { return noLease{}, nil }
-func (loopbackOnly) Adopt(context.Context, string) (node.Lease, error) { return noLease{}, nil }
-func (loopbackOnly) Recover(context.Context, []string) error           { return nil }
-func (loopbackOnly) Resolvers() []string                               { return nil }
-func (loopbackOnly) Close() error                                      { return nil }
-
-type noLease struct{}
-
-func (noLease) ID() string                      { return "none" }
-func (noLease) NetNSPath() string               { return "" }
-func (noLease) Counters() (a, b int64, e error) { return 0, 0, nil }
-func (noLease) Release(context.Context) error   { return nil }
+// Adopt implements node.Networks.
+func (n networks) Adopt(ctx context.Context, id string) (node.Lease, error) {
+	lease, err := n.Pool.Adopt(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return lease, nil
+}
