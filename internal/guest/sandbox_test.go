@@ -165,7 +165,7 @@ func boot(t testing.TB) (*sandbox, net.Conn) {
 		cmd.Process.Kill()
 		cmd.Wait() // killed: its error says nothing
 		if log.Len() > 0 {
-			t.Logf("agent: %s", log.String())
+			t.Errorf("the agent had something to say: %s", log.String())
 		}
 	})
 	return &sandbox{t, cmd.Process.Pid}, conn
