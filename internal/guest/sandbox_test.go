@@ -27,29 +27,34 @@ import (
 
 const secret = "0123456789abcdef0123456789abcdef"
 
-var agentBinary string
-
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "enter-sandbox" {
 		fmt.Fprintln(os.Stderr, enterSandbox(os.Args[2], os.Args[3]))
 		os.Exit(1)
 	}
-	dir, err := os.MkdirTemp("", "agent")
+	code := m.Run()
+	if agentBinary != "" {
+		os.RemoveAll(filepath.Dir(agentBinary))
+	}
+	os.Exit(code)
+}
+
+// agentBinary is the agent that buildAgent has built.
+var agentBinary string
+
+var buildAgent = sync.OnceValue(func() error {
+	dir, err := os.MkdirTemp("", "skerry-agent")
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
 	agentBinary = filepath.Join(dir, "skerry-agent")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", agentBinary, "github.com/skerry-dev/skerry/cmd/skerry-agent")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building the agent: %v\n%s", err, out)
-		os.Exit(1)
+		return fmt.Errorf("building the agent: %w\n%s", err, out)
 	}
-	code := m.Run()
-	os.RemoveAll(dir)
-	os.Exit(code)
-}
+	return nil
+})
 
 // enterSandbox runs as pid 1 of the new name spaces. What it mounts goes with
 // them.
@@ -143,6 +148,9 @@ func boot(t testing.TB) (*sandbox, net.Conn) {
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: it makes name spaces and mounts")
 	}
+	if err := buildAgent(); err != nil {
+		t.Fatal(err)
+	}
 	conn, guestEnd := newConn(t)
 	defer guestEnd.Close()
 	var log bytes.Buffer
@@ -165,7 +173,7 @@ func boot(t testing.TB) (*sandbox, net.Conn) {
 		cmd.Process.Kill()
 		cmd.Wait() // killed: its error says nothing
 		if log.Len() > 0 {
-			t.Logf("agent: %s", log.String())
+			t.Errorf("the agent had something to say: %s", log.String())
 		}
 	})
 	return &sandbox{t, cmd.Process.Pid}, conn

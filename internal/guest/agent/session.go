@@ -25,10 +25,10 @@ type session struct {
 	resuming sync.WaitGroup
 
 	mu    sync.Mutex
-	calls map[uint32]*call // uploads and downloads
+	calls map[uint32]*call // the requests in progress
 }
 
-// call is an upload or a download in progress.
+// call is a request in progress.
 type call struct {
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -138,8 +138,8 @@ func (s *session) reply(id uint32, r wire.Reply, err error) error {
 }
 
 // begin works on a request in a goroutine of its own. work replies itself
-// unless it returns an error. c is the call of an upload or download, which is
-// open until work is done.
+// unless it returns an error. Until it is done the id belongs to c: the call
+// of an upload or download, and nil for what has no stream of its own.
 func (s *session) begin(id uint32, invalid error, c *call, work func() error) error {
 	if err := s.claim(id); err != nil {
 		return err
@@ -152,15 +152,14 @@ func (s *session) begin(id uint32, invalid error, c *call, work func() error) er
 	default:
 		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailBusy, "%d requests are in progress in the sandbox", maxRequests))
 	}
-	if c != nil {
-		s.open(id, c)
+	if c == nil {
+		c = new(call) // for its id
 	}
+	s.open(id, c)
 	s.a.work.Go(func() {
 		defer func() { <-s.a.requests }()
 		err := work()
-		if c != nil {
-			s.close(id)
-		}
+		s.close(id)
 		if err != nil {
 			_ = s.reply(id, wire.Reply{}, err) // its error ends the connection by itself
 		}
@@ -260,7 +259,7 @@ func (s *session) data(h wire.Header) error {
 }
 
 func (s *session) inbox(id uint32) *wire.Inbox {
-	if c := s.call(id); c != nil {
+	if c := s.call(id); c != nil && c.in != nil {
 		return c.in
 	}
 	if p := s.a.process(id); p != nil && p.stdin != nil && p.stdin.link == s.l {

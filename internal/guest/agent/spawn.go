@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// nameMax is the longest name of a file on Linux.
+const nameMax = 255
+
 // defaultPath is the PATH of a command to which nobody gave one.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -158,7 +161,8 @@ func (l *launch) explain(err error) error {
 			return &execError{exitNotExecutable, l.name + ": is a directory"}
 		}
 		return &execError{exitNotExecutable, l.name + ": permission denied"}
-	case errors.Is(err, unix.E2BIG):
+	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENAMETOOLONG) && len(l.name) < nameMax:
+		// gVisor has the second for one argument that is too long.
 		return &execError{exitNotExecutable, l.name + ": argument list too long"}
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return fmt.Errorf("starting %s: %w", l.name, err)

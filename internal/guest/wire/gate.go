@@ -22,6 +22,9 @@ func NewGate() *Gate { return &Gate{wake: make(chan struct{}, 1)} }
 // One goroutine at a time may wait.
 func (g *Gate) Reserve(ctx context.Context, max int) (int, error) {
 	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
 		g.mu.Lock()
 		free, err := int(g.acked+Window-g.sent), g.err
 		if err == nil && free > 0 {
@@ -37,16 +40,8 @@ func (g *Gate) Reserve(ctx context.Context, max int) (int, error) {
 		select {
 		case <-g.wake:
 		case <-ctx.Done():
-			return 0, ctx.Err()
 		}
 	}
-}
-
-// Unreserve gives back bytes that were reserved and not sent.
-func (g *Gate) Unreserve(n int) {
-	g.mu.Lock()
-	g.sent -= int64(n)
-	g.mu.Unlock()
 }
 
 // Sent returns how many bytes were reserved in all.

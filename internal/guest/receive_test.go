@@ -1,0 +1,159 @@
+package guest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
+)
+
+// fakeConn is a connection whose other side has said everything beforehand.
+type fakeConn struct{ io.Reader }
+
+func (fakeConn) Write(p []byte) (int, error) { return len(p), nil }
+func (fakeConn) Close() error                { return nil }
+
+// recorder keeps the frames that a test has a hostile agent say.
+type recorder struct {
+	fakeConn
+	bytes.Buffer
+}
+
+func (r *recorder) Read(p []byte) (int, error)  { return 0, io.EOF }
+func (r *recorder) Write(p []byte) (int, error) { return r.Buffer.Write(p) }
+
+func say(frames func(l *wire.Link)) []byte {
+	r := &recorder{}
+	frames(wire.NewLink(transport{r}))
+	return r.Bytes()
+}
+
+// hear gives b to a client that has a process with id 1 and a download with
+// id 2, and returns once the connection has ended.
+func hear(b []byte) (*Process, *call, error) {
+	conn := &gatedConn{fakeConn: fakeConn{bytes.NewReader(b)}, open: make(chan struct{})}
+	c := newClient(conn, false)
+	p := &Process{c: c, key: "p", done: make(chan struct{}), in: wire.NewInbox(wire.StreamOut, wire.StreamErr)}
+	p.stdin = &stdin{p: p, gate: wire.NewGate()}
+	c.open(&call{reply: make(chan wire.Reply, 1)}, p)
+	cl := &call{reply: make(chan wire.Reply, 1), in: wire.NewInbox(wire.StreamOut)}
+	c.open(cl, nil)
+	close(conn.open)
+	<-c.received
+	return p, cl, c.Err()
+}
+
+// gatedConn says nothing before it is opened.
+type gatedConn struct {
+	fakeConn
+	open chan struct{}
+}
+
+func (c *gatedConn) Read(p []byte) (int, error) {
+	<-c.open
+	return c.fakeConn.Read(p)
+}
+
+func TestHostileAgent(t *testing.T) {
+	for name, frames := range map[string]func(l *wire.Link){
+		"host's frame": func(l *wire.Link) { l.SendJSON(wire.TypeStart, 1, wire.Start{}) },
+		"two replies": func(l *wire.Link) {
+			l.SendJSON(wire.TypeReply, 2, wire.Reply{})
+			l.SendJSON(wire.TypeReply, 2, wire.Reply{})
+		},
+		"two exits": func(l *wire.Link) {
+			l.SendJSON(wire.TypeExit, 1, wire.Exit{})
+			l.SendJSON(wire.TypeExit, 1, wire.Exit{})
+		},
+		"exit code":         func(l *wire.Link) { l.SendJSON(wire.TypeExit, 1, wire.Exit{Code: 256}) },
+		"exit before bytes": func(l *wire.Link) { l.SendJSON(wire.TypeExit, 1, wire.Exit{Stdout: 5}) },
+		"duration":          func(l *wire.Link) { l.SendJSON(wire.TypeExit, 1, wire.Exit{DurationMicros: 1 << 62}) },
+		"bytes after exit": func(l *wire.Link) {
+			l.SendJSON(wire.TypeExit, 1, wire.Exit{})
+			l.Send(wire.TypeData, wire.StreamOut, 1, []byte("x"), nil)
+		},
+		"ack of nothing":  func(l *wire.Link) { l.SendOffset(wire.TypeAck, wire.StreamIn, 1, 1) },
+		"end elsewhere":   func(l *wire.Link) { l.SendOffset(wire.TypeEOF, wire.StreamOut, 2, 7) },
+		"negative offset": func(l *wire.Link) { l.SendOffset(wire.TypeEOF, wire.StreamOut, 2, -1) },
+		"data on stdin":   func(l *wire.Link) { l.Send(wire.TypeData, wire.StreamIn, 1, []byte("x"), nil) },
+		"no JSON":         func(l *wire.Link) { l.Send(wire.TypeReply, 0, 2, []byte("nope"), nil) },
+		"listing of id 0": func(l *wire.Link) { l.SendJSON(wire.TypeListing, 2, wire.Reply{Processes: []wire.ProcessState{{}}}) },
+		"negative listing": func(l *wire.Link) {
+			l.SendJSON(wire.TypeListing, 2, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Stdout: -1}}})
+		},
+		"huge listing": func(l *wire.Link) {
+			l.SendJSON(wire.TypeListing, 2, wire.Reply{LastID: 9, Processes: make([]wire.ProcessState, wire.MaxProcesses+1)})
+		},
+		"flood": func(l *wire.Link) {
+			for range wire.Window/wire.MaxData + 1 {
+				l.Send(wire.TypeData, wire.StreamOut, 1, make([]byte, wire.MaxData), nil)
+			}
+		},
+	} {
+		_, _, err := hear(say(frames))
+		if err == nil || strings.Contains(err.Error(), "the agent closed the connection") {
+			t.Errorf("%s: not noticed: %v", name, err)
+		}
+	}
+	// What is merely late is dropped.
+	_, _, err := hear(say(func(l *wire.Link) {
+		l.Send(wire.TypeData, wire.StreamOut, 77, []byte("x"), nil)
+		l.SendJSON(wire.TypeReply, 77, wire.Reply{})
+		l.SendJSON(wire.TypeExit, 77, wire.Exit{})
+		l.SendOffset(wire.TypeAck, wire.StreamIn, 77, 5)
+	}))
+	if err == nil || !strings.Contains(err.Error(), "the agent closed the connection") {
+		t.Errorf("frames of unknown calls: %v", err)
+	}
+}
+
+func TestFailureMessagesAreMadeFit(t *testing.T) {
+	err := failure(&wire.Failure{Code: wire.FailNotFound, Message: "a\x1b[31m\nb\xff" + strings.Repeat("é", 2000)})
+	var e *skerry.Error
+	if !errors.As(err, &e) || e.Code != skerry.CodeNotFound {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(e.Message, "a?[31m?b?é") || len(e.Message) > 1100 {
+		t.Errorf("%q", e.Message)
+	}
+	if err := failure(&wire.Failure{Code: "made up", Message: "x"}); skerry.CodeOf(err) != skerry.CodeInternal {
+		t.Errorf("an unknown code: %v", err)
+	}
+}
+
+// FuzzClient takes any bytes for what an agent says.
+func FuzzClient(f *testing.F) {
+	f.Add(say(func(l *wire.Link) {
+		l.SendJSON(wire.TypeReply, 1, wire.Reply{PID: 5})
+		l.Send(wire.TypeData, wire.StreamOut, 1, []byte("out"), nil)
+		l.Send(wire.TypeData, wire.StreamErr, 1, []byte("err"), nil)
+		l.SendJSON(wire.TypeExit, 1, wire.Exit{Stdout: 3, Stderr: 3})
+	}))
+	f.Add(say(func(l *wire.Link) {
+		l.SendJSON(wire.TypeListing, 2, wire.Reply{LastID: 4, Processes: []wire.ProcessState{{ID: 3, Key: "k", Stdout: 9}}})
+		l.SendJSON(wire.TypeAbort, 2, wire.Failure{Code: wire.FailDiskFull})
+	}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, cl, err := hear(b)
+		if err == nil {
+			t.Fatal("the connection goes on after its end")
+		}
+		ctx := context.Background()
+		// Everybody who waits is told.
+		if exit, err := p.Wait(ctx); err == nil && (exit.Code < 0 || exit.Code > 255 || exit.Duration < 0) {
+			t.Fatalf("an exit of %+v", exit)
+		}
+		for _, next := range []func() error{
+			func() error { _, err := p.Next(ctx); return err },
+			func() error { _, err := cl.in.Next(ctx); return err },
+		} {
+			for next() == nil {
+			}
+		}
+	})
+}
