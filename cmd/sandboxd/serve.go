@@ -80,7 +80,7 @@ the same state folder takes them over. So does a crash.`,
 	f.IntVar(&o.maxVCPUs, "max-vcpus", controller.DefaultMaxVCPUs, "the most virtual CPUs of a sandbox")
 	f.DurationVar(&o.maxTimeout, "max-timeout", 24*time.Hour, "the longest a session may live")
 	f.IntVar(&o.outputMB, "keep-output", 16, "how much of a command's output is kept, in MiB")
-	f.IntVar(&o.processes, "max-processes", 4096, "how many processes a sandbox may have")
+	f.IntVar(&o.processes, "max-processes", 4096, "how many processes and threads a sandbox may have")
 	o.network.flags(f)
 	return cmd
 }
@@ -274,7 +274,8 @@ func packAgent(ctx context.Context, dir string) (string, error) {
 	}
 	tree := path + ".tree"
 	defer os.RemoveAll(tree)
-	if err := os.MkdirAll(tree, 0o755); err != nil {
+	// The agent mounts the sandbox's control groups on the folder.
+	if err := os.MkdirAll(filepath.Join(tree, "cgroup"), 0o755); err != nil {
 		return "", fmt.Errorf("pack the guest agent: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(tree, "agent"), program, 0o755); err != nil {

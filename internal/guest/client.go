@@ -26,6 +26,9 @@ type Setup struct {
 	Env map[string]string
 	// Resolv is the lines of /etc/resolv.conf; none leaves the image's alone.
 	Resolv []string
+	// Processes, when positive, bounds the sandbox's processes and threads:
+	// beyond it fork fails, inside.
+	Processes int
 	// Secret is what an attach in the sandbox must present, at least
 	// wire.MinSecret bytes.
 	Secret string
@@ -78,7 +81,7 @@ func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client
 	c := newClient(conn, true)
 	req := wire.Setup{
 		Version: wire.Version, Hostname: setup.Hostname, User: setup.User, WorkDir: setup.WorkDir,
-		Env: setup.Env, Resolv: setup.Resolv, Secret: setup.Secret,
+		Env: setup.Env, Resolv: setup.Resolv, Processes: setup.Processes, Secret: setup.Secret,
 	}
 	err := req.Validate()
 	var r wire.Reply

@@ -61,7 +61,10 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		VCPUs:       spec.VCPUs,
 		MemoryBytes: int64(spec.MemoryMB) << 20,
 		DiskBytes:   cfg.DiskBytes,
-		Processes:   cfg.Processes,
+		// The guest's kernel holds the sandbox to the limit. What the host
+		// counts is the sentry's threads and a helper process or more for each
+		// of the sandbox's, so this only stops what got past the guest's.
+		Processes: 4*cfg.Processes + 1024,
 	})
 	if err != nil {
 		return err
@@ -79,12 +82,13 @@ func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.Sess
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
 	client, _, err := guest.Connect(ctx, conn, guest.Setup{
-		Hostname: spec.Hostname,
-		User:     guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
-		WorkDir:  skerry.WorkDir,
-		Env:      spec.Env,
-		Resolv:   resolvConf(s.node.cfg.Networks.Resolvers()),
-		Secret:   s.secret,
+		Hostname:  spec.Hostname,
+		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
+		WorkDir:   skerry.WorkDir,
+		Env:       spec.Env,
+		Resolv:    resolvConf(s.node.cfg.Networks.Resolvers()),
+		Processes: s.node.cfg.Processes,
+		Secret:    s.secret,
 	})
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))

@@ -190,7 +190,7 @@ func (s *session) setup(id uint32, req *wire.Setup) error {
 	if err := req.Validate(); err != nil {
 		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailInvalid, "%v", err))
 	}
-	user, err := (&preparer{hostname: setHostname, plainTmp: unmountTmp}).prepare(req)
+	user, err := (&preparer{hostname: setHostname, limit: limitProcesses, plainTmp: unmountTmp}).prepare(req)
 	if err != nil {
 		return s.reply(id, wire.Reply{}, err)
 	}

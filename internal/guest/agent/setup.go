@@ -25,6 +25,8 @@ type preparer struct {
 	root string
 	// hostname sets the host's name.
 	hostname func(string) error
+	// limit bounds the sandbox's processes.
+	limit func(processes int) error
 	// plainTmp makes /tmp a part of the file tree like any other.
 	plainTmp func() error
 }
@@ -33,6 +35,11 @@ type preparer struct {
 func (p *preparer) prepare(s *wire.Setup) (account, error) {
 	if err := p.hostname(s.Hostname); err != nil {
 		return account{}, fmt.Errorf("setting the hostname: %w", err)
+	}
+	if s.Processes > 0 {
+		if err := p.limit(s.Processes); err != nil {
+			return account{}, fmt.Errorf("limiting processes: %w", err)
+		}
 	}
 	hosts := "127.0.0.1\tlocalhost " + s.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback " + s.Hostname + "\n"
 	if err := p.file("/etc/hosts", hosts, 0o644); err != nil {
@@ -71,6 +78,28 @@ func setHostname(name string) error {
 		return nil
 	}
 	return unix.Sethostname([]byte(name))
+}
+
+// cgroupDir is a folder of the agent's own image. Not /sys/fs/cgroup: programs
+// that find a hierarchy there expect more in it.
+const cgroupDir = "/.skerry/cgroup"
+
+// limitProcesses puts the agent, and so all that it starts, in a control group
+// of the sandbox's kernel with a limit. Without it a fork bomb would fill the
+// sandbox's memory and take the whole sandbox down. Root in the sandbox can
+// lift it, and harms nothing but its own sandbox.
+func limitProcesses(processes int) error {
+	if err := unix.Mount("none", cgroupDir, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "pids"); err != nil {
+		return fmt.Errorf("mount: %w", err)
+	}
+	group := cgroupDir + "/sandbox"
+	if err := os.Mkdir(group, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(group+"/pids.max", []byte(strconv.Itoa(processes)), 0); err != nil {
+		return err
+	}
+	return os.WriteFile(group+"/cgroup.procs", []byte(strconv.Itoa(os.Getpid())), 0)
 }
 
 // unmountTmp removes the memory filesystem that gVisor puts on an empty /tmp:

@@ -24,6 +24,9 @@ type Setup struct {
 	Env map[string]string `json:"env,omitempty"`
 	// Resolv is the lines of /etc/resolv.conf; none leaves the file alone.
 	Resolv []string `json:"resolv,omitempty"`
+	// Processes, when positive, bounds the processes and threads that the
+	// sandbox has.
+	Processes int `json:"processes,omitempty"`
 	// Secret is what a later connection must present to be taken.
 	Secret string `json:"secret"`
 }
@@ -42,6 +45,8 @@ func (s *Setup) Validate() error {
 		return fmt.Errorf("user %q %d:%d is not an unprivileged account", s.User.Name, s.User.UID, s.User.GID)
 	case !strings.HasPrefix(s.WorkDir, "/") || strings.ContainsRune(s.WorkDir, 0):
 		return fmt.Errorf("working directory %q is not absolute", s.WorkDir)
+	case s.Processes < 0:
+		return fmt.Errorf("a limit of %d processes", s.Processes)
 	case len(s.Secret) < MinSecret:
 		return fmt.Errorf("the secret is shorter than %d bytes", MinSecret)
 	}
