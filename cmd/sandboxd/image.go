@@ -22,7 +22,7 @@ func newImage() *cobra.Command {
 		Long: "Build, pull, import, list and remove images. A running server sees a new\n" +
 			"image at once; images are shared by all sandboxes and read-only.",
 	}
-	cmd.AddCommand(newImageBuild(), newImagePull(), newImageImport(), newImageList(), newImageRemove(), newImageGC())
+	cmd.AddCommand(newImageBuild(), newImagePull(), newImageImport(), newImageList(), newImageRemove(), newImageGC(), newImagePath())
 	return cmd
 }
 
@@ -201,6 +201,34 @@ func newImageRemove() *cobra.Command {
 				return err
 			}
 			return images.Remove(cmd.Context(), args[0])
+		},
+	}
+}
+
+func newImagePath() *cobra.Command {
+	return &cobra.Command{
+		Use:   "path [REFERENCE]",
+		Short: "Print the file of an image, by default of the default image",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			images, err := openImages(cmd)
+			if err != nil {
+				return err
+			}
+			ref := ""
+			if len(args) == 1 {
+				ref = args[0]
+			}
+			img, err := images.Resolve(cmd.Context(), ref)
+			if err != nil {
+				return err
+			}
+			path, err := images.Path(img.Digest)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), path)
+			return nil
 		},
 	}
 }
