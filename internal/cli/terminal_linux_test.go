@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ func termios(t *testing.T, f *os.File) unix.Termios {
 // can be looked at afterwards.
 func onTerminal(t *testing.T, s *clienttest.Server, argv ...string) (master, slave *os.File, wait func() int, signal func(os.Signal)) {
 	t.Helper()
+	t.Setenv("PS1", "$ ") // a root's shell has another prompt
 	master, slave, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +45,10 @@ func onTerminal(t *testing.T, s *clienttest.Server, argv ...string) (master, sla
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	// With both users of its other end gone, a read of master that waits in
+	// vain fails.
+	vain := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill(); slave.Close() })
+	t.Cleanup(func() { vain.Stop() })
 	return master, slave, func() int { return code(cmd.Wait()) }, func(sig os.Signal) { cmd.Process.Signal(sig) }
 }
 
@@ -64,8 +70,8 @@ func TestShellOnTerminal(t *testing.T) {
 	master.WriteString("while [ \"$(stty size)\" != '17 71' ]; do sleep 0.01; done; echo re''sized\r")
 	reads(t, r, "resized")
 	// Ctrl-C is for the remote program alone.
-	master.WriteString("sleep 60\r")
-	reads(t, r, "sleep 60")
+	master.WriteString("sh -c 'printf sle%s eping; exec sleep 60'\r")
+	reads(t, r, "sleeping")
 	master.WriteString("\x03echo still he''re\r")
 	reads(t, r, "still here")
 	master.WriteString("exit 23\r")

@@ -1,0 +1,197 @@
+// Package cli tests the built command-line tool against a real server. It
+// needs SKERRY_CLI, the path of the tool, and SKERRY_URL and SKERRY_TOKEN of
+// the server; without them it fails, since a test that is not run proves
+// nothing.
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// result is what a call of the tool came to.
+type result struct {
+	code     int
+	out, err string
+}
+
+func command(t *testing.T, argv ...string) *exec.Cmd {
+	t.Helper()
+	for _, name := range []string{"SKERRY_CLI", "SKERRY_URL", "SKERRY_TOKEN"} {
+		if os.Getenv(name) == "" {
+			t.Fatalf("%s is not set; these tests need the tool and a server", name)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), os.Getenv("SKERRY_CLI"), argv...)
+	cmd.Env = append(os.Environ(), "NO_COLOR=1")
+	return cmd
+}
+
+func sandbox(t *testing.T, argv ...string) result {
+	t.Helper()
+	cmd := command(t, argv...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	return result{code(t, cmd.Run()), out.String(), errs.String()}
+}
+
+func code(t *testing.T, err error) int {
+	t.Helper()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if err != nil && !ok {
+		t.Fatal(err)
+	}
+	if ok {
+		return exit.ExitCode()
+	}
+	return 0
+}
+
+// create returns the name of a sandbox that is removed after the test.
+func create(t *testing.T, argv ...string) string {
+	t.Helper()
+	got := sandbox(t, append([]string{"create", "--timeout", "5m"}, argv...)...)
+	name := strings.TrimSpace(got.out)
+	if got.code != 0 || name == "" {
+		t.Fatalf("create: %+v", got)
+	}
+	t.Cleanup(func() { // t.Context has ended by now
+		if out, err := exec.Command(os.Getenv("SKERRY_CLI"), "rm", name).CombinedOutput(); err != nil && !bytes.Contains(out, []byte(name)) {
+			t.Errorf("rm: %v: %s", err, out)
+		}
+	})
+	return name
+}
+
+func TestRun(t *testing.T) {
+	got := sandbox(t, "run", "--rm", "--silent", "--", "sh", "-c", "echo out; echo err >&2; id -un; pwd; exit 42")
+	if got.code != 42 || got.out != "out\nvercel-sandbox\n/vercel/sandbox\n" || got.err != "err\n" {
+		t.Errorf("%+v", got)
+	}
+	got = sandbox(t, "run", "--rm", "node", "-e", "console.log(process.version)")
+	if got.code != 0 || !strings.HasPrefix(got.out, "v24.") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestLifecycle(t *testing.T) {
+	name := create(t, "--env", "GREETING=hello", "--tag", "suite=cli")
+	for _, test := range []struct {
+		argv []string
+		code int
+		out  string
+	}{
+		{[]string{"exec", name, "sh", "-c", "echo $GREETING"}, 0, "hello\n"},
+		{[]string{"exec", "-e", "GREETING=bye", "-w", "/tmp", name, "--", "sh", "-c", "echo $GREETING; pwd"}, 0, "bye\n/tmp\n"},
+		{[]string{"exec", "--sudo", name, "id", "-un"}, 0, "root\n"},
+		{[]string{"exec", name, "no-such-program"}, 127, ""},
+		{[]string{"exec", "--timeout", "200ms", name, "sleep", "60"}, 137, ""},
+		{[]string{"exec", name + "-none", "true"}, 125, ""},
+	} {
+		if got := sandbox(t, test.argv...); got.code != test.code || got.out != test.out {
+			t.Errorf("%q: %+v", test.argv, got)
+		}
+	}
+	if got := sandbox(t, "config", "tags", name, "--tag", "suite=other"); got.code != 0 {
+		t.Errorf("config tags: %+v", got)
+	}
+	var list struct {
+		Sandboxes []struct{ Name, Status string }
+	}
+	got := sandbox(t, "ls", "--tag", "suite=other", "--json")
+	if err := json.Unmarshal([]byte(got.out), &list); err != nil || len(list.Sandboxes) == 0 {
+		t.Errorf("ls: %+v, %v", got, err)
+	}
+	if got := sandbox(t, "stop", name); got.code != 0 || !strings.Contains(got.err, "Stopped "+name) {
+		t.Errorf("stop: %+v", got)
+	}
+	if got := sandbox(t, "exec", name, "echo", "again"); got.code != 0 || got.out != "again\n" {
+		t.Errorf("exec after stop: %+v", got)
+	}
+	got = sandbox(t, "sessions", "ls", name, "--all")
+	if got.code != 0 || strings.Count(got.out, "sbx_") != 2 {
+		t.Errorf("sessions: %+v", got)
+	}
+	if got := sandbox(t, "rm", name); got.code != 0 {
+		t.Errorf("rm: %+v", got)
+	}
+	if got := sandbox(t, "rm", name); got.code != 1 || !strings.Contains(got.err, name) {
+		t.Errorf("rm again: %+v", got)
+	}
+}
+
+func TestCopy(t *testing.T) {
+	name := create(t)
+	dir := t.TempDir()
+	content := bytes.Repeat([]byte{0, 1, 254, 255, '\n'}, 200_000)
+	if err := os.MkdirAll(filepath.Join(dir, "src", "deep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "src", "deep", "blob"), content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, argv := range [][]string{
+		{"cp", filepath.Join(dir, "src"), name + ":app"},
+		{"exec", name, "ln", "-s", "/etc/passwd", "app/evil"},
+		{"cp", name + ":app", filepath.Join(dir, "back")},
+		{"cp", name + ":app/deep/blob", filepath.Join(dir, "one")},
+	} {
+		if got := sandbox(t, argv...); got.code != 0 {
+			t.Fatalf("%q: %+v", argv, got)
+		}
+	}
+	for _, file := range []string{"back/deep/blob", "one"} {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil || !bytes.Equal(b, content) {
+			t.Errorf("%s has %d bytes, %v", file, len(b), err)
+		}
+		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != 0o755 {
+			t.Errorf("%s: %v, %v", file, info, err)
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(dir, "back", "evil")); err == nil {
+		t.Error("a link out of the directory was copied")
+	}
+	if got := sandbox(t, "exec", name, "sh", "-c", "ls /tmp/tmp.* 2>/dev/null"); got.out != "" {
+		t.Errorf("left in the sandbox: %q", got.out)
+	}
+}
+
+func TestInterrupt(t *testing.T) {
+	cmd := command(t, "run", "--rm", "--silent", "sh", "-c", "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
+	defer kill.Stop()
+	ready := make([]byte, len("ready\n"))
+	if _, err := out.Read(ready); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if got := code(t, cmd.Wait()); got != 9 {
+		t.Errorf("exit code %d", got)
+	}
+}
+
+func TestNotYet(t *testing.T) {
+	for _, argv := range [][]string{{"create", "-p", "3000"}, {"create", "--persistent"}, {"create", "--network-policy", "deny-all"}} {
+		if got := sandbox(t, argv...); got.code != 1 || !strings.Contains(got.err, "not supported by this version") {
+			t.Errorf("%q: %+v", argv, got)
+		}
+	}
+}
