@@ -164,7 +164,7 @@ func (t *hostTerminal) Wait() (int, error) {
 	if err := t.wait(); err != nil && !errors.As(err, &exit) {
 		return 0, err
 	}
-	return t.cmd.ProcessState.ExitCode(), nil
+	return exitCode(t.cmd.ProcessState), nil
 }
 
 func (t *hostTerminal) Close() error {
@@ -172,4 +172,13 @@ func (t *hostTerminal) Close() error {
 	err := t.File.Close()
 	_ = t.wait()
 	return err
+}
+
+// exitCode is 128 and the signal's number for a process that one ended.
+func exitCode(state *os.ProcessState) int {
+	status := state.Sys().(syscall.WaitStatus)
+	if status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return status.ExitStatus()
 }

@@ -328,11 +328,7 @@ func (h *hostService) reap(c *hostCommand, cmd *exec.Cmd, timeout time.Duration)
 		defer time.AfterFunc(timeout, func() { _ = syscall.Kill(-c.proc.Pid, syscall.SIGKILL) }).Stop()
 	}
 	_ = cmd.Wait()
-	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	code := status.ExitStatus()
-	if status.Signaled() {
-		code = 128 + int(status.Signal())
-	}
+	code := exitCode(cmd.ProcessState)
 	h.mu.Lock()
 	c.ExitCode, c.Duration = &code, skerry.Duration(time.Since(c.started))
 	h.mu.Unlock()

@@ -255,6 +255,8 @@ func (s *Server) unbuiltRoutes() []route {
 		unbuilt(http.MethodDelete, sandboxesPath+"/snapshots/{snapshot}", "deleteSnapshot", "deleting a snapshot"),
 		unbuilt(http.MethodGet, sandboxesPath+"/drives", "listDrives", "listing drives"),
 		unbuilt(http.MethodPost, sandboxesPath+"/drives/{drive}", "getOrCreateDrive", "a drive"),
+		unbuilt(http.MethodGet, sandboxesPath+"/drives/{drive}", "getDrive", "getting a drive"),
 		unbuilt(http.MethodDelete, sandboxesPath+"/drives/{drive}", "deleteDrive", "deleting a drive"),
+		unbuilt(http.MethodPost, sandboxesPath+"/drives/{drive}/fork", "forkDrive", "forking a drive"),
 	}
 }

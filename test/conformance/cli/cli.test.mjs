@@ -1,0 +1,156 @@
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, suite, test } from "node:test";
+import { fileURLToPath } from "node:url";
+
+const wanted = ["SKERRY_URL", "SKERRY_TOKEN", "SKERRY_TEAM", "SKERRY_PROJECT"];
+const missing = wanted.filter((name) => !process.env[name]);
+if (missing.length > 0) {
+  throw new Error(`set ${missing.join(", ")} to run this suite against a server`);
+}
+const { SKERRY_URL, SKERRY_TOKEN, SKERRY_TEAM, SKERRY_PROJECT } = process.env;
+
+const here = (name) => fileURLToPath(new URL(name, import.meta.url));
+const program = [process.execPath, "--import", here("redirect.mjs"), here("node_modules/sandbox/bin/sandbox.mjs")];
+
+suite("the public CLI", () => {
+  let home;
+  const name = `cli-${randomBytes(6).toString("hex")}`;
+
+  // run starts a program in a home of its own, so that no login of the user's
+  // is used or changed, and returns how it ended.
+  function run(argv, { input, env } = {}) {
+    return new Promise((resolve, reject) => {
+      const child = spawn(argv[0], argv.slice(1), {
+        cwd: home,
+        env: {
+          PATH: process.env.PATH,
+          HOME: home,
+          XDG_CONFIG_HOME: home,
+          XDG_DATA_HOME: home,
+          XDG_CACHE_HOME: home,
+          SKERRY_URL,
+          NO_COLOR: "1",
+          SANDBOX_SKIP_VERSION_CHECK: "1",
+          VERCEL_TELEMETRY_DISABLED: "1",
+          ...env,
+        },
+      });
+      const result = { stdout: "", stderr: "" };
+      child.stdout.on("data", (data) => (result.stdout += data));
+      child.stderr.on("data", (data) => (result.stderr += data));
+      child.once("error", reject);
+      child.once("close", (code) => resolve({ ...result, code }));
+      child.stdin.end(input);
+    });
+  }
+
+  const scope = ["--token", SKERRY_TOKEN, "--scope", SKERRY_TEAM, "--project", SKERRY_PROJECT];
+  // sandbox runs the CLI; the scope goes after the subcommand.
+  const sandbox = (command, ...args) => run([...program, command, ...scope, ...args]);
+
+  async function works(command, ...args) {
+    const result = await sandbox(command, ...args);
+    assert.equal(result.code, 0, `${command}: ${result.stdout}${result.stderr}`);
+    return result;
+  }
+
+  before(async () => {
+    home = await mkdtemp(join(tmpdir(), "conformance-cli-"));
+    const created = await works("create", "--non-persistent", "--name", name, "--timeout", "5m", "--env", "FROM=create", "--tag", "suite=cli");
+    assert.equal(created.stdout, name);
+    assert.match(created.stderr, /created/);
+  });
+
+  after(async () => {
+    await works("rm", name);
+    await rm(home, { recursive: true });
+  });
+
+  test("exec passes output and exit code on", async () => {
+    const result = await sandbox("exec", name, "--", "sh", "-c", 'echo "out $FROM"; echo problem >&2; exit 7');
+    assert.equal(result.code, 7);
+    assert.equal(result.stdout, "out create\n");
+    assert.match(result.stderr, /problem/);
+  });
+
+  test("exec with environment, directory, sudo and timeout", async () => {
+    const env = await works("exec", "--env", "FROM=exec", "--workdir", "/tmp", name, "--", "sh", "-c", 'echo "$FROM $PWD"');
+    assert.equal(env.stdout, "exec /tmp\n");
+    assert.equal((await works("exec", "--sudo", name, "id", "-u")).stdout, "0\n");
+    assert.equal((await sandbox("exec", "--timeout", "1s", name, "sleep", "60")).code, 137);
+    assert.equal((await sandbox("exec", name, "no-such-command")).code, 127);
+  });
+
+  test("list shows it", async () => {
+    const { stdout } = await works("list", "--name-prefix", name);
+    const [header, row] = stdout.trim().split("\n");
+    assert.match(header, /^NAME\s+STATUS\s+CREATED/);
+    assert.match(row, new RegExp(`^${name}\\s+running\\s`));
+    assert.match(row, /suite:cli/);
+    assert.doesNotMatch((await works("ls", "--tag", "suite=other")).stdout, new RegExp(name));
+  });
+
+  test("cp goes both ways", async () => {
+    const content = randomBytes(200_000);
+    await writeFile(join(home, "local.bin"), content);
+    await works("cp", "local.bin", `${name}:dir/remote.bin`);
+    await works("copy", `${name}:/vercel/sandbox/dir/remote.bin`, "back.bin");
+    assert.ok(content.equals(await readFile(join(home, "back.bin"))));
+    const missing = await works("cp", `${name}:missing`, "missing.bin");
+    assert.match(missing.stderr, /File not found: missing/);
+    await assert.rejects(readFile(join(home, "missing.bin")), { code: "ENOENT" });
+  });
+
+  test("a terminal", async () => {
+    const quoted = [...program, "exec", ...scope, "-i", "--no-extend-timeout", name, "--", "sh", "-c", "stty -echo; tty; read x; echo got $x; exit 5"]
+      .map((arg) => `'${arg.replaceAll("'", "'\\''")}'`)
+      .join(" ");
+    // script is what gives the CLI a terminal of its own.
+    const result = await run(["script", "-qefc", quoted, "/dev/null"], { input: "typed\r", env: { TERM: "xterm" } });
+    assert.match(result.stdout, /\/dev\/pts\/\d+\r\n/);
+    assert.match(result.stdout, /got typed\r\n/);
+    assert.equal(result.code, 5);
+  });
+
+  test("stop, and exec resumes", async () => {
+    assert.match((await works("stop", name)).stderr, /Sandbox stopped/);
+    assert.doesNotMatch((await works("list")).stdout, new RegExp(name));
+    assert.match((await works("list", "--all", "--name-prefix", name)).stdout, new RegExp(`${name}\\s+stopped`));
+    assert.equal((await works("exec", name, "echo", "again")).stdout, "again\n");
+  });
+
+  test("rm removes, once", async () => {
+    const other = `${name}-other`;
+    await works("create", "--non-persistent", "--silent", "--name", other);
+    await works("rm", other);
+    assert.notEqual((await sandbox("rm", other)).code, 0);
+    const gone = await sandbox("exec", other, "true");
+    assert.notEqual(gone.code, 0);
+    assert.match(gone.stdout + gone.stderr, /404|not found|not_found/i);
+  });
+
+  test("the scope is inferred from the token", async () => {
+    const result = await run([...program, "list", "--token", SKERRY_TOKEN]);
+    assert.equal(result.code, 0, result.stderr);
+    assert.match(result.stdout, new RegExp(name));
+    const wrong = await run([...program, "list", "--token", "wrong"]);
+    assert.notEqual(wrong.code, 0);
+  });
+
+  test("what is not built is said", async () => {
+    const result = await sandbox("create", "--non-persistent", "--publish-port", "3000");
+    assert.notEqual(result.code, 0);
+    assert.match(result.stdout + result.stderr, /ports/);
+  });
+
+  test("nothing leaves for another host", async () => {
+    const probe = 'await Promise.all(["https://telemetry.vercel.com/x", "https://vercel.com/other"].map((u) => fetch(u).then(() => process.exit(3), () => {})))';
+    const result = await run([process.execPath, "--import", here("redirect.mjs"), "--input-type=module", "-e", probe]);
+    assert.equal(result.code, 0, result.stderr);
+  });
+});
