@@ -234,7 +234,7 @@ func (s *Server) killAll() {
 }
 
 func (s *Server) interactive(w http.ResponseWriter, r *http.Request) {
-	answer(w, map[string]string{"url": "ws" + s.URL[len("http"):] + "/terminal", "token": "one+time/ticket"})
+	answer(w, map[string]string{"url": "ws://" + r.Host + "/terminal", "token": "one+time/ticket"})
 }
 
 // terminal runs an interactive command on a pseudo-terminal of this machine.
