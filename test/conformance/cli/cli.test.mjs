@@ -23,10 +23,13 @@ suite("the public CLI", () => {
 
   // run starts a program in a home of its own, so that no login of the user's
   // is used or changed, and returns how it ended.
-  function run(argv, { input, env } = {}) {
+  // With prompt and answer, it types the answer when the prompt is shown.
+  function run(argv, { prompt, answer, env } = {}) {
     return new Promise((resolve, reject) => {
       const child = spawn(argv[0], argv.slice(1), {
         cwd: home,
+        timeout: 60_000,
+        killSignal: "SIGKILL",
         env: {
           PATH: process.env.PATH,
           HOME: home,
@@ -41,11 +44,19 @@ suite("the public CLI", () => {
         },
       });
       const result = { stdout: "", stderr: "" };
-      child.stdout.on("data", (data) => (result.stdout += data));
+      child.stdout.on("data", (data) => {
+        result.stdout += data;
+        if (prompt?.test(result.stdout)) {
+          child.stdin.write(answer);
+          prompt = undefined;
+        }
+      });
       child.stderr.on("data", (data) => (result.stderr += data));
       child.once("error", reject);
+      child.once("exit", () => child.stdin.end());
       child.once("close", (code) => resolve({ ...result, code }));
-      child.stdin.end(input);
+      child.stdin.on("error", () => {}); // it may end before it takes the answer
+      if (!prompt) child.stdin.end();
     });
   }
 
@@ -107,13 +118,14 @@ suite("the public CLI", () => {
   });
 
   test("a terminal", async () => {
-    const quoted = [...program, "exec", ...scope, "-i", "--no-extend-timeout", name, "--", "sh", "-c", "stty -echo; tty; read x; echo got $x; exit 5"]
+    const quoted = [...program, "exec", ...scope, "-i", "--no-extend-timeout", name, "--", "sh", "-c", "stty -echo; tty; stty size; read x; echo got $x; exit 5"]
       .map((arg) => `'${arg.replaceAll("'", "'\\''")}'`)
       .join(" ");
     // script is what gives the CLI a terminal of its own.
-    const result = await run(["script", "-qefc", quoted, "/dev/null"], { input: "typed\r", env: { TERM: "xterm" } });
-    assert.match(result.stdout, /\/dev\/pts\/\d+\r\n/);
-    assert.match(result.stdout, /got typed\r\n/);
+    const argv = ["script", "-qefc", `stty cols 100 rows 30; exec ${quoted}`, "/dev/null"];
+    const result = await run(argv, { prompt: /30 100\r/, answer: "typed\r", env: { TERM: "xterm" } });
+    assert.match(result.stdout, /\/dev\/pts\/\d+\r/);
+    assert.match(result.stdout, /got typed\r/);
     assert.equal(result.code, 5);
   });
 
