@@ -353,7 +353,7 @@ func (c *Cmd) Logs(ctx context.Context) iter.Seq2[Log, error] {
 // an ExitError has the end of standard error.
 func (c *Cmd) Output() ([]byte, error) {
 	if c.Stdout != nil {
-		return nil, errors.New("Stdout is set already")
+		return nil, errors.New("standard output is set already")
 	}
 	out := &boundedBuffer{}
 	c.Stdout = out
@@ -373,7 +373,7 @@ func (c *Cmd) Output() ([]byte, error) {
 // standard error, in the order in which the server received them.
 func (c *Cmd) CombinedOutput() ([]byte, error) {
 	if c.Stdout != nil || c.Stderr != nil {
-		return nil, errors.New("Stdout or Stderr is set already")
+		return nil, errors.New("standard output or error is set already")
 	}
 	out := &boundedBuffer{}
 	c.Stdout, c.Stderr = out, out

@@ -29,9 +29,6 @@ import (
 	"github.com/skerry-dev/skerry/internal/driver"
 )
 
-// sentryName is the name under which this program is started as a sentry.
-const sentryName = "runsc-sandbox"
-
 // Main runs this process as gVisor's if that is what it was started for, and
 // then does not return. The program's main calls it before anything else.
 func Main() {

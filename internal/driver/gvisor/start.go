@@ -47,14 +47,13 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 	if err := writeBundle(dir, oci); err != nil {
 		return nil, nil, err
 	}
-	group := d.cfg.Cgroups.Open(spec.ID)
 	var proc *process
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.abandon(ctx, spec.ID, proc))
 		}
 	}()
-	group, err = d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
+	group, err := d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
 		CPUs:        spec.VCPUs,
 		MemoryBytes: spec.MemoryBytes + sentryMemory,
 		Processes:   spec.Processes,
