@@ -19,6 +19,10 @@ import (
 func main() {
 	// As a sentry this does not return; it comes before everything else.
 	gvisor.Main()
+	if err := keepInherited(); err != nil {
+		fmt.Fprintln(os.Stderr, "sandboxd:", err)
+		os.Exit(1)
+	}
 	// A first signal asks for an orderly end; see serve for what it means.
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()

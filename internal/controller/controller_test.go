@@ -1,0 +1,510 @@
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/store"
+)
+
+var scope = skerry.Scope{TeamID: "team_a", ProjectID: "prj_a"}
+
+// lab is a controller over a real store and a node of real processes.
+type lab struct {
+	*Controller
+	t     *testing.T
+	node  *processNode
+	store *store.Store
+	conf  Config
+}
+
+func newLab(t *testing.T, change ...func(*Config)) *lab {
+	t.Helper()
+	s, err := store.Open(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lab{t: t, node: newProcessNode(t.TempDir()), store: s}
+	l.conf = Config{Store: s, Node: l.node, Images: oneImage{}, Log: slog.New(slog.DiscardHandler)}
+	for _, f := range change {
+		f(&l.conf)
+	}
+	before := runtime.NumGoroutine()
+	l.Controller = New(l.conf)
+	if err := l.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		l.node.onStop = nil
+		if err := errors.Join(l.StopAll(context.Background()), l.Close()); err != nil {
+			t.Error(err)
+		}
+		l.eventually("the goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// restart is what a crash and a new process do to the controller's memory.
+func (l *lab) restart() {
+	l.t.Helper()
+	if err := l.Close(); err != nil {
+		l.t.Fatal(err)
+	}
+	l.Controller = New(l.conf)
+	if err := l.Recover(l.t.Context()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *lab) eventually(what string, happened func() bool) {
+	l.t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !happened() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			l.t.Errorf("waited in vain for %s", what)
+			return
+		}
+	}
+}
+
+func (l *lab) create(name string) *skerry.Run {
+	l.t.Helper()
+	run, err := l.CreateSandbox(l.t.Context(), scope, skerry.CreateParams{Name: name})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return run
+}
+
+func (l *lab) status(name string) skerry.SessionStatus {
+	l.t.Helper()
+	run, err := l.GetSandbox(l.t.Context(), scope, name, false)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if run.Sandbox.Status != run.Session.Status {
+		l.t.Errorf("the sandbox is %s, its session %s", run.Sandbox.Status, run.Session.Status)
+	}
+	return run.Session.Status
+}
+
+func (l *lab) run(session, name string, args ...string) *skerry.Command {
+	l.t.Helper()
+	cmd, _, err := l.RunCommand(l.t.Context(), scope, session, skerry.CommandParams{Name: name, Args: args}, false)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return cmd
+}
+
+func wantCode(t *testing.T, what string, err error, want skerry.Code) {
+	t.Helper()
+	if got := skerry.CodeOf(err); got != want {
+		t.Errorf("%s: %v, want code %q", what, err, want)
+	}
+}
+
+func TestLifeOfASandbox(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	if run.Session.Status != skerry.StatusRunning || run.Session.StartedAt.IsZero() || run.Sandbox.ExpiresAt.IsZero() {
+		t.Fatalf("created as %+v", run)
+	}
+	if run.Session.VCPUs != 2 || run.Session.MemoryMB != 4096 || run.Sandbox.Runtime != "node24" || run.Session.Timeout.Std() != skerry.DefaultTimeout {
+		t.Errorf("defaults are %+v", run.Session)
+	}
+	cmd := l.run(run.Session.ID, "sh", "-c", "exit 3")
+	if got, err := l.GetCommand(t.Context(), scope, run.Session.ID, cmd.ID); err != nil || got.ID != cmd.ID {
+		t.Errorf("GetCommand right after RunCommand: %v, %v", got, err)
+	}
+	done, err := l.WaitCommand(t.Context(), scope, run.Session.ID, cmd.ID)
+	if err != nil || *done.ExitCode != 3 || done.Cwd != skerry.WorkDir {
+		t.Errorf("WaitCommand() = %+v, %v", done, err)
+	}
+	stopped, err := l.StopSession(t.Context(), scope, run.Session.ID)
+	if err != nil || stopped.Session.Status != skerry.StatusStopped || stopped.Session.ActiveCPU.Std() != time.Second || stopped.Sandbox.TotalEgressBytes != 20 {
+		t.Errorf("stopped as %+v, %v", stopped, err)
+	}
+	if past, err := l.GetCommand(t.Context(), scope, run.Session.ID, cmd.ID); err != nil || *past.ExitCode != 3 {
+		t.Errorf("the command after the stop: %v, %v", past, err)
+	}
+	_, _, err = l.RunCommand(t.Context(), scope, run.Session.ID, skerry.CommandParams{Name: "true"}, false)
+	wantCode(t, "a command in a stopped session", err, skerry.CodeSandboxStopped)
+	resumed, err := l.GetSandbox(t.Context(), scope, "one", true)
+	if err != nil || !resumed.Resumed || resumed.Session.ID == run.Session.ID || resumed.Session.Status != skerry.StatusRunning {
+		t.Errorf("resumed as %+v, %v", resumed, err)
+	}
+	if _, err := l.DeleteSandbox(t.Context(), scope, "one"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.GetSandbox(t.Context(), scope, "one", true)
+	wantCode(t, "a deleted sandbox", err, skerry.CodeNotFound)
+	_, err = l.StopSession(t.Context(), scope, resumed.Session.ID)
+	wantCode(t, "a deleted sandbox's session", err, skerry.CodeNotFound)
+}
+
+func TestOthersSeeNothing(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	cmd := l.run(run.Session.ID, "sleep", "100")
+	other := skerry.Scope{TeamID: "team_b", ProjectID: "prj_b"}
+	ctx := t.Context()
+	for what, f := range map[string]func() error{
+		"sandbox": func() error { _, err := l.GetSandbox(ctx, other, "one", true); return err },
+		"delete":  func() error { _, err := l.DeleteSandbox(ctx, other, "one"); return err },
+		"update":  func() error { _, err := l.UpdateSandbox(ctx, other, "one", skerry.UpdateParams{}); return err },
+		"session": func() error { _, err := l.GetSession(ctx, other, run.Session.ID); return err },
+		"stop":    func() error { _, err := l.StopSession(ctx, other, run.Session.ID); return err },
+		"extend":  func() error { _, err := l.ExtendTimeout(ctx, other, run.Session.ID, 1000); return err },
+		"command": func() error { _, err := l.GetCommand(ctx, other, run.Session.ID, cmd.ID); return err },
+		"kill":    func() error { _, err := l.KillCommand(ctx, other, run.Session.ID, cmd.ID, 9); return err },
+		"output":  func() error { _, err := l.CommandOutput(ctx, other, run.Session.ID, cmd.ID); return err },
+		"exec": func() error {
+			_, _, err := l.RunCommand(ctx, other, run.Session.ID, skerry.CommandParams{Name: "true"}, false)
+			return err
+		},
+		"files": func() error { return l.MakeDir(ctx, other, run.Session.ID, "", "x", false) },
+	} {
+		wantCode(t, what, f(), skerry.CodeNotFound)
+	}
+	if got := l.status("one"); got != skerry.StatusRunning {
+		t.Errorf("the sandbox is %s", got)
+	}
+}
+
+func TestStopsJoinAndCallsMeanwhileAreRefused(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	cmd := l.run(run.Session.ID, "sleep", "100")
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	l.node.onStop = func(string) {
+		once.Do(func() { close(reached); <-release })
+	}
+	var stops sync.WaitGroup
+	for range 5 {
+		stops.Go(func() {
+			if r, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil || r.Session.Status != skerry.StatusStopped {
+				t.Errorf("StopSession() = %+v, %v", r, err)
+			}
+		})
+	}
+	<-reached
+	_, _, err := l.RunCommand(t.Context(), scope, run.Session.ID, skerry.CommandParams{Name: "true"}, false)
+	wantCode(t, "a command while the session stops", err, skerry.CodeSandboxStopping)
+	// Callers that resume meanwhile wait, and share one new session.
+	var resumes sync.WaitGroup
+	ids := make(chan string, 5)
+	for range 5 {
+		resumes.Go(func() {
+			r, err := l.GetSandbox(t.Context(), scope, "one", true)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			ids <- r.Session.ID
+		})
+	}
+	close(release)
+	stops.Wait()
+	resumes.Wait()
+	close(ids)
+	seen := map[string]bool{}
+	for id := range ids {
+		seen[id] = true
+	}
+	if len(seen) != 1 || seen[run.Session.ID] || l.node.starts != 2 {
+		t.Errorf("five resumes gave sessions %v, %d were started", seen, l.node.starts)
+	}
+	if past, err := l.GetCommand(t.Context(), scope, run.Session.ID, cmd.ID); err != nil || *past.ExitCode != 137 {
+		t.Errorf("the command that ran: %+v, %v", past, err)
+	}
+}
+
+func TestFailedCreationLeavesNothing(t *testing.T) {
+	l := newLab(t)
+	l.node.onStart = func(context.Context, string) error { return errors.New("boom") }
+	_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one"})
+	if err == nil || !strings.Contains(err.Error(), "boom") {
+		t.Errorf("CreateSandbox() = %v", err)
+	}
+	l.assertEmpty()
+	l.node.onStart = nil
+	l.create("one")
+}
+
+func (l *lab) assertEmpty() {
+	l.t.Helper()
+	list, _, err := l.ListSandboxes(l.t.Context(), scope, skerry.SandboxFilter{})
+	if err != nil || len(list) != 0 {
+		l.t.Errorf("sandboxes are left: %v, %v", list, err)
+	}
+	if ids, err := l.store.SessionIDs(l.t.Context(), ""); err != nil || len(ids) != 0 {
+		l.t.Errorf("sessions are left: %v, %v", ids, err)
+	}
+	l.node.mu.Lock()
+	defer l.node.mu.Unlock()
+	if len(l.node.sessions) != 0 {
+		l.t.Errorf("the node still has %d sessions", len(l.node.sessions))
+	}
+}
+
+func TestCreatorGoesAway(t *testing.T) {
+	l := newLab(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	l.node.onStart = func(ctx context.Context, _ string) error {
+		cancel()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if _, err := l.CreateSandbox(ctx, scope, skerry.CreateParams{Name: "one"}); !errors.Is(err, context.Canceled) {
+		t.Errorf("CreateSandbox() = %v", err)
+	}
+	l.assertEmpty()
+}
+
+func TestDeleteAndStopWhileStarting(t *testing.T) {
+	for _, what := range []string{"delete", "stop"} {
+		t.Run(what, func(t *testing.T) {
+			l := newLab(t)
+			starting := make(chan string, 1)
+			l.node.onStart = func(ctx context.Context, id string) error {
+				starting <- id
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			created := make(chan error, 1)
+			go func() {
+				_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one"})
+				created <- err
+			}()
+			id := <-starting
+			var err error
+			if what == "delete" {
+				_, err = l.DeleteSandbox(t.Context(), scope, "one")
+			} else {
+				_, err = l.StopSession(t.Context(), scope, id)
+			}
+			// The creation cleans up after itself, maybe before this call.
+			if err != nil && skerry.CodeOf(err) != skerry.CodeNotFound {
+				t.Errorf("%s: %v", what, err)
+			}
+			if err := <-created; err == nil {
+				t.Error("the creation succeeded")
+			}
+			l.assertEmpty()
+		})
+	}
+}
+
+func TestNames(t *testing.T) {
+	l := newLab(t)
+	var wg sync.WaitGroup
+	results := make(chan error, 4)
+	for range 4 {
+		wg.Go(func() {
+			_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "same"})
+			results <- err
+		})
+	}
+	wg.Wait()
+	close(results)
+	won := 0
+	for err := range results {
+		if err == nil {
+			won++
+			continue
+		}
+		wantCode(t, "a name that is taken", err, skerry.CodeConflict)
+	}
+	if won != 1 {
+		t.Errorf("%d of four creations of one name succeeded", won)
+	}
+	run, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{})
+	if err != nil || validateName(run.Sandbox.Name) != nil || strings.Count(run.Sandbox.Name, "-") != 2 {
+		t.Errorf("a generated name: %v, %v", run, err)
+	}
+}
+
+func TestTimeoutStopsTheSession(t *testing.T) {
+	l := newLab(t)
+	run, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one", Timeout: skerry.Duration(time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	long, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "two", Timeout: skerry.Duration(time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	extended, err := l.ExtendTimeout(t.Context(), scope, long.Session.ID, skerry.Duration(time.Hour))
+	if err != nil || extended.Timeout.Std() != time.Hour+time.Second {
+		t.Errorf("ExtendTimeout() = %+v, %v", extended, err)
+	}
+	l.eventually("the time to be up", func() bool { return l.status("one") == skerry.StatusStopped })
+	if got := l.status("two"); got != skerry.StatusRunning {
+		t.Errorf("the extended session is %s", got)
+	}
+	past, err := l.GetSession(t.Context(), scope, run.Session.ID)
+	if err != nil || past.Session.Duration.Std() < time.Second {
+		t.Errorf("the session lasted %v, %v", past.Session.Duration, err)
+	}
+	for _, by := range []skerry.Duration{skerry.Duration(24 * time.Hour), skerry.Duration(1<<63 - 1)} {
+		_, err = l.ExtendTimeout(t.Context(), scope, long.Session.ID, by)
+		wantCode(t, "beyond the maximum", err, skerry.CodeTimeoutInvalid)
+	}
+	_, err = l.ExtendTimeout(t.Context(), scope, long.Session.ID, 0)
+	wantCode(t, "by nothing", err, skerry.CodeBadRequest)
+}
+
+func TestLostMachineAbortsTheSession(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	cmd := l.run(run.Session.ID, "sleep", "100")
+	l.node.lose(run.Session.ID, "the power went out")
+	l.eventually("the session to be aborted", func() bool { return l.status("one") == skerry.StatusAborted })
+	past, err := l.GetSession(t.Context(), scope, run.Session.ID)
+	if err != nil || past.Session.Reason != "the power went out" || past.Session.AbortedAt.IsZero() {
+		t.Errorf("aborted as %+v, %v", past.Session, err)
+	}
+	ended, err := l.WaitCommand(t.Context(), scope, run.Session.ID, cmd.ID)
+	if err != nil || *ended.ExitCode != 137 {
+		t.Errorf("its command: %+v, %v", ended, err)
+	}
+	if again, err := l.GetSandbox(t.Context(), scope, "one", true); err != nil || again.Session.Status != skerry.StatusRunning {
+		t.Errorf("resumed as %+v, %v", again, err)
+	}
+}
+
+func TestUpdateIsForTheNextSession(t *testing.T) {
+	l := newLab(t)
+	first := l.create("one")
+	vcpus, timeout := 4, skerry.Duration(time.Hour)
+	run, err := l.UpdateSandbox(t.Context(), scope, "one", skerry.UpdateParams{VCPUs: &vcpus, Timeout: &timeout, Tags: map[string]string{"a": "b"}})
+	if err != nil || run.Sandbox.VCPUs != 4 || run.Sandbox.MemoryMB != 8192 || run.Session.VCPUs != 2 || run.Session.Timeout == timeout {
+		t.Errorf("UpdateSandbox() = %+v, %v", run, err)
+	}
+	if _, err := l.StopSession(t.Context(), scope, first.Session.ID); err != nil {
+		t.Fatal(err)
+	}
+	next, err := l.GetSandbox(t.Context(), scope, "one", true)
+	if err != nil || next.Session.VCPUs != 4 || next.Session.Timeout != timeout || next.Sandbox.Tags["a"] != "b" {
+		t.Errorf("the next session is %+v, %v", next, err)
+	}
+}
+
+func TestLimitOfSessions(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.MaxSessions = 2 })
+	l.create("one")
+	two := l.create("two")
+	_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "three"})
+	wantCode(t, "one too many", err, skerry.CodeRateLimited)
+	if _, err := l.StopSession(t.Context(), scope, two.Session.ID); err != nil {
+		t.Fatal(err)
+	}
+	l.create("three")
+}
+
+func TestRecoverAdopts(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	cmd := l.run(run.Session.ID, "sh", "-c", "sleep 0.2; exit 5")
+	lost := l.create("lost")
+	l.node.lose(lost.Session.ID, "")
+	l.restart()
+	if got := l.status("one"); got != skerry.StatusRunning {
+		t.Errorf("the adopted session is %s", got)
+	}
+	if got := l.status("lost"); got != skerry.StatusAborted && got != skerry.StatusStopped {
+		t.Errorf("the lost session is %s", got)
+	}
+	done, err := l.WaitCommand(t.Context(), scope, run.Session.ID, cmd.ID)
+	if err != nil || *done.ExitCode != 5 {
+		t.Errorf("the adopted command ended as %+v, %v", done, err)
+	}
+	l.node.lose(run.Session.ID, "later")
+	l.eventually("the adopted session to be watched", func() bool { return l.status("one") == skerry.StatusAborted })
+}
+
+func TestRecoverSettlesWhatWasInBetween(t *testing.T) {
+	l := newLab(t)
+	now := skerry.At(time.Now())
+	for _, status := range []skerry.SessionStatus{skerry.StatusPending, skerry.StatusStopping, skerry.StatusRunning} {
+		run := &skerry.Session{ID: skerry.NewID(skerry.PrefixSession), Scope: scope, Status: status, CreatedAt: now}
+		box := &skerry.Sandbox{ID: skerry.NewID(skerry.PrefixSandbox), Scope: scope, Name: string(status), Status: status, CurrentSessionID: run.ID, CreatedAt: now, StatusUpdatedAt: now}
+		run.SandboxID = box.ID
+		if err := l.store.CreateSandbox(t.Context(), box, run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.restart()
+	if got := l.status("stopping"); got != skerry.StatusStopped {
+		t.Errorf("what was stopping is %s", got)
+	}
+	if got := l.status("running"); got != skerry.StatusAborted {
+		t.Errorf("what was running is %s", got)
+	}
+	// Nobody was told of a sandbox that was being created.
+	_, err := l.GetSandbox(t.Context(), scope, "pending", false)
+	wantCode(t, "what was being created", err, skerry.CodeNotFound)
+}
+
+func TestOldCommandsAreForgotten(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	live := l.liveSession(run.Session.ID)
+	first := l.run(run.Session.ID, "true")
+	if _, err := l.WaitCommand(t.Context(), scope, run.Session.ID, first.ID); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the command to be retired", func() bool {
+		live.mu.Lock()
+		defer live.mu.Unlock()
+		return len(live.finished) == 1
+	})
+	// As if a thousand had followed.
+	live.mu.Lock()
+	for i := range keepCommands - 1 {
+		live.finished = append(live.finished, fmt.Sprint("cmd_filler", i))
+	}
+	live.mu.Unlock()
+	last := l.run(run.Session.ID, "true")
+	if _, err := l.WaitCommand(t.Context(), scope, run.Session.ID, last.ID); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("the oldest command to be forgotten", func() bool {
+		_, err := l.GetCommand(t.Context(), scope, run.Session.ID, first.ID)
+		return skerry.CodeOf(err) == skerry.CodeNotFound
+	})
+}
+
+func TestClosingEndsWaits(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	cmd := l.run(run.Session.ID, "sleep", "100")
+	waited := make(chan error, 1)
+	old := l.Controller
+	go func() {
+		_, err := old.WaitCommand(context.Background(), scope, run.Session.ID, cmd.ID)
+		waited <- err
+	}()
+	l.restart()
+	wantCode(t, "waiting while the service ends", <-waited, skerry.CodeUnavailable)
+	if got := l.status("one"); got != skerry.StatusRunning {
+		t.Errorf("after the restart the session is %s", got)
+	}
+}

@@ -1,0 +1,272 @@
+package controller
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// processNode is a Node whose sessions are folders and whose commands are
+// processes of this machine, without any isolation. Tests put themselves in
+// the way of its operations by the hooks.
+type processNode struct {
+	dir string
+	// onStart and onStop run in Start and Stop, where they may wait or fail.
+	onStart func(ctx context.Context, id string) error
+	onStop  func(id string)
+
+	mu       sync.Mutex
+	sessions map[string]*processSession
+	// starts counts the sessions that came up.
+	starts int
+}
+
+type processSession struct {
+	spec     SessionSpec
+	dir      string
+	ended    chan struct{}
+	reason   string
+	commands map[string]*process
+}
+
+type process struct {
+	cmd    *exec.Cmd
+	done   chan struct{}
+	exit   Exit
+	stdout bytes.Buffer
+}
+
+func newProcessNode(dir string) *processNode {
+	return &processNode{dir: dir, sessions: map[string]*processSession{}}
+}
+
+func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
+	if n.onStart != nil {
+		if err := n.onStart(ctx, spec.ID); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s := &processSession{spec: spec, dir: filepath.Join(n.dir, spec.ID), ended: make(chan struct{}), commands: map[string]*process{}}
+	if err := os.Mkdir(s.dir, 0o700); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sessions[spec.ID] = s
+	n.starts++
+	return nil
+}
+
+func (n *processNode) session(id string) (*processSession, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if s := n.sessions[id]; s != nil {
+		return s, nil
+	}
+	return nil, skerry.Errorf(skerry.CodeSandboxStopped, "no session %s", id)
+}
+
+func (n *processNode) Stop(_ context.Context, id string) (Usage, error) {
+	if n.onStop != nil {
+		n.onStop(id)
+	}
+	n.lose(id, "")
+	return Usage{ActiveCPU: time.Second, IngressBytes: 10, EgressBytes: 20}, nil
+}
+
+// lose ends a session's processes and the session, with a reason for Watch.
+func (n *processNode) lose(id, reason string) {
+	n.mu.Lock()
+	s := n.sessions[id]
+	delete(n.sessions, id)
+	n.mu.Unlock()
+	if s == nil {
+		return
+	}
+	s.reason = reason
+	close(s.ended)
+	for _, p := range s.commands {
+		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		<-p.done
+	}
+}
+
+func (n *processNode) Forget(ctx context.Context, id string) error {
+	if _, err := n.Stop(ctx, id); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(n.dir, id))
+}
+
+func (n *processNode) Watch(ctx context.Context, id string) (string, error) {
+	s, err := n.session(id)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-s.ended:
+		return s.reason, nil
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+func (n *processNode) Recover(_ context.Context, keep []string) ([]string, error) {
+	var adopted []string
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id := range n.sessions {
+		if slices.Contains(keep, id) {
+			adopted = append(adopted, id)
+		}
+	}
+	return adopted, nil
+}
+
+func (n *processNode) Retain(ctx context.Context, ids []string) error {
+	entries, err := os.ReadDir(n.dir)
+	for _, e := range entries {
+		if !slices.Contains(ids, e.Name()) {
+			err = errors.Join(err, n.Forget(ctx, e.Name()))
+		}
+	}
+	return err
+}
+
+func (n *processNode) Exec(_ context.Context, id string, spec CommandSpec, attach bool) (skerry.OutputReader, error) {
+	s, err := n.session(id)
+	if err != nil {
+		return nil, err
+	}
+	p := &process{cmd: exec.Command(spec.Name, spec.Args...), done: make(chan struct{})}
+	p.cmd.Dir = s.dir
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.Env = os.Environ()
+	for k, v := range spec.Env {
+		p.cmd.Env = append(p.cmd.Env, k+"="+v)
+	}
+	p.cmd.Stdout, p.cmd.Stderr = &p.stdout, &p.stdout
+	start := time.Now()
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	s.commands[spec.ID] = p
+	n.mu.Unlock()
+	go func() {
+		p.cmd.Wait()
+		p.exit = Exit{Code: p.cmd.ProcessState.ExitCode(), Duration: time.Since(start)}
+		if ws := p.cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
+			p.exit.Code = 128 + int(ws.Signal())
+		}
+		close(p.done)
+	}()
+	if !attach {
+		return nil, nil
+	}
+	return &processOutput{p: p}, nil
+}
+
+// processOutput yields a process's output in one piece when it has ended.
+type processOutput struct {
+	p    *process
+	read bool
+}
+
+func (o *processOutput) Next() (skerry.Stream, []byte, error) {
+	<-o.p.done
+	if o.read || o.p.stdout.Len() == 0 {
+		return "", nil, io.EOF
+	}
+	o.read = true
+	return skerry.Stdout, o.p.stdout.Bytes(), nil
+}
+
+func (o *processOutput) Close() error { return nil }
+
+func (n *processNode) process(session, id string) (*process, error) {
+	s, err := n.session(session)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p := s.commands[id]; p != nil {
+		return p, nil
+	}
+	return nil, skerry.Errorf(skerry.CodeNotFound, "no command %s", id)
+}
+
+func (n *processNode) Wait(ctx context.Context, session, id string) (Exit, error) {
+	p, err := n.process(session, id)
+	if err != nil {
+		return Exit{}, err
+	}
+	select {
+	case <-p.done:
+		return p.exit, nil
+	case <-ctx.Done():
+		return Exit{}, ctx.Err()
+	}
+}
+
+func (n *processNode) Output(_ context.Context, session, id string) (skerry.OutputReader, error) {
+	p, err := n.process(session, id)
+	if err != nil {
+		return nil, err
+	}
+	return &processOutput{p: p}, nil
+}
+
+func (n *processNode) Drop(_ context.Context, session, id string) error {
+	s, err := n.session(session)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(s.commands, id)
+	return nil
+}
+
+func (n *processNode) Signal(_ context.Context, session, id string, signal int) error {
+	p, err := n.process(session, id)
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(-p.cmd.Process.Pid, syscall.Signal(signal))
+}
+
+var errNotHere = errors.New("processes of this machine have no files or terminals of their own")
+
+func (n *processNode) Terminal(context.Context, string, skerry.TerminalParams) (skerry.Terminal, error) {
+	return nil, errNotHere
+}
+func (n *processNode) WriteFiles(context.Context, string, string, io.Reader) error { return errNotHere }
+func (n *processNode) ReadFile(context.Context, string, string, string) (io.ReadCloser, error) {
+	return nil, errNotHere
+}
+func (n *processNode) MakeDir(context.Context, string, string, string, bool) error { return errNotHere }
+
+// oneImage knows the default image and nothing else.
+type oneImage struct{}
+
+func (oneImage) Resolve(_ context.Context, ref string) (Image, error) {
+	if ref != "" {
+		return Image{}, skerry.Errorf(skerry.CodeNotFound, "there is no image %q", ref)
+	}
+	return Image{Digest: "sha256:0", Runtimes: []string{"node24", "python3.13"}}, nil
+}
