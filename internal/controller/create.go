@@ -301,11 +301,22 @@ func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, m
 	if err != nil {
 		return nil, false, err
 	}
-	l, err := c.newSession(ctx, box, skerry.At(time.Now()), c.cfg.Store.CreateSession)
+	l, err := c.nextSession(ctx, boxID)
 	if err != nil {
 		return nil, false, err
 	}
 	return l, true, c.startAndWait(ctx, l, image, false)
+}
+
+// nextSession gives a sandbox that has none a new session.
+func (c *Controller) nextSession(ctx context.Context, boxID string) (*live, error) {
+	c.edits.Lock()
+	defer c.edits.Unlock()
+	box, err := c.cfg.Store.Sandbox(ctx, boxID)
+	if err != nil {
+		return nil, err
+	}
+	return c.newSession(ctx, box, skerry.At(time.Now()), c.cfg.Store.CreateSession)
 }
 
 // runOf returns a sandbox with its current session.
@@ -318,7 +329,16 @@ func (c *Controller) runOf(ctx context.Context, boxID string, resumed bool) (*sk
 	if err != nil {
 		return nil, err
 	}
-	return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}, Resumed: resumed}, nil
+	return answer(box, run, resumed), nil
+}
+
+// answer puts a sandbox and one of its sessions together. They were read one
+// after the other; the session is the truth about the sandbox's state.
+func answer(box *skerry.Sandbox, run *skerry.Session, resumed bool) *skerry.Run {
+	if box.CurrentSessionID == run.ID {
+		reflectSession(box, run)
+	}
+	return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}, Resumed: resumed}
 }
 
 // sessionOf returns a session, live or past.

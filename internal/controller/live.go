@@ -73,29 +73,36 @@ func (l *live) usable() error {
 // one, and writes it with its sandbox. change, if not nil, sets what else
 // changes with it.
 func (c *Controller) transition(ctx context.Context, l *live, to skerry.SessionStatus, change func(*skerry.Session)) error {
-	now := skerry.At(time.Now())
-	l.mu.Lock()
-	from := l.run.Status
-	if !from.CanBecome(to) {
-		l.mu.Unlock()
-		return fmt.Errorf("session %s is %s and cannot become %s", l.id, from, to)
-	}
-	l.run.Status = to
-	l.run.UpdatedAt = now
-	if change != nil {
-		change(&l.run)
-	}
-	run := l.run
-	l.mu.Unlock()
-	c.cfg.Log.Info("session "+string(to), "session", l.id, "sandbox", l.boxID, "from", from, "reason", run.Reason)
-	return c.saveSession(ctx, &run, now)
+	return c.editSession(ctx, l, func(run *skerry.Session) error {
+		from := run.Status
+		if !from.CanBecome(to) {
+			return fmt.Errorf("session %s is %s and cannot become %s", l.id, from, to)
+		}
+		run.Status = to
+		if change != nil {
+			change(run)
+		}
+		c.cfg.Log.Info("session "+string(to), "session", l.id, "sandbox", l.boxID, "from", from, "reason", run.Reason)
+		return nil
+	})
 }
 
-// saveSession writes a session and what its sandbox shows of it. A sandbox
-// that was deleted meanwhile is no error.
-func (c *Controller) saveSession(ctx context.Context, run *skerry.Session, now skerry.Time) error {
+// editSession changes a session, unless change returns an error, and writes
+// it with what its sandbox shows of it. Edits follow one another, so that the
+// store never ends with the older of two. A sandbox that was deleted meanwhile
+// is no error.
+func (c *Controller) editSession(ctx context.Context, l *live, change func(*skerry.Session) error) error {
 	c.edits.Lock()
 	defer c.edits.Unlock()
+	now := skerry.At(time.Now())
+	run := l.session()
+	run.UpdatedAt = now
+	if err := change(&run); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.run = run
+	l.mu.Unlock()
 	box, err := c.cfg.Store.Sandbox(ctx, run.SandboxID)
 	if skerry.CodeOf(err) == skerry.CodeNotFound {
 		return nil
@@ -105,12 +112,9 @@ func (c *Controller) saveSession(ctx context.Context, run *skerry.Session, now s
 	}
 	if box.CurrentSessionID == run.ID {
 		if box.Status != run.Status {
-			box.Status, box.StatusUpdatedAt = run.Status, now
+			box.StatusUpdatedAt = now
 		}
-		box.ExpiresAt = skerry.Time{}
-		if run.Status == skerry.StatusRunning {
-			box.ExpiresAt = run.ExpiresAt()
-		}
+		reflectSession(box, &run)
 	}
 	if run.Status.Ended() {
 		box.TotalDuration += run.Duration
@@ -120,7 +124,16 @@ func (c *Controller) saveSession(ctx context.Context, run *skerry.Session, now s
 			box.TotalEgressBytes += run.Network.Egress
 		}
 	}
-	return c.cfg.Store.SaveSession(ctx, box, run)
+	return c.cfg.Store.SaveSession(ctx, box, &run)
+}
+
+// reflectSession makes a sandbox show the state of its current session.
+func reflectSession(box *skerry.Sandbox, run *skerry.Session) {
+	box.Status = run.Status
+	box.ExpiresAt = skerry.Time{}
+	if run.Status == skerry.StatusRunning {
+		box.ExpiresAt = run.ExpiresAt()
+	}
 }
 
 // arm sets the timer that stops the session when its time is up.
@@ -154,18 +167,22 @@ func (c *Controller) ExtendTimeout(ctx context.Context, scope skerry.Scope, id s
 	if err != nil {
 		return nil, err
 	}
-	now := skerry.At(time.Now())
-	l.mu.Lock()
-	// Compared so that a huge duration does not overflow.
-	if by.Std() > c.cfg.MaxTimeout-l.run.Timeout.Std() {
-		l.mu.Unlock()
-		return nil, &skerry.Error{Code: skerry.CodeTimeoutInvalid, Field: "duration",
-			Message: fmt.Sprintf("would extend the timeout beyond the maximum of %s", c.cfg.MaxTimeout)}
+	err = c.editSession(context.WithoutCancel(ctx), l, func(run *skerry.Session) error {
+		if run.Status != skerry.StatusRunning {
+			return l.usable()
+		}
+		// Compared so that a huge duration does not overflow.
+		if by.Std() > c.cfg.MaxTimeout-run.Timeout.Std() {
+			return &skerry.Error{Code: skerry.CodeTimeoutInvalid, Field: "duration",
+				Message: fmt.Sprintf("would extend the timeout beyond the maximum of %s", c.cfg.MaxTimeout)}
+		}
+		run.Timeout += by
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	l.run.Timeout += by
-	l.run.UpdatedAt = now
-	run := l.run
-	l.mu.Unlock()
 	c.arm(l)
-	return &run, c.saveSession(context.WithoutCancel(ctx), &run, now)
+	run := l.session()
+	return &run, nil
 }

@@ -33,7 +33,7 @@ func (c *Controller) GetSession(ctx context.Context, scope skerry.Scope, id stri
 	if err != nil {
 		return nil, err
 	}
-	return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}}, nil
+	return answer(box, run, false), nil
 }
 
 // UpdateSandbox implements api.Service. What changes applies to the next

@@ -12,15 +12,7 @@ import (
 func (c *Controller) StopSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error) {
 	l := c.liveSession(id)
 	if l == nil || l.scope != scope {
-		run, err := c.cfg.Store.Session(ctx, scope, id)
-		if err != nil {
-			return nil, err
-		}
-		box, err := c.cfg.Store.Sandbox(ctx, run.SandboxID)
-		if err != nil {
-			return nil, err
-		}
-		return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}}, nil
+		return c.GetSession(ctx, scope, id)
 	}
 	c.beginStop(l)
 	select {

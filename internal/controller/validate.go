@@ -108,8 +108,8 @@ func (c *Controller) validateTimeout(d skerry.Duration) error {
 	return nil
 }
 
-// validateResources holds to the public API's rule: 1 CPU or a multiple of 2,
-// with 2048 MiB of memory each.
+// validateResources holds to the public API's rule: 1, 2, 4, 8 … vCPUs with
+// 2048 MiB of memory each.
 func (c *Controller) validateResources(vcpus, memory int) error {
 	if vcpus < 1 || vcpus > c.cfg.MaxVCPUs || vcpus&(vcpus-1) != 0 {
 		return skerry.Invalid("resources.vcpus", "must be a power of two from 1 to %d, is %d", c.cfg.MaxVCPUs, vcpus)
