@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/control"
@@ -34,6 +35,11 @@ type machine struct {
 	done chan struct{}
 	// reason is written before done is closed.
 	reason string
+
+	// unloadable is set when the snapshot that it started from could not be
+	// read; loading counts awaitFiles.
+	unloadable atomic.Bool
+	loading    sync.WaitGroup
 
 	stop sync.Once
 	err  error
@@ -98,6 +104,11 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
 	box.Pid.Store(pid)
 	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
+	// It may have been paused when the earlier process died.
+	if err := m.group.Thaw(); err != nil {
+		proc.close()
+		return nil, err
+	}
 	go m.watch()
 	return m, nil
 }
@@ -122,6 +133,9 @@ func (m *machine) watch() {
 		m.reason = fmt.Sprintf("the sandbox was killed by signal %d", ws.Signal())
 	default:
 		m.reason = "the sandbox's guest agent ended"
+	}
+	if m.unloadable.Load() {
+		m.reason = "the snapshot that the sandbox started from could not be read"
 	}
 	if words := lastWords(m.d.machineDir(m.id)); words != "" {
 		m.reason = "the sandbox's kernel failed"
@@ -208,9 +222,13 @@ func (m *machine) release(ctx context.Context) error {
 	// machine consists of dies with it.
 	if err := m.proc.signal(); err != nil {
 		errs = append(errs, fmt.Errorf("kill the sentry: %w", err))
+	} else if err := m.group.Thaw(); err != nil && !errors.Is(err, os.ErrNotExist) {
+		// A frozen process does not die on cgroup v1.
+		errs = append(errs, err)
 	} else {
 		<-m.done
 	}
+	m.loading.Wait()
 	m.proc.close()
 	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
 	if err := errors.Join(errs...); err != nil {
