@@ -71,6 +71,22 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 	if p.Tags != nil {
 		box.Tags = p.Tags
 	}
+	if p.Persistent != nil {
+		box.Persistent = *p.Persistent
+	}
+	if p.SnapshotExpiration != nil {
+		box.SnapshotExpiration = p.SnapshotExpiration
+	}
+	if p.Retention != nil || p.ClearRetention {
+		box.Retention = p.Retention
+	}
+	if p.CurrentSnapshotID != nil {
+		snap, _, err := c.usableSnapshot(ctx, scope, *p.CurrentSnapshotID)
+		if err != nil {
+			return nil, err
+		}
+		box.CurrentSnapshotID = snap.ID
+	}
 	box.UpdatedAt = skerry.At(time.Now())
 	return box, c.cfg.Store.SaveSandbox(ctx, box)
 }

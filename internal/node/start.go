@@ -52,10 +52,16 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err := s.save(); err != nil {
 		return err
 	}
+	snapshot, release, err := s.node.loadSnapshot(ctx, spec.Snapshot)
+	if err != nil {
+		return err
+	}
+	defer release() // the machine holds the files open
 	machine, conn, err := cfg.Driver.Start(ctx, driver.Spec{
 		ID:          s.id,
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
+		Snapshot:    snapshot,
 		Agent:       cfg.Agent,
 		NetNS:       s.lease.NetNSPath(),
 		VCPUs:       spec.VCPUs,
