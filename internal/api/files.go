@@ -24,7 +24,7 @@ func (s *Server) writeFiles(c *call) error {
 	case len(dir) > skerry.MaxPathLength || !validText(dir):
 		return skerry.Invalid("x-cwd", "is not a path or longer than %d bytes", skerry.MaxPathLength)
 	}
-	body := &steadyReader{rc: http.NewResponseController(c.w), r: c.r.Body, stall: s.stall}
+	body := &steadyReader{w: c.w, r: c.r.Body, stall: s.stall}
 	up, err := openUpload(body, s.maxUpload)
 	if err == nil {
 		err = s.service.WriteFiles(c.r.Context(), c.scope, c.path("session"), dir, up)

@@ -60,6 +60,8 @@ type Server struct {
 	trustForwarded bool
 	maxUpload      int64
 	stall          time.Duration
+	bodyTimeout    time.Duration // the constant, but in tests
+	strayTimeout   time.Duration // the constant, but in tests
 
 	mux      *http.ServeMux
 	document []byte
@@ -81,6 +83,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		service: o.Service, accounts: o.Accounts, log: o.Log,
 		trustForwarded: o.TrustForwarded, maxUpload: o.MaxUpload, stall: o.StallTimeout,
+		bodyTimeout: bodyTimeout, strayTimeout: strayTimeout,
 		mux: http.NewServeMux(),
 	}
 	if s.maxUpload == 0 {
@@ -182,6 +185,12 @@ func (s *Server) handler(rt route) http.Handler {
 			// handler; the next request on it starts without a deadline.
 			_ = c.w.deadline(time.Time{})
 			defer func() { _ = c.w.deadline(time.Now().Add(s.stall)) }()
+		}
+		if r.Body != nil && r.Body != http.NoBody {
+			// Holds unless the handler reads the body, under a deadline
+			// of its own: without it a client that has no token could
+			// keep a connection for ever by announcing a body.
+			c.w.readWithin(s.strayTimeout)
 		}
 		defer func() { s.logAccess(c, rt, started) }()
 		defer c.recover()
