@@ -88,8 +88,9 @@ func FromEnvironment() (*Client, error) {
 
 // OptionsFromEnvironment reads SKERRY_URL, SKERRY_TOKEN, SKERRY_TEAM and
 // SKERRY_PROJECT; each that is not set comes from skerry/config.json under
-// $XDG_CONFIG_HOME, by default ~/.config (on macOS and Windows too). A
-// missing file is no error.
+// $XDG_CONFIG_HOME, by default ~/.config (on macOS and Windows too), but for
+// the file's team and project when SKERRY_TOKEN is another token than the
+// file's. A missing file is no error.
 func OptionsFromEnvironment() (Options, error) {
 	path, err := config.Path()
 	if err != nil {
