@@ -162,12 +162,16 @@ func (a *app) tellWhyKilled(ctx context.Context, sb *client.Sandbox, timeout dur
 	}
 	ctx, cancel := context.WithTimeout(ctx, forwardWait)
 	defer cancel()
+	id := sb.Session().ID
+	if err := sb.Refresh(ctx); err != nil {
+		return
+	}
 	session := sb.Session()
-	if err := sb.Refresh(ctx); err != nil || (sb.Session().ID == session.ID && sb.Session().Status == skerry.StatusRunning) {
+	if session.ID == id && session.Status == skerry.StatusRunning {
 		return
 	}
 	why := "it was stopped"
-	if d := time.Duration(sb.Session().Duration); sb.Session().ID == session.ID && d >= time.Duration(session.Timeout) {
+	if session.ID == id && !session.RequestedStopAt.Before(session.ExpiresAt().Time) {
 		why = "its timeout of " + span(time.Duration(session.Timeout)) + " was over"
 	}
 	fmt.Fprintf(a.Err, "%s the session of %s ended while the command ran: %s.\n", a.err.yellow("Warning:"), clean(sb.Name()), why)
