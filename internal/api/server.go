@@ -66,6 +66,7 @@ type Server struct {
 	mux      *http.ServeMux
 	document []byte
 	tickets  ticketOffice
+	open     openCalls
 
 	// draining ends the streams and terminals, which could otherwise keep a
 	// server that is asked to end for hours.
