@@ -102,7 +102,7 @@ func New(o Options) (*Server, error) {
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	routes := s.routes()
-	document, err := describe(routes, o.Version)
+	document, err := describe(routes, o.Version, s.maxUpload)
 	if err != nil {
 		return nil, fmt.Errorf("describing the API: %w", err)
 	}
