@@ -244,6 +244,13 @@ func (s *Server) ownRoutes() []route {
 	}
 }
 
+// unbuiltTrees are the beginnings of paths that public clients may call and of
+// which this version has nothing.
+var unbuiltTrees = map[string]string{
+	"/v1/sandboxes":                     "version 1 of the API",
+	"/.well-known/openid-configuration": "logging in with OAuth",
+}
+
 // unbuiltRoutes are the endpoints whose features are not in this version: they
 // answer 501 and name what is missing.
 func (s *Server) unbuiltRoutes() []route {

@@ -283,6 +283,12 @@ func (s *Server) logAccess(c *call, rt route, started time.Time) {
 
 // noRoute answers what no route matches.
 func (s *Server) noRoute(c *call) error {
+	path := strings.TrimPrefix(c.r.URL.Path, apiPrefix)
+	for prefix, what := range unbuiltTrees {
+		if path == prefix || strings.HasPrefix(path, prefix+"/") {
+			return skerry.NotImplemented("", what)
+		}
+	}
 	var allowed []string
 	probe := *c.r
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
