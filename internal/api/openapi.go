@@ -52,7 +52,7 @@ func describe(routes []route, version string, maxUpload int64) ([]byte, error) {
 			"title":       "Skerry",
 			"version":     version,
 			"description": overview(maxUpload),
-			"license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
+			"license":     object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 		},
 		"servers": []any{object{"url": "/"}, object{"url": apiPrefix}},
 		"paths":   paths,

@@ -169,7 +169,7 @@ func (s *Server) commandRoutes() []route {
 		{
 			method: http.MethodPost, path: sessionPath + "/cmd", id: "runCommand", summary: "Run a command",
 			request: runRequest{}, response: commandResponse{}, handle: s.runCommand,
-			lines:  []any{commandResponse{}, logLine{}, errorLine{}},
+			lines: []any{commandResponse{}, logLine{}, errorLine{}},
 			detail: "With wait, the answer is a stream: the command, with logs what it writes as it writes it, and the command again when it " +
 				"has ended. It has exit code 127 if there is no such program, 126 if it cannot be run, and 128 and the signal's number " +
 				"if a signal ended it. Closing the connection does not end the command.",
