@@ -10,7 +10,8 @@ import (
 	"github.com/skerry-dev/skerry/internal/config"
 )
 
-// DefaultURL is the address of a server on this machine with default settings.
+// DefaultURL is the address of a server on this machine with default settings:
+// http://127.0.0.1:7700.
 const DefaultURL = config.DefaultURL
 
 // Options say which server to talk to, and as whom.
@@ -36,7 +37,8 @@ type Options struct {
 	NoResume bool
 }
 
-// Client talks to one server on behalf of one project.
+// Client talks to one server on behalf of one project. Make one with [New] or
+// [FromEnvironment].
 type Client struct {
 	base      *url.URL
 	token     string

@@ -184,6 +184,23 @@ func TestListPages(t *testing.T) {
 	}
 }
 
+func TestUpdateSendsWhatChanges(t *testing.T) {
+	s, sb := sandbox(t)
+	minute, four := time.Minute, 4
+	for want, opts := range map[string]client.UpdateOptions{
+		`{}`: {},
+		`{"resources":{"vcpus":4},"timeout":60000}`: {Timeout: &minute, VCPUs: &four},
+		`{"env":{"A":"b"},"tags":{}}`:               {Env: map[string]string{"A": "b"}, Tags: map[string]string{}},
+	} {
+		if err := sb.Update(t.Context(), opts); err != nil {
+			t.Fatal(err)
+		}
+		if body := s.LastBody("PATCH /v2/sandboxes/box"); body != want {
+			t.Errorf("body %s, want %s", body, want)
+		}
+	}
+}
+
 func TestLifecycle(t *testing.T) {
 	s, sb := sandbox(t)
 	ctx := t.Context()

@@ -50,7 +50,8 @@ type Cmd struct {
 	Env map[string]string
 	// Sudo runs the command as root.
 	Sudo bool
-	// Timeout, when positive, makes the server kill the command with SIGKILL.
+	// Timeout makes the server kill the command with SIGKILL after that time,
+	// counted in milliseconds; 0 is never.
 	Timeout time.Duration
 	// Detached lets the command outlive the context and this process. Its
 	// output is kept by the server, see [Cmd.Logs] and [Sandbox.FindCommand].
@@ -88,7 +89,8 @@ func (c *Cmd) begun(info skerry.Command) {
 
 // ExitError is a command that ended with another code than 0.
 type ExitError struct {
-	// Code is the exit code, 128 plus the signal if a signal ended it.
+	// Code is the exit code: 128 plus the signal's number if a signal ended it,
+	// 127 if there is no such program, 126 if it cannot be run.
 	Code    int
 	Command skerry.Command
 	// Stderr is the end of standard error, if [Cmd.Output] gathered it.
@@ -105,8 +107,9 @@ func (sb *Sandbox) Command(ctx context.Context, name string, args ...string) *Cm
 	return &Cmd{Name: name, Args: args, sb: sb, ctx: ctx}
 }
 
-// FindCommand returns a command that was started earlier, perhaps by another
-// process, as a detached Cmd that can be waited for, killed and read.
+// FindCommand returns a command of the current session that was started
+// earlier, perhaps by another process, as a detached Cmd that can be waited for,
+// killed and read.
 func (sb *Sandbox) FindCommand(ctx context.Context, id string) (*Cmd, error) {
 	c := &Cmd{Detached: true, started: true, sb: sb, ctx: ctx, id: id, session: sb.Session().ID}
 	info, err := c.refresh(ctx, false)
