@@ -188,7 +188,7 @@ func (s *Server) commandRoutes() []route {
 			method: http.MethodGet, path: commandPath + "/logs", id: "commandLogs", summary: "Follow the output of a command from its start",
 			lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs,
 			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeRateLimited, skerry.CodeUnavailable},
-			detail: "What is kept of a command's output is bounded: the newest 16 MiB by default, until its session ends.",
+			detail: "What is kept of a command's output is bounded: the newest 16 MiB by default, for as long as its session is listed.",
 		},
 		{
 			method: http.MethodPost, path: commandPath + "/kill", id: "killCommand", summary: "Send a signal to a command",
