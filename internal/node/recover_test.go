@@ -92,6 +92,57 @@ func (noLease) NetNSPath() string               { return "" }
 func (noLease) Counters() (int64, int64, error) { return 0, 0, nil }
 func (noLease) Release(context.Context) error   { return nil }
 
+// nodeAfter returns a node whose earlier process left the machines, with their
+// ids.
+func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_ *Node, keep []string) {
+	var driver machines
+	sessions := filepath.Join(dir, "sessions")
+	for _, m := range all {
+		m.id, m.done = skerry.NewID(skerry.PrefixSession), make(chan struct{})
+		driver, keep = append(driver, m), append(keep, m.id)
+		if err := os.MkdirAll(filepath.Join(sessions, m.id, "output"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(state{Secret: "secret", Lease: "lease"})
+		if err == nil {
+			err = os.WriteFile(filepath.Join(sessions, m.id, stateFile), b, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := New(Config{
+		Dir: sessions, Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n, keep
+}
+
+// TestSilentAgentEndsSession has an agent stop answering.
+func TestSilentAgentEndsSession(t *testing.T) {
+	m := &earlier{keys: []string{}}
+	n, ids := nodeAfter(t, t.TempDir(), 50*time.Millisecond, m)
+	if _, err := n.Recover(t.Context(), ids); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := n.Watch(ctx, m.id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.running(m.id); skerry.CodeOf(err) != skerry.CodeSandboxStopped {
+		t.Errorf("after the end: %v", err)
+	}
+	if err := n.Forget(ctx, m.id); err != nil {
+		t.Error(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRecoverFromHostileAgents has agents list processes whose ids would name
 // files outside their session, and agents that say nothing, beside one that
 // does what it should.
@@ -108,30 +159,8 @@ func TestRecoverFromHostileAgents(t *testing.T) {
 		{keys: []string{""}},
 		{}, {}, {}, {}, {}, {}, {}, {},
 	}
-	var driver machines
-	var keep []string
-	sessions := filepath.Join(dir, "sessions")
-	for _, m := range all {
-		m.id, m.done = skerry.NewID(skerry.PrefixSession), make(chan struct{})
-		driver, keep = append(driver, m), append(keep, m.id)
-		if err := os.MkdirAll(filepath.Join(sessions, m.id, "output"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		b, err := json.Marshal(state{Secret: "secret", Lease: "lease"})
-		if err == nil {
-			err = os.WriteFile(filepath.Join(sessions, m.id, stateFile), b, 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	const wait = time.Second
-	n, err := New(Config{
-		Dir: sessions, Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	n, keep := nodeAfter(t, dir, wait, all...)
 	// One after the other, the silent agents would take longer than this.
 	ctx, cancel := context.WithTimeout(context.Background(), 6*wait)
 	defer cancel()
@@ -145,6 +174,7 @@ func TestRecoverFromHostileAgents(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
+	sessions := filepath.Join(dir, "sessions")
 	err = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && filepath.Dir(path) != filepath.Join(sessions, sane.id) &&
 			filepath.Dir(path) != filepath.Join(sessions, sane.id, "output") {
