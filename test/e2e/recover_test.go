@@ -299,7 +299,7 @@ func TestKillEverythingInside(t *testing.T) {
 	s := newServer(t, "--ready-networks", "0")
 	sb := s.create(client.CreateOptions{Name: "suicidal"})
 	neighbour := s.create(client.CreateOptions{})
-	for _, args := range [][]string{{"-9", "1"}, {"-9", "-1"}, {"-TERM", "1"}, {"-STOP", "1"}, {"-SEGV", "1"}} {
+	for _, args := range [][]string{{"-9", "1"}, {"-9", "--", "-1"}, {"-TERM", "1"}, {"-SEGV", "1"}} {
 		before := sb.Session().ID
 		kill := sb.Command(t.Context(), "kill", args...)
 		kill.Sudo = true
