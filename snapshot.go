@@ -113,7 +113,9 @@ type SnapshotNode struct {
 // ForkParams is what a fork has otherwise than its source; nil fields and
 // empty values are the source's.
 type ForkParams struct {
-	Name       string
+	Name string
+	// Image, if not empty, must be the source's.
+	Image      string
 	Timeout    *Duration
 	VCPUs      *int
 	MemoryMB   *int

@@ -36,6 +36,15 @@ func (c *Controller) ForkSandbox(ctx context.Context, scope skerry.Scope, name s
 	if err != nil {
 		return nil, err
 	}
+	if p.Image != "" {
+		image, err := c.cfg.Images.Resolve(ctx, p.Image)
+		if err != nil {
+			return nil, err
+		}
+		if image.Digest != from.image.Digest {
+			return nil, skerry.Invalid("image", "cannot be changed by a fork: its files are those of the source")
+		}
+	}
 	return c.create(ctx, scope, create, from)
 }
 
