@@ -31,8 +31,8 @@ type ledger struct {
 	busy    map[id]chan struct{} // closed when no longer
 	// fresh are the snapshots that were added lately, the oldest first.
 	fresh []*hold
-	// collecting says that GC runs: nothing loses its pins meanwhile.
-	collecting bool
+	// collecting is how many GCs run or wait to.
+	collecting int
 }
 
 // hold is the pins of one Add.
@@ -196,6 +196,13 @@ func (l *ledger) remove(ctx context.Context, b id) (bool, error) {
 	return true, nil
 }
 
+// pinned tells whether an Add needs a blob.
+func (l *ledger) pinned(b id) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pins[b] > 0
+}
+
 // settle keeps the pins of an Add that succeeded: its caller has yet to record
 // the snapshot, and a GC may run that began before.
 func (l *ledger) settle(h *hold) {
@@ -205,23 +212,40 @@ func (l *ledger) settle(h *hold) {
 	l.fresh = append(l.fresh, h)
 }
 
-// expire ends the grace of snapshots that were added before a time.
+// expire ends the grace of snapshots that were added before a time. While a GC
+// runs or waits none ends: what it keeps was decided when it was called.
 func (l *ledger) expire(before time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.collecting {
-		return
+	if l.collecting == 0 {
+		l.expireLocked(before)
 	}
+}
+
+func (l *ledger) expireLocked(before time.Time) {
 	for len(l.fresh) > 0 && !l.fresh[0].added.After(before) {
 		l.unpin(l.fresh[0])
 		l.fresh = l.fresh[1:]
 	}
 }
 
-// collect marks the begin and the end of a GC, after which alone snapshots
-// lose their grace.
-func (l *ledger) collect(runs bool) {
+// enter announces a GC, start begins it when it is its turn, and leave ends it.
+func (l *ledger) enter() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.collecting = runs
+	l.collecting++
+}
+
+func (l *ledger) start(before time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.collecting == 1 {
+		l.expireLocked(before)
+	}
+}
+
+func (l *ledger) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.collecting--
 }

@@ -68,7 +68,14 @@ func (s *Store) load(ctx context.Context, name sum) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.cache.make(name, m.size(), raw, true, func(files string) error { return s.assemble(ctx, m, files) })
+	e, err := s.cache.make(name, m.size(), raw, true, func(files string) error { return s.assemble(ctx, m, files) })
+	if errors.Is(err, blob.ErrNotFound) {
+		// It is no damage if the snapshot was deleted meanwhile.
+		if _, _, gone := s.manifest(ctx, name); gone != nil {
+			err = gone
+		}
+	}
+	return e, err
 }
 
 // manifest gets a manifest from the blobs.
