@@ -58,6 +58,9 @@ func (s *Server) snapshotTree(c *call) error {
 	if err := c.query(&q); err != nil {
 		return err
 	}
+	if q.SnapshotID == "" {
+		return skerry.Invalid("snapshotId", "is required")
+	}
 	page := skerry.Page{Limit: q.Limit, Ascending: q.SortOrder == "asc"}
 	anchor, nodes, next, err := s.service.SnapshotTree(c.r.Context(), c.scope, q.SnapshotID, page)
 	if err != nil {

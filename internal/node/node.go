@@ -49,10 +49,10 @@ type Lease interface {
 type Config struct {
 	// Dir holds a folder for each session: its state and the output of its
 	// commands. It outlives reboots.
-	Dir      string
-	Driver   driver.Driver
-	Networks Networks
-	Images   Images
+	Dir       string
+	Driver    driver.Driver
+	Networks  Networks
+	Images    Images
 	Snapshots Snapshots
 	// SnapshotWork is a folder on the same filesystem as what Snapshots keeps,
 	// where files are saved first. What is in it at New is removed.
