@@ -65,8 +65,10 @@ type Client struct {
 // progress. Its parts are nil where the request has no use for them.
 type call struct {
 	reply chan wire.Reply // holds one
-	gate  *wire.Gate      // what an upload may send
-	in    *wire.Inbox     // what a download receives
+	// listing says that a Listing answers the request, and nothing else does.
+	listing bool
+	gate    *wire.Gate  // what an upload may send
+	in      *wire.Inbox // what a download receives
 }
 
 // Connect sets a fresh sandbox up over its first connection, which the Client
@@ -170,7 +172,7 @@ func (c *Client) Mkdir(ctx context.Context, cwd, path string) error {
 
 // request sends a request and waits for its Reply.
 func (c *Client) request(ctx context.Context, t wire.Type, req any) (wire.Reply, error) {
-	cl := &call{reply: make(chan wire.Reply, 1)}
+	cl := &call{reply: make(chan wire.Reply, 1), listing: t == wire.TypeResume || t == wire.TypeList}
 	id := c.open(cl, nil)
 	defer c.close(id)
 	if err := c.send(t, id, req); err != nil {

@@ -135,15 +135,17 @@ func (c *Client) resume(ctx context.Context, points []ResumePoint) ([]*Process, 
 // the receiving goroutine: their output comes right after the listing.
 func (c *Client) adopt(r *wire.Reply) error {
 	const maxID = 1 << 31 // far from where the counting would begin anew
-	if len(r.Processes) > wire.MaxProcesses || r.LastID > maxID {
-		return fmt.Errorf("%w: %d processes, last id %d", errProtocol, len(r.Processes), r.LastID)
+	if r.LastID > maxID {
+		return fmt.Errorf("%w: last id %d", errProtocol, r.LastID)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	ids, keys := make(map[uint32]bool, len(r.Processes)), make(map[string]bool, len(r.Processes))
 	for _, s := range r.Processes {
-		if s.ID == 0 || s.Stdout < 0 || s.Stderr < 0 || s.ID > r.LastID {
+		if s.ID == 0 || s.Stdout < 0 || s.Stderr < 0 || s.ID > r.LastID || ids[s.ID] || keys[s.Key] {
 			return fmt.Errorf("%w: process %d of %d", errProtocol, s.ID, r.LastID)
 		}
+		ids[s.ID], keys[s.Key] = true, true
 	}
 	if c.resumed {
 		return nil // a listing that was asked for later

@@ -74,31 +74,40 @@ func (c *Client) frame(h wire.Header) error {
 	case wire.TypeEOF, wire.TypeAck:
 		return c.offset(h, cl, p)
 	case wire.TypeExit:
+		if p == nil {
+			return c.link.Discard(h.Length)
+		}
 		var exit wire.Exit
-		if err := c.link.ReadJSON(h, &exit); err != nil || p == nil {
+		if err := c.link.ReadJSON(h, &exit); err != nil {
 			return err
 		}
 		return p.exited(exit)
 	case wire.TypeAbort:
+		if cl == nil || cl.in == nil {
+			return c.link.Discard(h.Length)
+		}
 		var f wire.Failure
 		if err := c.link.ReadJSON(h, &f); err != nil {
 			return err
 		}
-		if cl != nil && cl.in != nil {
-			cl.in.Close(failure(&f))
-		}
+		cl.in.Close(failure(&f))
 		return nil
 	}
 	return fmt.Errorf("%w: type %d is not the agent's to send", errProtocol, h.Type)
 }
 
 func (c *Client) reply(h wire.Header, cl *call) error {
+	if cl == nil {
+		// Nobody waits any more. It is not decoded either: an agent that
+		// answers what nobody asked must not cost more than the reading.
+		return c.link.Discard(h.Length)
+	}
+	if cl.listing != (h.Type == wire.TypeListing) {
+		return fmt.Errorf("%w: an answer of type %d to another request", errProtocol, h.Type)
+	}
 	var r wire.Reply
 	if err := c.link.ReadJSON(h, &r); err != nil {
 		return err
-	}
-	if cl == nil {
-		return nil // nobody waits any more
 	}
 	if h.Type == wire.TypeListing {
 		if err := c.adopt(&r); err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -33,8 +34,8 @@ func say(frames func(l *wire.Link)) []byte {
 	return r.Bytes()
 }
 
-// hear gives b to a client that has a process with id 1 and a download with
-// id 2, and returns once the connection has ended.
+// hear gives b to a client that has a process with id 1, a download with id 2
+// and a listing that it waits for with id 3, and returns once the connection has ended.
 func hear(b []byte) (*Process, *call, error) {
 	conn := &gatedConn{fakeConn: fakeConn{bytes.NewReader(b)}, open: make(chan struct{})}
 	c := newClient(conn, false)
@@ -43,6 +44,7 @@ func hear(b []byte) (*Process, *call, error) {
 	c.open(&call{reply: make(chan wire.Reply, 1)}, p)
 	cl := &call{reply: make(chan wire.Reply, 1), in: wire.NewInbox(wire.StreamOut)}
 	c.open(cl, nil)
+	c.open(&call{reply: make(chan wire.Reply, 1), listing: true}, nil)
 	close(conn.open)
 	<-c.received
 	return p, cl, c.Err()
@@ -82,13 +84,24 @@ func TestHostileAgent(t *testing.T) {
 		"negative offset": func(l *wire.Link) { l.SendOffset(wire.TypeEOF, wire.StreamOut, 2, -1) },
 		"data on stdin":   func(l *wire.Link) { l.Send(wire.TypeData, wire.StreamIn, 1, []byte("x"), nil) },
 		"no JSON":         func(l *wire.Link) { l.Send(wire.TypeReply, 0, 2, []byte("nope"), nil) },
-		"listing of id 0": func(l *wire.Link) { l.SendJSON(wire.TypeListing, 2, wire.Reply{Processes: []wire.ProcessState{{}}}) },
+		"listing of id 0": func(l *wire.Link) { l.SendJSON(wire.TypeListing, 3, wire.Reply{Processes: []wire.ProcessState{{}}}) },
 		"negative listing": func(l *wire.Link) {
-			l.SendJSON(wire.TypeListing, 2, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Stdout: -1}}})
+			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Stdout: -1}}})
 		},
 		"huge listing": func(l *wire.Link) {
-			l.SendJSON(wire.TypeListing, 2, wire.Reply{LastID: 9, Processes: make([]wire.ProcessState, wire.MaxProcesses+1)})
+			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: make([]wire.ProcessState, wire.MaxProcesses+1)})
 		},
+		"listing of one id twice": func(l *wire.Link) {
+			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Key: "a"}, {ID: 3, Key: "b"}}})
+		},
+		"listing of one key twice": func(l *wire.Link) {
+			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Key: "a"}, {ID: 4, Key: "a"}}})
+		},
+		"listing of the shortest processes": func(l *wire.Link) {
+			l.Send(wire.TypeListing, 0, 3, []byte(`{"processes":[{}`+strings.Repeat(",{}", 1<<20)+"]}"), nil)
+		},
+		"listing nobody asked for": func(l *wire.Link) { l.SendJSON(wire.TypeListing, 2, wire.Reply{}) },
+		"reply for a listing":      func(l *wire.Link) { l.SendJSON(wire.TypeReply, 3, wire.Reply{}) },
 		"flood": func(l *wire.Link) {
 			for range wire.Window/wire.MaxData + 1 {
 				l.Send(wire.TypeData, wire.StreamOut, 1, make([]byte, wire.MaxData), nil)
@@ -109,6 +122,22 @@ func TestHostileAgent(t *testing.T) {
 	}))
 	if err == nil || !strings.Contains(err.Error(), "the agent closed the connection") {
 		t.Errorf("frames of unknown calls: %v", err)
+	}
+}
+
+// TestHostileListingsCostLittle has an agent send what decodes to many times
+// its length, asked and unasked.
+func TestHostileListingsCostLittle(t *testing.T) {
+	payload := []byte(`{"processes":[{}` + strings.Repeat(",{}", 1<<20) + "]}")
+	for name, id := range map[string]uint32{"asked": 3, "unasked": 77} {
+		b := say(func(l *wire.Link) { l.Send(wire.TypeListing, 0, id, payload, nil) })
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		hear(b)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 16<<20 {
+			t.Errorf("%s: a listing of %d bytes took %d", name, len(payload), n)
+		}
 	}
 }
 
@@ -135,7 +164,7 @@ func FuzzClient(f *testing.F) {
 		l.SendJSON(wire.TypeExit, 1, wire.Exit{Stdout: 3, Stderr: 3})
 	}))
 	f.Add(say(func(l *wire.Link) {
-		l.SendJSON(wire.TypeListing, 2, wire.Reply{LastID: 4, Processes: []wire.ProcessState{{ID: 3, Key: "k", Stdout: 9}}})
+		l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 4, Processes: []wire.ProcessState{{ID: 3, Key: "k", Stdout: 9}}})
 		l.SendJSON(wire.TypeAbort, 2, wire.Failure{Code: wire.FailDiskFull})
 	}))
 	f.Fuzz(func(t *testing.T, b []byte) {

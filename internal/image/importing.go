@@ -79,8 +79,8 @@ func tarKind(ctx context.Context, file string) (tarballKind, error) {
 	err := eachInTar(ctx, file, func(h *tar.Header, _ io.Reader) error {
 		name := path.Clean(h.Name)
 		if name == "manifest.json" || name == "index.json" {
-			if h.Size > maxManifest {
-				return invalidImage("%s is larger than %d bytes", name, maxManifest)
+			if err := checkSmall(name, h); err != nil {
+				return err
 			}
 			isDocker = isDocker || name == "manifest.json"
 			isLayout = isLayout || name == "index.json"
@@ -157,6 +157,9 @@ func (s *Store) importDocker(ctx context.Context, file, ref string, progress Pro
 	if len(list) == 0 {
 		return Meta{}, invalidImage("its manifest.json lists no image")
 	}
+	if err := checkDocker(ctx, file, list); err != nil {
+		return Meta{}, err
+	}
 	var inside *name.Tag // which of several; nil for the only one
 	if len(list) > 1 {
 		if inside, err = chooseTag(list, ref); err != nil {
@@ -170,6 +173,32 @@ func (s *Store) importDocker(ctx context.Context, file, ref string, progress Pro
 		return Meta{}, invalidImage("its image cannot be read: %w", err)
 	}
 	return s.storeAs(ctx, img, ref, progress)
+}
+
+// checkDocker refuses a tarball whose images' configurations, which are read
+// into memory, are too large, or links to what may be.
+func checkDocker(ctx context.Context, file string, list tarball.Manifest) error {
+	configs := map[string]bool{}
+	for _, d := range list {
+		configs[path.Clean(d.Config)] = true
+	}
+	return eachInTar(ctx, file, func(h *tar.Header, _ io.Reader) error {
+		if name := path.Clean(h.Name); configs[name] {
+			return checkSmall(name, h)
+		}
+		return nil
+	})
+}
+
+// checkSmall refuses a file of a tarball that must not be read into memory.
+func checkSmall(name string, h *tar.Header) error {
+	if h.Typeflag != tar.TypeReg {
+		return invalidImage("%.200s is not a regular file", name)
+	}
+	if h.Size > maxManifest {
+		return invalidImage("%.200s is larger than %d bytes", name, maxManifest)
+	}
+	return nil
 }
 
 func chooseTag(list tarball.Manifest, ref string) (*name.Tag, error) {
@@ -217,11 +246,14 @@ func writeFrom(file string, r io.Reader) error {
 
 // importLayout imports from the directory of an OCI layout.
 func (s *Store) importLayout(ctx context.Context, dir, ref string, progress Progress) (Meta, error) {
+	if err := smallFile(dir, "index.json"); err != nil {
+		return Meta{}, err
+	}
 	index, err := layout.ImageIndexFromPath(dir)
 	if err != nil {
 		return Meta{}, invalidImage("it is not an OCI layout: %w", err)
 	}
-	found, err := imagesIn(index, ref, maxIndexDepth)
+	found, err := layoutDir(dir).imagesIn(index, ref, maxIndexDepth)
 	if err != nil {
 		return Meta{}, err
 	}
@@ -241,9 +273,29 @@ const maxIndexDepth = 4
 // refName is the annotation that names an image in a layout.
 const refName = "org.opencontainers.image.ref.name"
 
+// layoutDir is the directory of an OCI layout.
+type layoutDir string
+
+// smallBlob refuses a blob that must not be read into memory, which the layout
+// package does whatever size its descriptor tells.
+func (l layoutDir) smallBlob(digest v1.Hash) error {
+	return smallFile(string(l), filepath.Join("blobs", digest.Algorithm, digest.Hex))
+}
+
+func smallFile(dir, name string) error {
+	info, err := os.Stat(filepath.Join(dir, name))
+	switch {
+	case err != nil:
+		return invalidImage("it is not an OCI layout: %w", err)
+	case !info.Mode().IsRegular() || info.Size() > maxManifest:
+		return invalidImage("%s is no file of at most %d bytes", name, maxManifest)
+	}
+	return nil
+}
+
 // imagesIn returns the images in an index that can run here. Where some are
 // named as ref is, only those count.
-func imagesIn(index v1.ImageIndex, ref string, depth int) ([]v1.Image, error) {
+func (l layoutDir) imagesIn(index v1.ImageIndex, ref string, depth int) ([]v1.Image, error) {
 	manifest, err := index.IndexManifest()
 	if err != nil {
 		return nil, invalidImage("its index cannot be read: %w", err)
@@ -255,7 +307,7 @@ func imagesIn(index v1.ImageIndex, ref string, depth int) ([]v1.Image, error) {
 	}
 	var images []v1.Image
 	for _, d := range list {
-		found, err := imagesAt(index, d, ref, depth)
+		found, err := l.imagesAt(index, d, ref, depth)
 		if err != nil {
 			return nil, err
 		}
@@ -266,22 +318,32 @@ func imagesIn(index v1.ImageIndex, ref string, depth int) ([]v1.Image, error) {
 	return images, nil
 }
 
-func imagesAt(index v1.ImageIndex, d v1.Descriptor, ref string, depth int) ([]v1.Image, error) {
+func (l layoutDir) imagesAt(index v1.ImageIndex, d v1.Descriptor, ref string, depth int) ([]v1.Image, error) {
 	switch {
 	case d.MediaType.IsIndex() && depth > 0:
+		if err := l.smallBlob(d.Digest); err != nil {
+			return nil, err
+		}
 		inner, err := index.ImageIndex(d.Digest)
 		if err != nil {
 			return nil, invalidImage("its index %s cannot be read: %w", d.Digest, err)
 		}
-		return imagesIn(inner, ref, depth-1)
+		return l.imagesIn(inner, ref, depth-1)
 	case !isImage(d.MediaType) || !runsHere(d.Platform):
 		return nil, nil
+	}
+	if err := l.smallBlob(d.Digest); err != nil {
+		return nil, err
 	}
 	img, err := index.Image(d.Digest)
 	if err != nil {
 		return nil, invalidImage("its image %s cannot be read: %w", d.Digest, err)
 	}
-	return []v1.Image{img}, nil
+	manifest, err := img.Manifest()
+	if err != nil {
+		return nil, invalidImage("its image %s cannot be read: %w", d.Digest, err)
+	}
+	return []v1.Image{img}, l.smallBlob(manifest.Config.Digest)
 }
 
 func isImage(t types.MediaType) bool {

@@ -57,6 +57,9 @@ func checkImage(img v1.Image) (*ociImage, error) {
 	if err != nil {
 		return nil, invalidImage("its manifest cannot be parsed: %w", err)
 	}
+	if size := manifest.Config.Size; size < 0 || size > maxManifest {
+		return nil, invalidImage("its configuration has %d bytes, at most %d may be", size, maxManifest)
+	}
 	rawConfig, err := img.RawConfigFile()
 	if err != nil {
 		return nil, fmt.Errorf("reading the image's configuration: %w", err)

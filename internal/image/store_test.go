@@ -262,6 +262,24 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// hugeConfig makes an OCI layout that is right but for the size of its image's
+// configuration.
+func hugeConfig(t *testing.T) string {
+	t.Helper()
+	img := withConfig(t, image(t, []item{file("hello", "x")}), func(c *v1.ConfigFile) {
+		c.Author = strings.Repeat("a", maxManifest)
+	})
+	dir := t.TempDir()
+	p, err := layout.Write(dir, empty.Index)
+	if err == nil {
+		err = p.AppendImage(img)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 func TestImportRefuses(t *testing.T) {
 	folder := t.TempDir()
 	write := func(name string, raw []byte) string {
@@ -280,6 +298,9 @@ func TestImportRefuses(t *testing.T) {
 		write("docker-junk", layerTar(t, file("manifest.json", "{"))),
 		write("docker-config", layerTar(t, file("manifest.json", `[{"Config":"../../c","Layers":["l"]}]`))),
 		write("huge-manifest", layerTar(t, file("manifest.json", strings.Repeat(" ", maxManifest+1)))),
+		write("huge-config", layerTar(t, file("manifest.json", `[{"Config":"c","Layers":[]}]`), file("c", strings.Repeat(" ", maxManifest+1)))),
+		write("linked-config", layerTar(t, file("manifest.json", `[{"Config":"c","Layers":[]}]`), symlink("c", "d"), file("d", "{}"))),
+		hugeConfig(t),
 		write("layout", layerTar(t, file("index.json", `{"manifests":[]}`), file("oci-layout", `{"imageLayoutVersion":"1.0.0"}`))),
 		write("layout-evil", layerTar(t, symlink("blobs/sha256", "/"), file("index.json", `{`))),
 		t.TempDir(),

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -83,16 +84,54 @@ func reachable(a netip.Addr, own []netlink.Addr) bool {
 	return true
 }
 
+const (
+	// shares is into how many the host's connection table is divided. A
+	// sandbox gets one of them: a few that fill theirs leave room for the
+	// others and the host, and a thirty-second of the usual table is 8,192,
+	// more than a sandbox with an honest purpose opens.
+	shares = 32
+	// usualConnections is the table's size on a machine with 4 GiB or more.
+	usualConnections = 262144
+	minShare         = 1024
+)
+
+// connectionShare returns how many connections the host tracks for one
+// sandbox.
+func connectionShare() (uint32, error) {
+	size := usualConnections
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	switch {
+	case err == nil:
+		if size, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+			return 0, fmt.Errorf("read the size of the connection table: %w", err)
+		}
+	case !errors.Is(err, fs.ErrNotExist): // nothing has been tracked yet
+		return 0, err
+	}
+	return uint32(max(size/shares, minShare)), nil
+}
+
+// forwardsEverywhere reports whether the operator, or a program such as
+// Docker, has made the host a router between all its networks.
+func forwardsEverywhere() (bool, error) {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/forwarding")
+	return strings.TrimSpace(string(b)) == "1", err
+}
+
 // toOpen returns the interfaces on which this installation lets the host
 // forward. Linux forwards by the setting of the interface that a packet comes
 // in by, so beside the sandboxes' own interfaces, those must have it by which
 // the answers come: all that the host has a route out of. Setting ip_forward
 // instead would make the host a router between all its networks; the rules
 // keep what comes in by the interfaces opened here from going anywhere but to
-// sandboxes, as it was before.
+// sandboxes, as it was before. On a host that is a router anyhow, or has become
+// one since the last start, nothing is opened, and so nothing kept out.
 func (r *rules) toOpen() ([]string, error) {
 	if !r.outbound {
 		return nil, nil
+	}
+	if router, err := forwardsEverywhere(); router || err != nil {
+		return nil, err
 	}
 	mine, others, err := openedInterfaces(r.table().Name)
 	if err != nil {

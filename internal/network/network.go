@@ -53,6 +53,9 @@ type Config struct {
 	// Ready is how many leases are kept prepared.
 	Ready int
 	Log   *slog.Logger
+
+	// connections, if positive, is in the place of a sandbox's share.
+	connections uint32
 }
 
 // Pool makes leases and takes them back.
@@ -101,7 +104,14 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	if err := p.takeStock(); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	p.rules = &rules{mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound}
+	share, err := connectionShare()
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	if cfg.connections > 0 {
+		share = cfg.connections
+	}
+	p.rules = &rules{mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound, connections: share}
 	if err := p.rules.install(p.elements()); err != nil {
 		err = fmt.Errorf("network: install the rules: %w", err)
 		if len(p.leases) == 0 {

@@ -375,6 +375,65 @@ func TestRulesDoNotGrow(t *testing.T) {
 	}
 }
 
+// TestShareOfConnections fills one sandbox's share of the host's connection
+// table.
+func TestShareOfConnections(t *testing.T) {
+	const share = 5
+	p := newPool(t, func(c *Config) { c.connections = share })
+	greedy, other := acquire(t, p), acquire(t, p)
+	opened := 0
+	err := inside(t, greedy.NetNSPath(), func() error {
+		for range share + 3 {
+			fd, err := blockingDial(labAddr + ":" + labPort)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			opened++
+		}
+		return nil
+	})
+	if !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("beyond the share: %v", err)
+	}
+	if opened != share {
+		t.Errorf("%d connections opened, want %d", opened, share)
+	}
+	if _, err := dial(t, other, labAddr+":"+labPort); err != nil {
+		t.Errorf("another sandbox: %v", err)
+	}
+}
+
+// TestHostBecomesRouter has something else turn the host into a router while
+// sandboxes are served: that is neither hindered nor undone.
+func TestHostBecomesRouter(t *testing.T) {
+	all := func(value string) {
+		if err := sysctl("ipv4", "all", "forwarding", value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := newPool(t, nil)
+	l := acquire(t, p)
+	all("1")
+	defer all("0")
+	if err := p.rules.install(p.elements()); err != nil { // as a restart does
+		t.Fatal(err)
+	}
+	if opened, _, err := openedInterfaces(p.rules.table().Name); err != nil || len(opened) > 0 {
+		t.Errorf("kept from forwarding elsewhere: %v %v", opened, err)
+	}
+	if _, err := dial(t, l, labAddr+":"+labPort); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(l.Release(t.Context()), p.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile("/proc/sys/net/ipv4/conf/uplink/forwarding")
+	if err != nil || strings.TrimSpace(string(b)) != "1" {
+		t.Errorf("forwarding is %q: %v", b, err)
+	}
+}
+
 func TestConcurrentAcquire(t *testing.T) {
 	p := newPool(t, func(c *Config) { c.Ready = 4 })
 	const n = 30

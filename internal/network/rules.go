@@ -42,6 +42,8 @@ var forbidden = []string{
 //	  drop all, without Outbound
 //	input:   drop packets from sandboxes
 //	forward: drop between sandboxes; towards them only what they asked for;
+//	         drop a sandbox's new connections beyond its share of the host's
+//	         connection table, which is everybody's
 //	         what came in by an interface in the set "opened" goes nowhere but
 //	         to sandboxes
 //	postrouting: masquerade what sandboxes send
@@ -52,6 +54,8 @@ type rules struct {
 	mark, ifPrefix string
 	prefix         netip.Prefix
 	outbound       bool
+	// connections is how many the host tracks for one sandbox.
+	connections uint32
 }
 
 func (r *rules) table() *nftables.Table {
@@ -67,6 +71,11 @@ func (r *rules) leases() *nftables.Set {
 
 func openedSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "opened", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+}
+
+// countedSet holds, by the sandbox's address, how many connections are tracked.
+func countedSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "counted", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16}
 }
 
 func element(l *Lease) []nftables.SetElement {
@@ -105,6 +114,9 @@ func (r *rules) install(existing []*Lease) error {
 		names = append(names, nftables.SetElement{Key: ifName(name)})
 	}
 	if err := c.AddSet(openedSet(t), names); err != nil {
+		return err
+	}
+	if err := c.AddSet(countedSet(t), nil); err != nil {
 		return err
 	}
 	if err := c.AddSet(&nftables.Set{Table: t, Name: "forbidden", KeyType: nftables.TypeIPAddr, Interval: true}, intervals(forbidden)); err != nil {
@@ -161,6 +173,7 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		join(ours, ifPrefixIs(expr.MetaKeyOIFNAME, anyInterface), drop()),
 		join(toOurs, answers(), verdict(expr.VerdictAccept)),
 		join(toOurs, drop()),
+		join(ours, newConnection(), moreThan(r.connections, countedSet(t)), drop()),
 		join(ours, verdict(expr.VerdictAccept)),
 		join(interfaceIn("opened"), ifPrefixIsNot(expr.MetaKeyOIFNAME, anyInterface), drop()),
 	)
@@ -203,8 +216,14 @@ func (r *rules) remove() error {
 			closing = append(closing, name)
 		}
 	}
-	if err := setForwarding(closing, "0"); err != nil {
+	router, err := forwardsEverywhere()
+	if err != nil {
 		return err
+	}
+	if !router { // a router forwards for others by now
+		if err := setForwarding(closing, "0"); err != nil {
+			return err
+		}
 	}
 	var c nftables.Conn
 	c.DelTable(r.table())
@@ -322,9 +341,26 @@ func destinationIsLocal() []expr.Any {
 	}
 }
 
+// newConnection matches the first packet of a connection.
+func newConnection() []expr.Any { return ctState(expr.CtStateBitNEW) }
+
+// moreThan matches a source address that has more than n connections.
+func moreThan(n uint32, counted *nftables.Set) []expr.Any {
+	return join(isIPv4(), []expr.Any{
+		address(sourceOffset, 1),
+		&expr.Dynset{
+			SrcRegKey: 1, SetName: counted.Name, Operation: uint32(unix.NFT_DYNSET_OP_ADD),
+			Exprs: []expr.Any{&expr.Connlimit{Count: n, Flags: expr.NFT_CONNLIMIT_F_INV}},
+		},
+	})
+}
+
 // answers matches packets of connections that the other side opened.
-func answers() []expr.Any {
-	mask := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+func answers() []expr.Any { return ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
+
+// ctState matches packets whose connection is in one of the states.
+func ctState(bits uint32) []expr.Any {
+	mask := binaryutil.NativeEndian.PutUint32(bits)
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},

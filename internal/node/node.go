@@ -61,8 +61,8 @@ type Config struct {
 	Processes int
 	// Output says how much of what a command prints is kept.
 	Output output.Config
-	// AgentWait bounds how long the guest agent may take to answer; 0 is
-	// DefaultAgentWait.
+	// AgentWait bounds how long the guest agent may take to answer at the
+	// start; 0 is DefaultAgentWait. It is asked for a sign of life as often.
 	AgentWait time.Duration
 	Log       *slog.Logger
 }

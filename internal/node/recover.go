@@ -9,8 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
 	"github.com/skerry-dev/skerry/internal/output"
 )
@@ -21,28 +24,46 @@ func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("recover machines: %w", err)
 	}
+	// All at once: an agent that does not answer holds up its own session
+	// alone, for AgentWait.
+	sessions := make([]*session, len(machines))
+	var wg sync.WaitGroup
+	for i, m := range machines {
+		wg.Go(func() { sessions[i] = n.adoptOrEnd(ctx, m, slices.Contains(keep, m.ID())) })
+	}
+	wg.Wait()
 	var adopted, leases []string
-	for _, m := range machines {
-		s := newSession(n, m.ID())
-		s.machine = m
-		err := errors.New("the session is not wanted")
-		if slices.Contains(keep, s.id) {
-			err = s.adopt(ctx)
-		}
-		if err == nil {
+	for _, s := range sessions {
+		if s != nil {
 			adopted = append(adopted, s.id)
 			leases = append(leases, s.lease.ID())
-			continue
-		}
-		n.cfg.Log.Info("ending a session of an earlier process", "session", s.id, "why", err)
-		if err := s.release(ctx); err != nil {
-			return adopted, fmt.Errorf("end session %s: %w", s.id, err)
 		}
 	}
 	if err := n.cfg.Networks.Recover(ctx, leases); err != nil {
 		return adopted, fmt.Errorf("recover networks: %w", err)
 	}
 	return adopted, n.sweep(adopted)
+}
+
+// adoptOrEnd takes over the session of a machine that runs. One that is not
+// wanted or cannot be taken over is ended, and nil returned.
+func (n *Node) adoptOrEnd(ctx context.Context, m driver.Machine, wanted bool) *session {
+	s := newSession(n, m.ID())
+	s.machine = m
+	err := errors.New("the session is not wanted")
+	if wanted {
+		err = s.adopt(ctx)
+	}
+	if err == nil {
+		return s
+	}
+	n.cfg.Log.Info("ending a session of an earlier process", "session", s.id, "why", err)
+	if err := s.release(ctx); err != nil {
+		// What is left is found again by the next Recover; the other sessions
+		// do not wait for that.
+		n.cfg.Log.Error("cannot end a session of an earlier process", "session", s.id, "error", err)
+	}
+	return nil
 }
 
 // sweep removes from the folders of sessions that run no more what only a
@@ -135,6 +156,10 @@ func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) err
 	}
 	s.guest = client
 	for _, proc := range procs {
+		// The agent says what these ids are, and files are named by them.
+		if !skerry.ValidID(prefixTerminal, proc.ID()) && !skerry.ValidID(skerry.PrefixCommand, proc.ID()) {
+			return fmt.Errorf("the agent has a process with the id %.40q", proc.ID())
+		}
 		if strings.HasPrefix(proc.ID(), prefixTerminal) {
 			// The one who typed has gone.
 			_ = proc.Signal(syscall.SIGHUP)

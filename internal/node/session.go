@@ -90,7 +90,37 @@ func (s *session) begin() {
 	s.live = true
 	s.mu.Unlock()
 	s.work.Go(s.watch)
+	s.work.Go(s.heartbeat)
 }
+
+// heartbeat ends the session of an agent that has stopped answering, which
+// root in a sandbox can bring about by one signal: calls would wait for ever.
+// It is patient, as a sandbox may have thousands of busy processes.
+func (s *session) heartbeat() {
+	every := s.node.cfg.AgentWait
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-s.ended:
+			return
+		case <-s.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, heartbeatPatience*every)
+		err := s.guest.Ping(ctx)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			s.node.cfg.Log.Warn("a guest agent does not answer", "session", s.id)
+			_ = s.guest.Close() // watch sees it and ends the session
+			return
+		}
+	}
+}
+
+// heartbeatPatience is how many times AgentWait an agent may take to answer.
+const heartbeatPatience = 4
 
 // watch ends the session when its machine or its agent does. An agent that
 // breaks the protocol is as good as dead: nothing can be run any more.

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	gvlog "gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/runsc/cli/maincli"
 	"gvisor.dev/gvisor/runsc/config"
@@ -36,6 +37,11 @@ func Main() {
 	// that unmounts /proc for it.
 	if len(os.Args) == 0 || !strings.HasPrefix(os.Args[0], "runsc-") && !isReexec(os.Args[1:]) {
 		return
+	}
+	// A sentry's core holds what its sandbox had in memory, and is as large.
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
+		fmt.Fprintln(os.Stderr, "no core files:", err)
+		os.Exit(1)
 	}
 	maincli.Main()
 	os.Exit(0)

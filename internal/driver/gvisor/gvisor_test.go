@@ -3,6 +3,7 @@ package gvisor
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -201,6 +203,28 @@ func TestSentryIsUnprivileged(t *testing.T) {
 		if !strings.Contains(string(b), want) && !strings.Contains(string(b), strings.TrimSuffix(want, "\n")+" \n") {
 			t.Errorf("the sentry's status lacks %q:\n%s", want, b)
 		}
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", m.(*machine).proc.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("the sentry may leave a core file:\n%s", limits)
+	}
+}
+
+// TestBundleOfAnotherStays starts a machine whose name is taken.
+func TestBundleOfAnotherStays(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "machine")
+	spec := ociSpec(driver.Spec{ID: "x"}, dir)
+	if err := writeBundle(dir, spec); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeBundle(dir, spec); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a second machine of the same name: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, bundle)); err != nil {
+		t.Errorf("the first one's folder: %v", err)
 	}
 }
 

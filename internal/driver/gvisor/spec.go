@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,8 +76,10 @@ func ociSpec(s driver.Spec, root string) *specs.Spec {
 	}
 }
 
-// writeBundle makes the machine's folder: runsc reads the spec from it.
-func writeBundle(dir string, spec *specs.Spec) error {
+// writeBundle makes the machine's folder: runsc reads the spec from it. If it
+// fails, on a full disk say, nothing is left; a folder that was there stays, as
+// it is another machine's.
+func writeBundle(dir string, spec *specs.Spec) (err error) {
 	b, err := json.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("encode the machine's spec: %w", err)
@@ -84,6 +87,11 @@ func writeBundle(dir string, spec *specs.Spec) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("create the machine's folder: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
 	if err := os.Mkdir(filepath.Join(dir, rootDir), 0o700); err != nil {
 		return fmt.Errorf("create the machine's root: %w", err)
 	}

@@ -39,10 +39,17 @@ type inStream struct {
 	open     bool
 }
 
-type run struct {
-	stream uint8
-	n      int
-}
+// run is the length of a piece, which the window bounds, and its stream in one
+// number: there may be one for every byte held.
+type run uint32
+
+const runStream = 24 // where a run's stream begins
+
+// addRun's sum must not reach the stream.
+var _ [1<<runStream - streams*Window]struct{}
+
+func (r run) stream() uint8 { return uint8(r >> runStream) }
+func (r run) len() int      { return int(r & (1<<runStream - 1)) }
 
 // block is a buffer that is filled at w and consumed at r.
 type block struct {
@@ -130,11 +137,11 @@ func (in *Inbox) tail(n int) *block {
 }
 
 func (in *Inbox) addRun(stream uint8, n int) {
-	if k := len(in.runs); k > 0 && in.runs[k-1].stream == stream {
-		in.runs[k-1].n += n
+	if k := len(in.runs); k > 0 && in.runs[k-1].stream() == stream {
+		in.runs[k-1] += run(n)
 		return
 	}
-	in.runs = append(in.runs, run{stream, n})
+	in.runs = append(in.runs, run(stream)<<runStream|run(n))
 }
 
 // End closes one stream at the length that the sender named.
@@ -204,12 +211,12 @@ func (in *Inbox) Next(ctx context.Context) (Chunk, error) {
 // take hands out the front of the first run as far as it lies in one block.
 func (in *Inbox) take() Chunk {
 	b, first := in.blocks[0], &in.runs[0]
-	n := min(first.n, b.w-b.r)
-	s := &in.stream[first.stream]
-	c := Chunk{Stream: first.stream, Offset: s.consumed, Data: b.buf[b.r : b.r+n]}
+	n := min(first.len(), b.w-b.r)
+	s := &in.stream[first.stream()]
+	c := Chunk{Stream: first.stream(), Offset: s.consumed, Data: b.buf[b.r : b.r+n]}
 	s.consumed += int64(n)
 	in.given = n
-	if first.n -= n; first.n == 0 {
+	if *first -= run(n); first.len() == 0 {
 		in.runs = in.runs[1:]
 		if len(in.runs) == 0 {
 			in.runs = nil

@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"strings"
 )
@@ -181,6 +183,31 @@ type ProcessState struct {
 	Stderr int64 `json:"stderr"`
 }
 
+// ProcessStates is what a listing lists, MaxProcesses at the most.
+type ProcessStates []ProcessState
+
+// UnmarshalJSON implements json.Unmarshaler. It stops at the bound: decoded,
+// the shortest elements take thirty times the bytes of the frame.
+func (l *ProcessStates) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if open, err := d.Token(); err != nil || open != json.Delim('[') {
+		return fmt.Errorf("%w: processes are no list", errFrame)
+	}
+	var list []ProcessState
+	for d.More() {
+		if len(list) == MaxProcesses {
+			return fmt.Errorf("%w: more than %d processes", errFrame, MaxProcesses)
+		}
+		var s ProcessState
+		if err := d.Decode(&s); err != nil {
+			return err
+		}
+		list = append(list, s)
+	}
+	*l = list
+	return nil
+}
+
 // Exit is how a command ended.
 type Exit struct {
 	// Code is the exit code, 128 plus the number of the signal that ended it.
@@ -205,8 +232,8 @@ type Reply struct {
 	// Size answers ReadFile; -1 when only the file's end will tell.
 	Size int64 `json:"size,omitempty"`
 	// Processes answers Resume and List; LastID is the highest id in use.
-	Processes []ProcessState `json:"processes,omitempty"`
-	LastID    uint32         `json:"lastId,omitempty"`
+	Processes ProcessStates `json:"processes,omitempty"`
+	LastID    uint32        `json:"lastId,omitempty"`
 }
 
 // FailureCode names a kind of failure of a request.

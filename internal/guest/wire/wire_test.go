@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"testing"
+	"unsafe"
 )
 
 // bufferTransport reads what it was given and keeps what is written.
@@ -221,6 +222,37 @@ func TestGate(t *testing.T) {
 }
 
 // FuzzLink takes any bytes for a connection and does what a receiver does.
+// TestInboxHoldsLittleForSmallFrames has frames of one byte alternate between
+// the streams, the dearest that a sender can do.
+func TestInboxHoldsLittleForSmallFrames(t *testing.T) {
+	in := NewInbox(StreamOut, StreamErr)
+	var sent bufferTransport
+	l := NewLink(&sent)
+	for range 1000 {
+		l.Send(TypeData, StreamOut, 1, []byte("o"), nil)
+		l.Send(TypeData, StreamErr, 1, []byte("e"), nil)
+	}
+	l = NewLink(&bufferTransport{Reader: &sent.written})
+	for {
+		h, err := l.Receive()
+		if err != nil {
+			break
+		}
+		if err := in.Fill(l, h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := uintptr(len(in.runs)) * unsafe.Sizeof(in.runs[0]); n > 4*2000 {
+		t.Errorf("%d bytes to tell the streams of 2000", n)
+	}
+	for i := range 2000 {
+		c, err := in.Next(context.Background())
+		if err != nil || string(c.Data) != "oe"[i%2:i%2+1] || c.Offset != int64(i/2) || c.Stream != StreamOut+uint8(i%2) {
+			t.Fatalf("piece %d: %+v %v", i, c, err)
+		}
+	}
+}
+
 func FuzzLink(f *testing.F) {
 	var seed bufferTransport
 	l := NewLink(&seed)
