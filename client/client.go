@@ -10,7 +10,8 @@ import (
 	"github.com/skerry-dev/skerry/internal/config"
 )
 
-// DefaultURL is the address of a server on this machine with default settings.
+// DefaultURL is the address of a server on this machine with default settings:
+// http://127.0.0.1:7700.
 const DefaultURL = config.DefaultURL
 
 // Options say which server to talk to, and as whom.
@@ -36,7 +37,8 @@ type Options struct {
 	NoResume bool
 }
 
-// Client talks to one server on behalf of one project.
+// Client talks to one server on behalf of one project. Make one with [New] or
+// [FromEnvironment].
 type Client struct {
 	base      *url.URL
 	token     string
@@ -88,8 +90,9 @@ func FromEnvironment() (*Client, error) {
 
 // OptionsFromEnvironment reads SKERRY_URL, SKERRY_TOKEN, SKERRY_TEAM and
 // SKERRY_PROJECT; each that is not set comes from skerry/config.json under
-// $XDG_CONFIG_HOME, by default ~/.config (on macOS and Windows too). A
-// missing file is no error.
+// $XDG_CONFIG_HOME, by default ~/.config (on macOS and Windows too), but for
+// the file's team and project when SKERRY_TOKEN is another token than the
+// file's. A missing file is no error.
 func OptionsFromEnvironment() (Options, error) {
 	path, err := config.Path()
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
@@ -183,6 +184,23 @@ func TestListPages(t *testing.T) {
 	}
 }
 
+func TestUpdateSendsWhatChanges(t *testing.T) {
+	s, sb := sandbox(t)
+	minute, four := time.Minute, 4
+	for want, opts := range map[string]client.UpdateOptions{
+		`{}`: {},
+		`{"resources":{"vcpus":4},"timeout":60000}`: {Timeout: &minute, VCPUs: &four},
+		`{"env":{"A":"b"},"tags":{}}`:               {Env: map[string]string{"A": "b"}, Tags: map[string]string{}},
+	} {
+		if err := sb.Update(t.Context(), opts); err != nil {
+			t.Fatal(err)
+		}
+		if body := s.LastBody("PATCH /v2/sandboxes/box"); body != want {
+			t.Errorf("body %s, want %s", body, want)
+		}
+	}
+}
+
 func TestLifecycle(t *testing.T) {
 	s, sb := sandbox(t)
 	ctx := t.Context()
@@ -302,10 +320,44 @@ func TestCommandEndsWhenNobodyTakesItsOutput(t *testing.T) {
 	s.WaitCommands()
 }
 
+// What the docs allow while another goroutine is in Wait, for the race
+// detector to look at.
+func TestCommandIsSharedWhileItRuns(t *testing.T) {
+	_, sb := sandbox(t)
+	cmd := sb.Command(t.Context(), "sh", "-c", "echo out; sleep 0.2")
+	cmd.Stdout = io.Discard
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var done atomic.Bool
+	var others sync.WaitGroup
+	others.Go(func() {
+		for !done.Load() {
+			_ = cmd.Kill(t.Context(), 28) // SIGWINCH, which nobody minds; the command may have ended
+			if cmd.ID() == "" || cmd.Info().SessionID == "" {
+				t.Error("a running command has no id")
+			}
+		}
+	})
+	others.Go(func() {
+		for _, err := range cmd.Logs(t.Context()) {
+			if err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	err := cmd.Wait()
+	done.Store(true)
+	others.Wait()
+	if err != nil || cmd.Info().ExitCode == nil {
+		t.Errorf("%v, %+v", err, cmd.Info())
+	}
+}
+
 func TestDetached(t *testing.T) {
 	_, sb := sandbox(t)
 	ctx := t.Context()
-	cmd := sb.Command(ctx, "sh", "-c", "echo one; trap 'echo two; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+	cmd := sb.Command(ctx, "sh", "-c", "exec 2>/dev/null; echo one; trap 'echo two; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
 	cmd.Detached = true
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

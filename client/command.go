@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -49,7 +50,8 @@ type Cmd struct {
 	Env map[string]string
 	// Sudo runs the command as root.
 	Sudo bool
-	// Timeout, when positive, makes the server kill the command with SIGKILL.
+	// Timeout makes the server kill the command with SIGKILL after that time,
+	// counted in milliseconds; 0 is never.
 	Timeout time.Duration
 	// Detached lets the command outlive the context and this process. Its
 	// output is kept by the server, see [Cmd.Logs] and [Sandbox.FindCommand].
@@ -59,18 +61,36 @@ type Cmd struct {
 	// binary data in files.
 	Stdout, Stderr io.Writer
 
-	sb      *Sandbox
-	ctx     context.Context
-	info    skerry.Command
-	body    io.ReadCloser // the stream of an attached command
-	events  *eventReader
-	started bool
-	waited  bool
+	sb  *Sandbox
+	ctx context.Context
+	// id and session are set when the command has started, and stay.
+	id, session string
+	body        io.ReadCloser // the stream of an attached command
+	events      *eventReader
+	started     bool
+	waited      bool
+
+	mu   sync.Mutex // guards info, which Wait changes while others read it
+	info skerry.Command
+}
+
+// set takes what the server says of the command.
+func (c *Cmd) set(info skerry.Command) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.info = info
+}
+
+// begun takes the first that the server says of it.
+func (c *Cmd) begun(info skerry.Command) {
+	c.id, c.session = info.ID, info.SessionID
+	c.set(info)
 }
 
 // ExitError is a command that ended with another code than 0.
 type ExitError struct {
-	// Code is the exit code, 128 plus the signal if a signal ended it.
+	// Code is the exit code: 128 plus the signal's number if a signal ended it,
+	// 127 if there is no such program, 126 if it cannot be run.
 	Code    int
 	Command skerry.Command
 	// Stderr is the end of standard error, if [Cmd.Output] gathered it.
@@ -87,23 +107,28 @@ func (sb *Sandbox) Command(ctx context.Context, name string, args ...string) *Cm
 	return &Cmd{Name: name, Args: args, sb: sb, ctx: ctx}
 }
 
-// FindCommand returns a command that was started earlier, perhaps by another
-// process, as a detached Cmd that can be waited for, killed and read.
+// FindCommand returns a command of the current session that was started
+// earlier, perhaps by another process, as a detached Cmd that can be waited for,
+// killed and read.
 func (sb *Sandbox) FindCommand(ctx context.Context, id string) (*Cmd, error) {
-	c := &Cmd{Detached: true, started: true, sb: sb, ctx: ctx}
-	c.info = skerry.Command{ID: id, SessionID: sb.Session().ID}
-	if err := c.refresh(ctx, false); err != nil {
+	c := &Cmd{Detached: true, started: true, sb: sb, ctx: ctx, id: id, session: sb.Session().ID}
+	info, err := c.refresh(ctx, false)
+	if err != nil {
 		return nil, err
 	}
-	c.Name, c.Args, c.Dir = c.info.Name, c.info.Args, c.info.Cwd
+	c.Name, c.Args, c.Dir = info.Name, info.Args, info.Cwd
 	return c, nil
 }
 
 // Info returns the command as the server last described it.
-func (c *Cmd) Info() skerry.Command { return c.info }
+func (c *Cmd) Info() skerry.Command {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.info
+}
 
 // ID returns the command's id once it has started.
-func (c *Cmd) ID() string { return c.info.ID }
+func (c *Cmd) ID() string { return c.id }
 
 // Run starts the command and waits for it.
 func (c *Cmd) Run() error {
@@ -143,7 +168,12 @@ func (c *Cmd) Start() error {
 	return c.sb.withSession(c.ctx, func(sessionID string) error {
 		r := request{method: http.MethodPost, path: sessionPath(sessionID) + "/cmd", query: c.sb.c.scope(""), json: body}
 		if c.Detached {
-			return c.sb.c.call(c.ctx, r, &commandAnswer{&c.info})
+			var info skerry.Command
+			if err := c.sb.c.call(c.ctx, r, &commandAnswer{&info}); err != nil {
+				return err
+			}
+			c.begun(info)
+			return nil
 		}
 		return c.attach(r)
 	})
@@ -172,7 +202,8 @@ func (c *Cmd) attach(r request) error {
 		resp.Body.Close()
 		return c.streamFailed(err)
 	}
-	c.body, c.events, c.info = resp.Body, events, *ev.command
+	c.body, c.events = resp.Body, events
+	c.begun(*ev.command)
 	return nil
 }
 
@@ -203,7 +234,7 @@ func (c *Cmd) streamFailed(err error) error {
 // its exit code is 0, an [*ExitError] if it is another.
 func (c *Cmd) Wait() error {
 	switch {
-	case !c.started || c.info.ID == "":
+	case !c.started || c.id == "":
 		return errors.New("the command was not started")
 	case c.waited:
 		return errors.New("the command was waited for before")
@@ -222,8 +253,8 @@ func (c *Cmd) Wait() error {
 	if err != nil {
 		return err
 	}
-	if code := *c.info.ExitCode; code != 0 {
-		return &ExitError{Code: code, Command: c.info}
+	if info := c.Info(); *info.ExitCode != 0 {
+		return &ExitError{Code: *info.ExitCode, Command: info}
 	}
 	return nil
 }
@@ -239,7 +270,7 @@ func (c *Cmd) drain(events *eventReader) error {
 			if ev.command.ExitCode == nil {
 				continue
 			}
-			c.info = *ev.command
+			c.set(*ev.command)
 			return nil
 		}
 		if err := c.write(ev); err != nil {
@@ -273,36 +304,36 @@ func (c *Cmd) waitDetached() error {
 			}
 		}
 	}
-	return c.refresh(c.ctx, true)
+	_, err := c.refresh(c.ctx, true)
+	return err
 }
 
 // path of the command; its session may not be the sandbox's current one.
 func (c *Cmd) path() string {
-	return sessionPath(c.info.SessionID) + "/cmd/" + url.PathEscape(c.info.ID)
+	return sessionPath(c.session) + "/cmd/" + url.PathEscape(c.id)
 }
 
 // refresh asks for the state of the command, after its end if wait is set.
-func (c *Cmd) refresh(ctx context.Context, wait bool) error {
+func (c *Cmd) refresh(ctx context.Context, wait bool) (info skerry.Command, err error) {
 	q := c.sb.c.scope("")
 	if wait {
 		q.Set("wait", strconv.FormatBool(wait))
 	}
-	var info skerry.Command
 	r := request{method: http.MethodGet, path: c.path(), query: q}
 	if err := c.sb.c.call(ctx, r, &commandAnswer{&info}); err != nil {
-		return err
+		return info, err
 	}
 	if wait && info.ExitCode == nil {
-		return errors.New("the server says that the command has ended, but not how")
+		return info, errors.New("the server says that the command has ended, but not how")
 	}
-	c.info = info
-	return nil
+	c.set(info)
+	return info, nil
 }
 
 // Kill sends a signal to the command and the processes of its group. It may
 // be called while another goroutine is in Wait.
 func (c *Cmd) Kill(ctx context.Context, sig Signal) error {
-	if c.info.ID == "" {
+	if c.id == "" {
 		return errors.New("the command was not started")
 	}
 	return c.sb.c.call(ctx, request{
@@ -326,7 +357,8 @@ type Log struct {
 }
 
 // Logs goes through the command's output from the start of what the server
-// kept, and follows it until the command ends. The data of a Log is valid
+// kept, and follows it until the command ends. It may be called while another
+// goroutine is in Wait. The data of a Log is valid
 // until the next. An error ends the sequence.
 func (c *Cmd) Logs(ctx context.Context) iter.Seq2[Log, error] {
 	return func(yield func(Log, error) bool) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -19,7 +20,7 @@ type Error struct {
 	Status int
 	// Code names the kind of failure.
 	Code skerry.Code
-	// Message is a sentence for people.
+	// Message says for people what is wrong, without naming the field.
 	Message string
 	// Field is the path of the request's field at fault, if one is.
 	Field string
@@ -107,6 +108,11 @@ func readError(resp *http.Response) error {
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if json.Unmarshal(b, &body) == nil {
 		e.Code, e.Message, e.Field = body.Error.Code, body.Error.Message, body.Error.Field
+	}
+	// A server puts the field before the message too, for clients that show
+	// nothing else.
+	if e.Field != "" {
+		e.Message = strings.TrimPrefix(e.Message, e.Field+": ")
 	}
 	if e.Code == "" {
 		e.Code = codeOfStatus(resp.StatusCode)

@@ -7,12 +7,36 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/clienttest"
 )
 
+// TestMain gives the examples a server where FromEnvironment looks for one.
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "client-test-")
+		if err != nil {
+			log.Print(err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		s, stop := clienttest.Start(dir)
+		defer stop()
+		for name, value := range map[string]string{
+			"SKERRY_URL": s.URL, "SKERRY_TOKEN": clienttest.Token, "SKERRY_TEAM": "", "SKERRY_PROJECT": "", "XDG_CONFIG_HOME": dir,
+		} {
+			os.Setenv(name, value)
+		}
+		return m.Run()
+	}())
+}
+
+// A sandbox for one job.
 func Example() {
 	ctx := context.Background()
 	c, err := client.FromEnvironment()
@@ -25,59 +49,205 @@ func Example() {
 	}
 	defer sb.Delete(ctx)
 
-	if err := sb.WriteFile(ctx, "hello.js", []byte("console.log('hello')"), 0o644); err != nil {
+	if err := sb.WriteFile(ctx, "hello.sh", []byte("echo hello from $1"), 0o644); err != nil {
 		log.Fatal(err)
 	}
-	out, err := sb.Command(ctx, "node", "hello.js").Output()
+	out, err := sb.Command(ctx, "sh", "hello.sh", "a sandbox").Output()
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Printf("%s", out)
+	// Output: hello from a sandbox
 }
 
+// Output as it comes, and an exit code that is not 0.
 func ExampleCmd_Wait() {
 	ctx := context.Background()
-	var sb *client.Sandbox // from CreateSandbox or GetSandbox
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
 
-	cmd := sb.Command(ctx, "npm", "test")
-	cmd.Dir, cmd.Env = "app", map[string]string{"CI": "1"}
+	cmd := sb.Command(ctx, "sh", "-c", "echo testing $WHAT; exit 3")
+	cmd.Env = map[string]string{"WHAT": "everything"}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
 		log.Fatal(err)
 	}
-	err := cmd.Wait()
+	err = cmd.Wait()
 	if exit, ok := errors.AsType[*client.ExitError](err); ok {
-		log.Fatalf("the tests failed with %d", exit.Code)
+		fmt.Println("the tests failed with", exit.Code)
+	} else if err != nil {
+		log.Fatal(err)
 	}
+	// Output:
+	// testing everything
+	// the tests failed with 3
 }
 
+// A command that outlives this process, and its output from the start.
 func ExampleCmd_Logs() {
 	ctx := context.Background()
-	var sb *client.Sandbox // from CreateSandbox or GetSandbox
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
 
-	server := sb.Command(ctx, "node", "server.js")
+	server := sb.Command(ctx, "sh", "-c", "echo listening; sleep 60")
 	server.Detached = true
 	if err := server.Start(); err != nil {
 		log.Fatal(err)
 	}
-	for line, err := range server.Logs(ctx) {
+	for piece, err := range server.Logs(ctx) {
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Printf("%s: %s", line.Stream, line.Data)
+		fmt.Printf("%s: %s", piece.Stream, piece.Data)
+		if err := server.Kill(ctx, client.SIGTERM); err != nil {
+			log.Fatal(err)
+		}
 	}
+	err = server.Wait()
+	fmt.Println(err)
+	// Output:
+	// stdout: listening
+	// sh: exit code 143
 }
 
+// A context bounds a command: when it ends, the command is killed.
+func ExampleSandbox_Command() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
+
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	err = sb.Command(short, "sleep", "60").Run()
+	fmt.Println(errors.Is(err, context.DeadlineExceeded))
+	// Output: true
+}
+
+// A tree of files in, and one out.
+func ExampleSandbox_WriteFiles() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
+
+	files := fstest.MapFS{ // os.DirFS("app") is a directory of this machine
+		"src/main.txt": {Data: []byte("main"), Mode: 0o644},
+		"README.txt":   {Data: []byte("read me"), Mode: 0o644},
+	}
+	if err := sb.WriteFiles(ctx, "app", files); err != nil {
+		log.Fatal(err)
+	}
+	data, err := sb.ReadFile(ctx, "app/src/main.txt")
+	fmt.Printf("%s %v\n", data, err)
+
+	_, err = sb.ReadFile(ctx, "app/none")
+	fmt.Println(client.IsNotFound(err))
+	// Output:
+	// main <nil>
+	// true
+}
+
+// A terminal, as a program sees it; see the command "sandbox connect" for one
+// that a person sits at.
+func ExampleSandbox_Terminal() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
+
+	t, err := sb.Terminal(ctx, client.TerminalOptions{
+		Command: "sh", Args: []string{"-c", "stty size; exit 4"}, Cols: 100, Rows: 30,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer t.Close()
+	var rows, cols int
+	if _, err := fmt.Fscan(t, &rows, &cols); err != nil {
+		log.Fatal(err)
+	}
+	code, err := t.Wait()
+	fmt.Println(rows, cols, code, err)
+	// Output: 30 100 4 <nil>
+}
+
+// All sandboxes with a tag, page after page.
 func ExampleClient_ListSandboxes() {
 	ctx := context.Background()
-	var c *client.Client // from New or FromEnvironment
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, name := range []string{"one", "two"} {
+		sb, err := c.CreateSandbox(ctx, client.CreateOptions{Name: name, Tags: map[string]string{"team": "web"}})
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer sb.Delete(ctx)
+	}
 
-	for sb, err := range c.ListSandboxes(ctx, client.ListOptions{Tags: map[string]string{"team": "web"}}) {
+	opts := client.ListOptions{Tags: map[string]string{"team": "web"}, SortBy: "name", Ascending: true}
+	for sb, err := range c.ListSandboxes(ctx, opts) {
 		if err != nil {
 			log.Fatal(err)
 		}
 		fmt.Println(sb.Name, sb.Status)
 	}
+	// Output:
+	// one running
+	// two running
+}
+
+// Get a sandbox, or create it.
+func ExampleClient_GetSandbox() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.GetSandbox(ctx, "mine", client.GetOptions{Resume: true})
+	if client.IsNotFound(err) {
+		sb, err = c.CreateSandbox(ctx, client.CreateOptions{Name: "mine"})
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
+	fmt.Println(sb.Name(), sb.Session().Status)
+	// Output: mine running
 }
 
 func ExampleNew() {

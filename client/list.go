@@ -89,8 +89,11 @@ func (c *Client) ListSandboxes(ctx context.Context, opts ListOptions) iter.Seq2[
 
 // SessionOptions narrow and order a listing of sessions, by their creation.
 type SessionOptions struct {
-	Limit     int
-	Cursor    string
+	// Limit is the size of a page: 50 by default, 100 at most.
+	Limit int
+	// Cursor is where to start: the Next of a page.
+	Cursor string
+	// Ascending puts the oldest first.
 	Ascending bool
 }
 

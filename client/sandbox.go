@@ -124,6 +124,8 @@ type UpdateOptions struct {
 	Timeout  *time.Duration
 	VCPUs    *int
 	MemoryMB *int
+	// Env, if not nil, replaces the environment of every command.
+	Env map[string]string
 	// Tags, if not nil, replace all tags.
 	Tags       map[string]string
 	Persistent *bool
@@ -167,6 +169,7 @@ func (o UpdateOptions) body() map[string]any {
 			body["networkId"] = nil
 		}
 	}
+	setIf(body, "env", o.Env != nil, o.Env)
 	setIf(body, "tags", o.Tags != nil, o.Tags)
 	setIf(body, "persistent", o.Persistent != nil, o.Persistent)
 	setIf(body, "ports", o.Ports != nil, o.Ports)

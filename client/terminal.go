@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/coder/websocket"
 )
@@ -40,7 +41,7 @@ type Terminal struct {
 	ctx   context.Context
 	conn  *websocket.Conn
 	frame io.Reader // the binary frame being read, nil between frames
-	exit  *int
+	exit  atomic.Pointer[int]
 }
 
 // start and resize are the frames that a client sends as text.
@@ -131,7 +132,7 @@ func (t *Terminal) send(frame any) error {
 // Read returns io.EOF when the command has ended and all it showed was read.
 func (t *Terminal) Read(p []byte) (int, error) {
 	for {
-		if t.exit != nil {
+		if t.exit.Load() != nil {
 			return 0, io.EOF
 		}
 		if t.frame == nil {
@@ -173,7 +174,7 @@ func (t *Terminal) nextFrame() error {
 		return fmt.Errorf("the connection to the terminal broke: %w", err)
 	}
 	if json.Unmarshal(b, &msg) == nil && msg.Type == "exit" {
-		t.exit = &msg.Code
+		t.exit.Store(&msg.Code)
 	}
 	return nil // a text frame of another kind is one of a later version
 }
@@ -197,12 +198,12 @@ func (t *Terminal) Wait() (int, error) {
 	if _, err := io.Copy(io.Discard, t); err != nil {
 		return 0, err
 	}
-	return *t.exit, nil
+	return *t.exit.Load(), nil
 }
 
 // Close hangs up: a command that still runs gets SIGHUP.
 func (t *Terminal) Close() error {
-	if t.exit != nil {
+	if t.exit.Load() != nil {
 		return t.conn.Close(websocket.StatusNormalClosure, "")
 	}
 	return t.conn.CloseNow()

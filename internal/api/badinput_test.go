@@ -155,6 +155,7 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 		"POST /v2/sandboxes/a/fork", "POST /v2/sandboxes/sessions/s/snapshot", "POST /v2/sandboxes/sessions/s/network-policy",
 		"POST /v2/sandboxes/sessions/s/cmd/c/stdin", "GET /v2/sandboxes/snapshots", "GET /v2/sandboxes/snapshots/tree",
 		"GET /v2/sandboxes/snapshots/snap_1", "DELETE /v2/sandboxes/snapshots/snap_1", "GET /v2/sandboxes/drives",
+		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
 		"POST /v2/sandboxes/drives/d", "POST /v2/sandboxes/drives/fork", "DELETE /api/v2/sandboxes/drives/d",
 	} {
 		method, path, _ := strings.Cut(call, " ")

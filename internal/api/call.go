@@ -23,6 +23,9 @@ const (
 	maxBody = 1 << 20
 	// bodyTimeout is how long a client may take to send a JSON body.
 	bodyTimeout = 30 * time.Second
+	// strayTimeout is how long net/http may wait for a body that no handler
+	// reads: it reads a part of one before it sends the answer.
+	strayTimeout = 5 * time.Second
 	// defaultProject is the project that clients look for, and make, when
 	// they were told none. It stands for the token's own.
 	defaultProject = "vercel-sandbox-default-project"
@@ -80,12 +83,7 @@ func (c *call) body(dst any) error {
 }
 
 func (c *call) readBody() ([]byte, error) {
-	rc := http.NewResponseController(c.w)
-	// The deadline is on the connection: it has to go once the body is in,
-	// or it would end a long command.
-	if err := rc.SetReadDeadline(time.Now().Add(bodyTimeout)); err == nil {
-		defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
-	}
+	c.w.readWithin(c.srv.bodyTimeout)
 	data, err := io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
 	var timeout net.Error
@@ -93,10 +91,14 @@ func (c *call) readBody() ([]byte, error) {
 	case errors.As(err, &tooLarge):
 		return nil, skerry.Errorf(skerry.CodeTooLarge, "the body is larger than %d bytes", maxBody)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return nil, skerry.Errorf(skerry.CodeBadRequest, "the body did not arrive within %s", bodyTimeout)
+		return nil, skerry.Errorf(skerry.CodeBadRequest, "the body did not arrive within %s", c.srv.bodyTimeout)
 	case err != nil:
 		return nil, skerry.Errorf(skerry.CodeBadRequest, "the body could not be read: %w", err)
 	}
+	// The deadline is on the connection: it has to go once the body is in, or
+	// it would end a long command. After a failure it stays, or net/http would
+	// wait for the rest without end before it sends the answer.
+	c.w.readForever()
 	return data, nil
 }
 
@@ -244,6 +246,11 @@ func (w *response) deadline(t time.Time) error {
 	}
 	return nil
 }
+
+// readWithin gives the client d from now to send more of its body, readForever
+// as long as it likes. Where a connection knows no deadlines nothing changes.
+func (w *response) readWithin(d time.Duration) { _ = w.rc.SetReadDeadline(time.Now().Add(d)) }
+func (w *response) readForever()               { _ = w.rc.SetReadDeadline(time.Time{}) }
 
 // Unwrap lets http.ResponseController and the WebSocket library reach the
 // connection.

@@ -19,8 +19,11 @@ func (s *Server) runCommand(c *call) error {
 	}
 	// The output reader lives as long as ctx, which also ends with the
 	// server; the command does not.
-	ctx, cancel := s.streamContext(c)
-	defer cancel()
+	ctx, leave, err := s.streamContext(c)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	session := c.path("session")
 	cmd, out, err := s.service.RunCommand(ctx, c.scope, session, p, req.Wait && req.Logs)
 	if err != nil {
@@ -54,8 +57,11 @@ func (s *Server) runCommand(c *call) error {
 }
 
 func (s *Server) commandLogs(c *call) error {
-	ctx, cancel := s.streamContext(c)
-	defer cancel()
+	ctx, leave, err := s.streamContext(c)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	out, err := s.service.CommandOutput(ctx, c.scope, c.path("session"), c.path("command"))
 	if err != nil {
 		return err
@@ -75,13 +81,19 @@ func (s *Server) getCommand(c *call) error {
 	if err := c.query(&q); err != nil {
 		return err
 	}
-	get := s.service.GetCommand
-	if q.Wait {
-		get = s.service.WaitCommand
+	if !q.Wait {
+		cmd, err := s.service.GetCommand(c.r.Context(), c.scope, c.path("session"), c.path("command"))
+		if err != nil {
+			return err
+		}
+		return c.reply(commandResponse{Command: wireCommand(cmd)})
 	}
-	ctx, cancel := s.streamContext(c)
-	defer cancel()
-	cmd, err := get(ctx, c.scope, c.path("session"), c.path("command"))
+	ctx, leave, err := s.streamContext(c)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	cmd, err := s.service.WaitCommand(ctx, c.scope, c.path("session"), c.path("command"))
 	if err != nil {
 		return s.explainEnd(c, err)
 	}
@@ -139,14 +151,6 @@ func wireCommand(cmd *skerry.Command) skerry.Command {
 	w := *cmd
 	w.Args = notNil(w.Args)
 	return w
-}
-
-// streamContext returns a context for an answer that may take hours: it ends
-// with the request and when the server is asked to end.
-func (s *Server) streamContext(c *call) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(c.r.Context())
-	stop := context.AfterFunc(s.draining, cancel)
-	return ctx, func() { stop(); cancel() }
 }
 
 // explainEnd replaces an error that only the server's end caused.

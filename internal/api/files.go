@@ -24,7 +24,12 @@ func (s *Server) writeFiles(c *call) error {
 	case len(dir) > skerry.MaxPathLength || !validText(dir):
 		return skerry.Invalid("x-cwd", "is not a path or longer than %d bytes", skerry.MaxPathLength)
 	}
-	body := &steadyReader{rc: http.NewResponseController(c.w), r: c.r.Body, stall: s.stall}
+	leave, err := s.open.enter(c.scope.ProjectID)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	body := &steadyReader{w: c.w, r: c.r.Body, stall: s.stall}
 	up, err := openUpload(body, s.maxUpload)
 	if err == nil {
 		err = s.service.WriteFiles(c.r.Context(), c.scope, c.path("session"), dir, up)
@@ -54,6 +59,11 @@ func (s *Server) readFile(c *call) error {
 	if err := checkPath(req.Path, req.Cwd); err != nil {
 		return err
 	}
+	leave, err := s.open.enter(c.scope.ProjectID)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	ctx, cancel := context.WithCancel(c.r.Context())
 	defer cancel()
 	file, err := s.service.ReadFile(ctx, c.scope, c.path("session"), req.Cwd, req.Path)

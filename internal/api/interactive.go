@@ -41,6 +41,11 @@ func (s *Server) serveTerminal(c *call) error {
 		return skerry.Errorf(skerry.CodeUnauthorized, "the terminal's token is not valid, was used, or has expired")
 	}
 	c.identity, c.scope = t.identity, t.identity.Scope()
+	ctx, leave, err := s.streamContext(c)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	s.terminals.Add(1)
 	defer s.terminals.Done()
 	conn, err := websocket.Accept(c.w, c.r, &websocket.AcceptOptions{InsecureSkipVerify: true})
@@ -52,8 +57,6 @@ func (s *Server) serveTerminal(c *call) error {
 		return nil
 	}
 	c.w.status = http.StatusSwitchingProtocols
-	ctx, cancel := s.streamContext(c)
-	defer cancel()
 	link := &terminalLink{conn: conn, log: c.log, requestID: c.requestID, stall: s.stall}
 	link.serve(ctx, func(p skerry.TerminalParams) (skerry.Terminal, error) {
 		return s.service.OpenTerminal(ctx, c.scope, t.session, p)

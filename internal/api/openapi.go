@@ -31,7 +31,7 @@ func (s *Server) openAPI(c *call) error {
 }
 
 // describe returns the document for a route table.
-func describe(routes []route, version string) ([]byte, error) {
+func describe(routes []route, version string, maxUpload int64) ([]byte, error) {
 	if version == "" {
 		version = "0"
 	}
@@ -49,11 +49,10 @@ func describe(routes []route, version string) ([]byte, error) {
 	return json.MarshalIndent(object{
 		"openapi": "3.1.0",
 		"info": object{
-			"title":   "Skerry",
-			"version": version,
-			"description": "Sandboxes on your own machines. Times are integer milliseconds since the Unix epoch, " +
-				"durations integer milliseconds. Fields that are not described are ignored; a null field counts as absent.",
-			"license": object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
+			"title":       "Skerry",
+			"version":     version,
+			"description": overview(maxUpload),
+			"license":     object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 		},
 		"servers": []any{object{"url": "/"}, object{"url": apiPrefix}},
 		"paths":   paths,
@@ -71,6 +70,9 @@ type describer struct {
 
 func (d *describer) operation(rt *route) object {
 	op := object{"operationId": rt.id, "summary": rt.summary, "responses": d.responses(rt)}
+	if rt.detail != "" {
+		op["description"] = rt.detail
+	}
 	if params := d.parameters(rt); len(params) > 0 {
 		op["parameters"] = params
 	}
@@ -108,7 +110,7 @@ func (d *describer) parameters(rt *route) (params []any) {
 			f := t.Field(i)
 			params = append(params, object{
 				"name": fieldName(f), "in": "query", "required": f.Tag.Get("required") == "true",
-				"description": f.Tag.Get("doc"), "schema": d.field(f, true),
+				"description": f.Tag.Get("doc"), "schema": d.field(t, f, true),
 			})
 		}
 	}
@@ -154,12 +156,18 @@ func (d *describer) responses(rt *route) object {
 		}
 	}
 	for status, codes := range byStatus {
-		all[strconv.Itoa(status)] = object{
+		answer := object{
 			"description": http.StatusText(status) + ": " + strings.Join(codes, ", "),
 			"content": object{"application/json": object{
 				"schema": d.schema(reflect.TypeFor[errorResponse](), false),
 			}},
 		}
+		if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable {
+			answer["headers"] = object{"Retry-After": object{
+				"description": "After how many seconds to try again.", "schema": object{"type": "integer"},
+			}}
+		}
+		all[strconv.Itoa(status)] = answer
 	}
 	return all
 }
@@ -192,6 +200,10 @@ func (d *describer) schema(t reflect.Type, request bool) object {
 		return object{"type": "integer", "format": "int64", "description": "Milliseconds since the Unix epoch."}
 	case durationType:
 		return object{"type": "integer", "format": "int64", "description": "Milliseconds."}
+	case reflect.TypeFor[skerry.Code]():
+		return object{"type": "string", "enum": codes()}
+	case reflect.TypeFor[skerry.SessionStatus]():
+		return object{"type": "string", "enum": statuses, "description": statusDoc}
 	case reflect.TypeFor[signalNumber]():
 		return object{"type": []string{"integer", "string"}, "minimum": 1, "maximum": lastSignal}
 	case reflect.TypeFor[json.RawMessage]():
@@ -251,7 +263,7 @@ func (d *describer) properties(t reflect.Type, request bool, into object, requir
 		if name == "-" || name == "" {
 			continue
 		}
-		into[name] = d.field(f, request)
+		into[name] = d.field(t, f, request)
 		// An answer has every field that is never left out; a request
 		// needs those that say so.
 		if request && f.Tag.Get("required") == "true" || !request && options == "" {
@@ -260,17 +272,14 @@ func (d *describer) properties(t reflect.Type, request bool, into object, requir
 	}
 }
 
-// field describes a struct field: its type and what its tags add.
-func (d *describer) field(f reflect.StructField, request bool) object {
+// field describes a field of the struct t: its type and what its tags add.
+func (d *describer) field(t reflect.Type, f reflect.StructField, request bool) object {
 	s := d.schema(f.Type, request)
 	nullable := f.Type.Kind() == reflect.Pointer && !request && !strings.Contains(f.Tag.Get("json"), ",")
 	if nullable {
 		s = object{"type": []any{s["type"], "null"}}
 	}
-	if _, isRef := s["$ref"]; isRef {
-		return s
-	}
-	if doc := f.Tag.Get("doc"); doc != "" {
+	if doc := fieldDoc(t, f); doc != "" {
 		s["description"] = doc
 	}
 	if enum := f.Tag.Get("enum"); enum != "" {

@@ -1,14 +1,20 @@
 package api
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/skerry-dev/skerry"
 )
 
 func quietServer(t testing.TB, svc Service) *Server {
@@ -72,6 +78,76 @@ func TestDocumentIsValidAndComplete(t *testing.T) {
 	}
 	for route := range described {
 		t.Errorf("%s is described and not served", route)
+	}
+}
+
+// The document names every code and says of every field what it is.
+func TestDocumentLeavesNothingOut(t *testing.T) {
+	srv := quietServer(t, &stub{})
+	doc, err := openapi3.NewLoader().LoadFromData(srv.document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code := doc.Components.Schemas["ErrorBody"].Value.Properties["code"].Value
+	for c, status := range statusOf {
+		if !slices.Contains(code.Enum, any(string(c))) || !strings.Contains(code.Description, fmt.Sprintf("%s (%d)", c, status)) {
+			t.Errorf("the code %s (%d) is not named", c, status)
+		}
+	}
+	used := map[string]bool{}
+	for name, schema := range doc.Components.Schemas {
+		for field, property := range schema.Value.Properties {
+			isList := property.Value != nil && property.Value.Type.Is("array") && property.Value.Items.Ref != ""
+			if property.Ref == "" && !isList && property.Value.Description == "" {
+				t.Errorf("%s.%s is not described", name, field)
+			}
+		}
+	}
+	for _, path := range doc.Paths.Map() {
+		for _, op := range path.Operations() {
+			for _, p := range op.Parameters {
+				if p.Value.In != "path" && p.Value.Description == "" {
+					t.Errorf("%s: the parameter %s is not described", op.OperationID, p.Value.Name)
+				}
+			}
+		}
+	}
+	// What is described is there: see fieldDocs.
+	var visit func(reflect.Type)
+	visit = func(typ reflect.Type) {
+		for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice || typ.Kind() == reflect.Map {
+			typ = typ.Elem()
+		}
+		if typ.Kind() != reflect.Struct {
+			return
+		}
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			key := typ.Name() + "." + fieldName(f)
+			if used[key] {
+				continue
+			}
+			used[key] = true
+			visit(f.Type)
+		}
+	}
+	visit(reflect.TypeFor[errorResponse]())
+	for _, rt := range srv.routes() {
+		for _, v := range append([]any{rt.request, rt.response}, rt.lines...) {
+			if v != nil {
+				visit(reflect.TypeOf(v))
+			}
+		}
+	}
+	for key := range fieldDocs {
+		if !used[key] {
+			t.Errorf("%s is described and not there", key)
+		}
+	}
+	for _, limit := range []int{maxBody, maxDepth, maxHeaderBytes, DefaultMaxUpload, bombRatio, maxOpenEach, skerry.MaxPageSize} {
+		if !strings.Contains(doc.Info.Description, strconv.Itoa(limit)) {
+			t.Errorf("the limit %d is not named", limit)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ type route struct {
 	mux     string
 	id      string // operationId
 	summary string
+	detail  string // what the summary leaves out
 	// public routes take no access token.
 	public bool
 	// query and request are zero values of the types that are bound.
@@ -65,10 +66,12 @@ const (
 var (
 	sessionErrors = []skerry.Code{
 		skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeSandboxStopping,
+		skerry.CodeRateLimited, skerry.CodeUnavailable,
 	}
 	createErrors = []skerry.Code{
 		skerry.CodeConflict, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeImageInvalid,
 		skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeUnavailable, skerry.CodeTooLarge,
+		skerry.CodeNotFound, skerry.CodeDiskFull,
 	}
 )
 
@@ -101,7 +104,12 @@ func (s *Server) sandboxRoutes() []route {
 		{
 			method: http.MethodGet, path: sandboxPath, id: "getSandbox", summary: "Get a sandbox, and resume it if asked to",
 			query: getSandboxQuery{}, response: runResponse{}, handle: s.getSandbox,
-			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeUnavailable},
+			detail: "With resume, a stop in progress is waited for and a new session is started, which can fail as in creating a sandbox. " +
+				"The answer comes once commands can run.",
+			errors: []skerry.Code{
+				skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeUnavailable, skerry.CodeImageInvalid,
+				skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeDiskFull,
+			},
 		},
 		{
 			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change a sandbox's configuration",
@@ -139,12 +147,19 @@ func (s *Server) sessionRoutes() []route {
 		{
 			method: http.MethodPost, path: sessionPath + "/interactive", id: "openInteractive", summary: "Ask for a terminal",
 			response: interactiveResponse{}, handle: s.openInteractive,
-			errors: append([]skerry.Code{skerry.CodeRateLimited}, sessionErrors...),
+			errors: sessionErrors,
+			detail: "The token is good once, for 60 seconds. A project may have 500 that were not used.",
 		},
 		{
 			method: http.MethodGet, path: sessionPath + "/interactive", id: "serveTerminal", summary: "Open a terminal: a WebSocket",
 			public: true, query: terminalQuery{}, status: http.StatusSwitchingProtocols, handle: s.serveTerminal,
-			errors: []skerry.Code{skerry.CodeUnauthorized},
+			errors: []skerry.Code{skerry.CodeUnauthorized, skerry.CodeRateLimited},
+			detail: "The first frame is text, within 15 seconds: " +
+				`{"type":"start","command":"…","args":[],"env":["NAME=value"],"cwd":"…","cols":80,"rows":24}. ` +
+				"Then binary frames are what is typed and what the terminal shows, and a text frame " +
+				`{"type":"resize","cols":…,"rows":…} tells a new size. The server ends with {"type":"exit","code":…}, ` +
+				`before it {"type":"error","code":"…","message":"…"} if it was not the command that ended. ` +
+				"A frame of a client has 1 MiB at most.",
 		},
 	}
 }
@@ -154,7 +169,10 @@ func (s *Server) commandRoutes() []route {
 		{
 			method: http.MethodPost, path: sessionPath + "/cmd", id: "runCommand", summary: "Run a command",
 			request: runRequest{}, response: commandResponse{}, handle: s.runCommand,
-			lines:  []any{commandResponse{}, logLine{}, errorLine{}},
+			lines: []any{commandResponse{}, logLine{}, errorLine{}},
+			detail: "With wait, the answer is a stream: the command, with logs what it writes as it writes it, and the command again when it " +
+				"has ended. It has exit code 127 if there is no such program, 126 if it cannot be run, and 128 and the signal's number " +
+				"if a signal ended it. Closing the connection does not end the command.",
 			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeTooLarge}, sessionErrors...),
 		},
 		{
@@ -164,11 +182,13 @@ func (s *Server) commandRoutes() []route {
 		{
 			method: http.MethodGet, path: commandPath, id: "getCommand", summary: "Get a command, and wait for its end if asked to",
 			query: getCommandQuery{}, response: commandResponse{}, handle: s.getCommand,
-			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped},
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeRateLimited, skerry.CodeUnavailable},
 		},
 		{
 			method: http.MethodGet, path: commandPath + "/logs", id: "commandLogs", summary: "Follow the output of a command from its start",
-			lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs, errors: []skerry.Code{skerry.CodeNotFound},
+			lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeRateLimited, skerry.CodeUnavailable},
+			detail: "What is kept of a command's output is bounded: the newest 16 MiB by default, for as long as its session is listed.",
 		},
 		{
 			method: http.MethodPost, path: commandPath + "/kill", id: "killCommand", summary: "Send a signal to a command",
@@ -222,6 +242,13 @@ func (s *Server) ownRoutes() []route {
 		{method: http.MethodGet, path: "/healthz", id: "healthz", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
 		{method: http.MethodGet, path: "/openapi.json", id: "openapi", summary: "This document", public: true, response: documentResponse{}, handle: s.openAPI},
 	}
+}
+
+// unbuiltTrees are the beginnings of paths that public clients may call and of
+// which this version has nothing.
+var unbuiltTrees = map[string]string{
+	"/v1/sandboxes":                     "version 1 of the API",
+	"/.well-known/openid-configuration": "logging in with OAuth",
 }
 
 // unbuiltRoutes are the endpoints whose features are not in this version: they

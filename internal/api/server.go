@@ -60,10 +60,13 @@ type Server struct {
 	trustForwarded bool
 	maxUpload      int64
 	stall          time.Duration
+	bodyTimeout    time.Duration // the constant, but in tests
+	strayTimeout   time.Duration // the constant, but in tests
 
 	mux      *http.ServeMux
 	document []byte
 	tickets  ticketOffice
+	open     openCalls
 
 	// draining ends the streams and terminals, which could otherwise keep a
 	// server that is asked to end for hours.
@@ -81,6 +84,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{
 		service: o.Service, accounts: o.Accounts, log: o.Log,
 		trustForwarded: o.TrustForwarded, maxUpload: o.MaxUpload, stall: o.StallTimeout,
+		bodyTimeout: bodyTimeout, strayTimeout: strayTimeout,
 		mux: http.NewServeMux(),
 	}
 	if s.maxUpload == 0 {
@@ -98,7 +102,7 @@ func New(o Options) (*Server, error) {
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	routes := s.routes()
-	document, err := describe(routes, o.Version)
+	document, err := describe(routes, o.Version, s.maxUpload)
 	if err != nil {
 		return nil, fmt.Errorf("describing the API: %w", err)
 	}
@@ -182,6 +186,12 @@ func (s *Server) handler(rt route) http.Handler {
 			// handler; the next request on it starts without a deadline.
 			_ = c.w.deadline(time.Time{})
 			defer func() { _ = c.w.deadline(time.Now().Add(s.stall)) }()
+		}
+		if r.Body != nil && r.Body != http.NoBody {
+			// Holds unless the handler reads the body, under a deadline
+			// of its own: without it a client that has no token could
+			// keep a connection for ever by announcing a body.
+			c.w.readWithin(s.strayTimeout)
 		}
 		defer func() { s.logAccess(c, rt, started) }()
 		defer c.recover()
@@ -273,6 +283,12 @@ func (s *Server) logAccess(c *call, rt route, started time.Time) {
 
 // noRoute answers what no route matches.
 func (s *Server) noRoute(c *call) error {
+	path := strings.TrimPrefix(c.r.URL.Path, apiPrefix)
+	for prefix, what := range unbuiltTrees {
+		if path == prefix || strings.HasPrefix(path, prefix+"/") {
+			return skerry.NotImplemented("", what)
+		}
+	}
 	var allowed []string
 	probe := *c.r
 	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {

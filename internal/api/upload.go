@@ -4,10 +4,8 @@ import (
 	"bufio"
 	"compress/flate"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/klauspost/compress/gzip"
@@ -116,20 +114,20 @@ func uploadError(err error) error {
 // steadyReader reads a request's body, however long it takes, as long as it
 // keeps coming.
 type steadyReader struct {
-	rc    *http.ResponseController
+	w     *response
 	r     io.Reader
 	stall time.Duration
+	err   error
 }
 
 func (s *steadyReader) Read(p []byte) (int, error) {
-	if err := s.rc.SetReadDeadline(time.Now().Add(s.stall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return 0, fmt.Errorf("setting the deadline of a read: %w", err)
-	}
+	s.w.readWithin(s.stall)
 	n, err := s.r.Read(p)
-	if err != nil {
+	if errors.Is(err, io.EOF) {
 		// The deadline is on the connection and must not outlive the body.
-		_ = s.rc.SetReadDeadline(time.Time{})
+		s.w.readForever()
 	}
+	s.err = err
 	return n, err
 }
 
@@ -140,9 +138,14 @@ const (
 	drainTime  = 5 * time.Second
 )
 
+// drain leaves the deadline as it is unless the body has ended: net/http reads
+// on before it sends the answer.
 func (s *steadyReader) drain() {
-	if err := s.rc.SetReadDeadline(time.Now().Add(drainTime)); err == nil {
-		_, _ = io.CopyN(io.Discard, s.r, drainBytes)
+	if s.err != nil { // there is no more of it, or it does not come
+		return
 	}
-	_ = s.rc.SetReadDeadline(time.Time{})
+	s.w.readWithin(drainTime)
+	if _, err := io.CopyN(io.Discard, s.r, drainBytes); errors.Is(err, io.EOF) {
+		s.w.readForever()
+	}
 }

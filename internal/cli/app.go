@@ -119,7 +119,7 @@ func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "sandbox", Short: "Run code in isolated sandboxes", Long: rootHelp, Example: rootExample,
 		Version: a.Version, SilenceErrors: true, SilenceUsage: true,
-		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args: args(cobra.NoArgs), RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetArgs(a.Args)
 	root.SetIn(a.In)
@@ -134,6 +134,11 @@ func (a *app) root() *cobra.Command {
 		a.sessionsCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(),
 	)
+	root.AddCommand(unbuilt(
+		"snapshot", "taking a snapshot", "snapshots", "managing snapshots",
+		"fork", "forking a sandbox", "drives", "managing drives",
+	)...)
+	completion(root)
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + scopeHelp + "{{end}}")
 	return root
 }
@@ -145,14 +150,40 @@ func (e usageError) Unwrap() error { return e.error }
 
 func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 
-// args turns what cobra finds wrong with the arguments into a usageError.
+// args says by name which of the arguments in a command's usage is missing, or
+// which is one too many. The usage is what it goes by: words in brackets are
+// optional.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, got []string) error {
-		if err := check(cmd, got); err != nil {
-			return usageError{err}
+		err := check(cmd, got)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if cmd.HasSubCommands() {
+			return unknownCommand(cmd, got[0])
+		}
+		var needed []string
+		for _, word := range strings.Fields(cmd.Use)[1:] {
+			if word[0] != '[' {
+				needed = append(needed, word)
+			}
+		}
+		switch left := len(needed) - len(got); {
+		case left == 1:
+			return usagef("%s is missing", needed[len(got)])
+		case left > 1:
+			return usagef("%s are missing", strings.Join(needed[len(got):], " and "))
+		}
+		return usagef("%q is one argument too many", got[len(needed)])
 	}
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	cmd.SuggestionsMinimumDistance = 2
+	if like := cmd.SuggestionsFor(name); len(like) > 0 {
+		return usagef("there is no command %q; did you mean %q?", name, like[0])
+	}
+	return usagef("there is no command %q", name)
 }
 
 // exitCode is an outcome that was told already: the code alone is left.
@@ -178,14 +209,12 @@ func (a *app) report(ctx context.Context, cmd *cobra.Command, err error) int {
 	if isBrokenPipe(err) {
 		return exitPipe
 	}
-	message, hint := a.explain(err)
+	message, hint := a.explainTo(cmd, err)
 	fmt.Fprintf(a.Err, "%s %s\n", a.err.red("Error:"), message)
 	if hint != "" {
 		fmt.Fprintf(a.Err, "%s %s\n", a.err.bold("Hint:"), hint)
 	}
-	// Cobra's own errors come as plain text: a command that does not exist.
 	_, usage := errors.AsType[usageError](err)
-	usage = usage || strings.HasPrefix(err.Error(), "unknown command")
 	if usage {
 		fmt.Fprintf(a.Err, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}

@@ -3,8 +3,10 @@ package cli
 import (
 	"bytes"
 	"flag"
+	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -136,11 +138,81 @@ func TestGolden(t *testing.T) {
 		{"usage-run-tag", false, nil, []string{"run", "-t", "-i", "bash"}},
 		{"usage-no-terminal", false, nil, []string{"connect", "first"}},
 		{"usage-exclusive", false, nil, []string{"create", "--runtime", "node22", "--image", "x"}},
+		{"usage-missing", false, nil, []string{"cp", "x"}},
+		{"usage-missing-all", false, nil, []string{"exec"}},
+		{"usage-missing-command", false, nil, []string{"exec", "first"}},
+		{"usage-too-many", false, nil, []string{"create", "web"}},
+		{"usage-unknown-subcommand", false, nil, []string{"config", "time", "first", "1h"}},
+		{"usage-url", false, map[string]string{"SKERRY_URL": "server:7700"}, []string{"ls"}},
+		{"unbuilt-snapshot", false, nil, []string{"snapshot", "--stop", "first"}},
+		{"unbuilt-config", false, nil, []string{"config", "delete-evicted-snapshots", "first", "true"}},
+		{"list-nothing", true, nil, []string{"ls", "--name-prefix", "zzz"}},
+		{"list-nothing-all", true, nil, []string{"ls", "--all", "--name-prefix", "zzz"}},
 		{"remove", false, nil, []string{"rm", "first", "none"}},
 	} {
 		got := invocation{server: s, tty: test.tty, env: test.env}.run(t, test.argv...)
 		text := "exit code " + strconv.Itoa(got.code) + "\n--- stdout\n" + got.out + "--- stderr\n" + got.err
 		golden(t, test.name, strings.ReplaceAll(text, s.Dir, "/vercel/sandbox"))
+	}
+}
+
+// What the server says of a field is said of the flag that the user knows.
+func TestRefusals(t *testing.T) {
+	home(t)
+	s := clienttest.New(t)
+	var body string
+	var status int
+	s.Intercept = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+		return true
+	}
+	refusal := func(code, field, message string) string {
+		if field == "" {
+			return `{"error":{"code":"` + code + `","message":"` + message + `"}}`
+		}
+		return `{"error":{"code":"` + code + `","field":"` + field + `","message":"` + field + ": " + message + `"}}`
+	}
+	for _, test := range []struct {
+		status     int
+		body, want string
+		argv       string
+	}{
+		{400, refusal("bad_request", "resources.vcpus", "must be a power of two"), "--vcpus: must be a power of two\n", "create --vcpus 3"},
+		{400, refusal("bad_request", "resources.vcpus", "must be a power of two"), "vcpus: must be a power of two\n", "config vcpus x 3"},
+		{501, refusal("not_implemented", "ports", "publishing ports is not supported"), "--publish-port: publishing ports is not supported\n", "create -p 3000"},
+		{404, refusal("not_found", "image", "there is no such image"), "--image: there is no such image\n", "create --image x"},
+		{409, refusal("conflict", "name", "is taken"), "--name: is taken\nHint: choose another", "create --name x"},
+		{403, refusal("forbidden", "slug", "no access to it"), "--scope: no access to it\nHint: leave --scope and --project out", "ls --scope x"},
+		{401, refusal("unauthorized", "", "not valid"), "not valid\nHint: log in", "ls"},
+	} {
+		status, body = test.status, test.body
+		if got := (invocation{server: s}).run(t, strings.Fields(test.argv)...); !strings.HasPrefix(got.err, "Error: "+test.want) {
+			t.Errorf("%s: %q, want %q", test.argv, got.err, test.want)
+		}
+	}
+	status, body = 401, refusal("unauthorized", "", "not valid")
+	got := invocation{env: map[string]string{"SKERRY_URL": s.URL}}.run(t, "ls")
+	if !strings.Contains(got.err, "you are not logged in") || !strings.Contains(got.err, "sandbox login") {
+		t.Errorf("without a token: %q", got.err)
+	}
+}
+
+// Bash completes without the package bash-completion, whose functions are not
+// there in a shell that reads no start-up files.
+func TestBashCompletion(t *testing.T) {
+	home(t)
+	script := invocation{}.run(t, "completion", "bash").out
+	if strings.Count(script, needsPackage) != 1 || !strings.Contains(script, withoutPackage) {
+		t.Fatal("cobra's script is not as it was: see needsPackage")
+	}
+	cmd := exec.Command("bash", "--noprofile", "--norc", "-c", script+`
+COMP_LINE="sandbox exec --env=A de" COMP_POINT=${#COMP_LINE}
+__sandbox_init_completion -n =:
+printf '%s|' "${words[@]}" "$cword" "$cur" "$prev"`)
+	out, err := cmd.CombinedOutput()
+	if want := "sandbox|exec|--env=A|de|3|de|--env=A|"; err != nil || string(out) != want {
+		t.Errorf("%v: %q, want %q", err, out, want)
 	}
 }
 
@@ -229,7 +301,7 @@ func TestRunAndExec(t *testing.T) {
 	if got.code != 137 {
 		t.Errorf("exec --timeout: %+v", got)
 	}
-	if got = v.run(t, "exec", "n"); got.code != exitOwnFailure || !strings.Contains(got.err, "no command") {
+	if got = v.run(t, "exec", "n"); got.code != exitOwnFailure || !strings.Contains(got.err, "COMMAND is missing") {
 		t.Errorf("exec: %+v", got)
 	}
 	if got = v.run(t, "exec", "none", "true"); got.code != exitOwnFailure || !strings.Contains(got.err, "sandbox list --all") {
@@ -332,6 +404,10 @@ func TestScopePrecedence(t *testing.T) {
 		{"flags first", config.Config{URL: "a", Token: "b", Team: "c", Project: "d"},
 			map[string]string{"SKERRY_TOKEN": "e", "SKERRY_PROJECT": "f"},
 			scopeFlags{url: "g", token: "h", scope: "i", team: "x"}, config.Config{URL: "g", Token: "h", Team: "i", Project: "f"}},
+		{"the file's team goes with its token", config.Config{URL: "a", Token: "b", Team: "c", Project: "d"}, map[string]string{"SKERRY_TEAM": "e"},
+			scopeFlags{token: "h"}, config.Config{URL: "a", Token: "h", Team: "e"}},
+		{"the file's own token as a flag", config.Config{Token: "b", Team: "c", Project: "d"}, nil,
+			scopeFlags{token: "b"}, config.Config{Token: "b", Team: "c", Project: "d"}},
 		{"our file before their token", config.Config{Token: "b"}, map[string]string{"VERCEL_AUTH_TOKEN": "v"},
 			scopeFlags{team: "t"}, config.Config{Token: "b", Team: "t"}},
 		{"their tokens in turn", config.Config{}, map[string]string{"VERCEL_AUTH_TOKEN": "v", "VERCEL_OIDC_TOKEN": oidc},

@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -50,3 +52,51 @@ func (a *app) names(ctx context.Context, prefix string, but []string) []string {
 	}
 	return names
 }
+
+// completion adds the command that prints completion scripts.
+func completion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	cmd, _, err := root.Find([]string{"completion", "bash"})
+	if err != nil {
+		return
+	}
+	cmd.Long = `Print a script that completes commands, flags and the names of sandboxes in bash.
+
+In the current shell:
+
+	source <(sandbox completion bash)
+
+In every new one, as root or for yourself:
+
+	sandbox completion bash > /etc/bash_completion.d/sandbox
+	echo 'source <(sandbox completion bash)' >> ~/.bashrc`
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		plain, err := cmd.Flags().GetBool("no-descriptions")
+		if err != nil {
+			return err
+		}
+		var script bytes.Buffer
+		if err := root.GenBashCompletionV2(&script, !plain); err != nil {
+			return err
+		}
+		_, err = cmd.OutOrStdout().Write([]byte(strings.Replace(script.String(), needsPackage, withoutPackage, 1)))
+		return err
+	}
+}
+
+// Cobra's script for bash calls a function of the package bash-completion,
+// which small images do not have, and prints an error at each press of the tab
+// key there. Without it the line is split at blanks.
+const (
+	needsPackage   = `_get_comp_words_by_ref "$@" cur prev words cword`
+	withoutPackage = `if declare -F _get_comp_words_by_ref >/dev/null 2>&1; then
+        _get_comp_words_by_ref "$@" cur prev words cword
+        return
+    fi
+    local line=${COMP_LINE:0:COMP_POINT}
+    read -ra words <<<"$line"
+    [[ $line == *[[:blank:]] ]] && words+=("")
+    cword=$((${#words[@]} - 1))
+    cur=${words[cword]}
+    prev=${words[cword - 1]}`
+)

@@ -23,6 +23,7 @@ session on. What the server cannot do yet it refuses, and says so.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.configListCommand(), a.configTagsCommand(), a.configPortsCommand(), a.configMountsCommand(), a.configPolicyCommand())
+	cmd.AddCommand(unbuilt("keep-last-snapshots-for", "keeping snapshots", "delete-evicted-snapshots", "keeping snapshots")...)
 	for _, s := range settings {
 		cmd.AddCommand(a.settingCommand(s))
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
 )
 
@@ -75,6 +76,9 @@ that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
 			if f.interactive && f.timeout.set {
 				return usagef("--timeout cannot be combined with --interactive")
 			}
+			if f.timeout.set && f.timeout.d <= 0 {
+				return usagef("--timeout must be longer than nothing")
+			}
 			sb, err := a.sandbox(cmd.Context(), name, true)
 			if err != nil {
 				return err
@@ -103,7 +107,7 @@ func splitCommand(cmd *cobra.Command, given []string) (name string, argv []strin
 	}
 	argv = cmd.Flags().Args()
 	if len(argv) == 0 {
-		return "", nil, usagef("there is no command to run in %q", name)
+		return "", nil, usagef("COMMAND is missing; for a shell: sandbox connect %s", clean(name))
 	}
 	return name, argv, nil
 }
@@ -143,10 +147,34 @@ func (a *app) exec(ctx context.Context, sb *client.Sandbox, f *execFlags, argv [
 	if !failed {
 		return err
 	}
-	if exit.Code == 128+int(client.SIGKILL) && f.timeout.set && a.Now().Sub(begin) >= f.timeout.d {
-		fmt.Fprintf(a.Err, "%s the command was killed after %s.\n", a.err.yellow("Timeout:"), span(f.timeout.d))
+	if exit.Code == 128+int(client.SIGKILL) {
+		a.tellWhyKilled(ctx, sb, f.timeout, a.Now().Sub(begin))
 	}
 	return exitCode(exit.Code)
+}
+
+// tellWhyKilled says what killed a command, if it was its own timeout or the
+// end of the session; else its exit code says all that is known.
+func (a *app) tellWhyKilled(ctx context.Context, sb *client.Sandbox, timeout duration, after time.Duration) {
+	if timeout.set && after >= timeout.d {
+		fmt.Fprintf(a.Err, "%s the command was killed after %s.\n", a.err.yellow("Timeout:"), span(timeout.d))
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, forwardWait)
+	defer cancel()
+	id := sb.Session().ID
+	if err := sb.Refresh(ctx); err != nil {
+		return
+	}
+	session := sb.Session()
+	if session.ID == id && session.Status == skerry.StatusRunning {
+		return
+	}
+	why := "it was stopped"
+	if session.ID == id && !session.RequestedStopAt.Before(session.ExpiresAt().Time) {
+		why = "its timeout of " + span(time.Duration(session.Timeout)) + " was over"
+	}
+	fmt.Fprintf(a.Err, "%s the session of %s ended while the command ran: %s.\n", a.err.yellow("Warning:"), clean(sb.Name()), why)
 }
 
 // forwardWait bounds the call that passes a signal on.
@@ -160,6 +188,8 @@ func (a *app) forward(ctx context.Context, cmd *client.Cmd, silent bool) func(os
 		times++
 		remote := client.SIGKILL
 		switch {
+		case times == 2:
+			a.hint(!silent, "Killing the command.")
 		case times > 2:
 			a.signals.interrupt()
 			return

@@ -129,6 +129,9 @@ func (a *app) ago(t skerry.Time) string {
 		return "-"
 	}
 	d := t.Sub(a.Now())
+	if d.Abs() < time.Second/2 {
+		return "just now"
+	}
 	if d < 0 {
 		return about(-d) + " ago"
 	}

@@ -162,7 +162,21 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 		}
 		rows = append(rows, row)
 	}
+	if len(rows) == 0 && a.OutTTY {
+		a.nothing("sandbox", all, "sandbox list --all")
+		return
+	}
 	a.table(title, rows)
+}
+
+// nothing says to a person that a listing is empty, in place of a table that
+// is only a title.
+func (a *app) nothing(what string, all bool, showAll string) {
+	if all {
+		fmt.Fprintf(a.Err, "There is no such %s.\n", what)
+		return
+	}
+	fmt.Fprintf(a.Err, "No %s is running; '%s' shows those that have ended too.\n", what, showAll)
 }
 
 func (a *app) statusCell(s skerry.SessionStatus) cell {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -127,8 +128,17 @@ func (a *app) typeToken(ctx context.Context, server string) (string, error) {
 		io.Reader
 		io.Writer
 	}{keyboard{ctx, a.In}, a.Err}
-	return term.NewTerminal(screen, "").ReadPassword("Access token for " + server + ": ")
+	token, err := term.NewTerminal(screen, "").ReadPassword("Access token for " + server + ": ")
+	if errors.Is(err, errCtrlC) {
+		restore()
+		fmt.Fprintln(a.Err, "\nInterrupted.")
+		return "", exitCode(exitInterrupt)
+	}
+	return token, err
 }
+
+// errCtrlC is that key, which is a character like any other in raw mode.
+var errCtrlC = errors.New("Ctrl-C was typed")
 
 // keyboard reads what is typed until ctx ends.
 type keyboard struct {
@@ -140,5 +150,9 @@ func (k keyboard) Read(p []byte) (int, error) {
 	if err := waitInput(k.ctx, k.in); err != nil {
 		return 0, err
 	}
-	return k.in.Read(p)
+	n, err := k.in.Read(p)
+	if bytes.IndexByte(p[:n], 3) >= 0 {
+		return 0, errCtrlC
+	}
+	return n, err
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -37,8 +38,14 @@ func (a *app) options() (client.Options, error) {
 		return client.Options{}, err
 	}
 	c := file.WithEnvironment(a.Getenv)
+	if token := a.flags.token; token != "" && token != c.Token {
+		// The file's team and project are not this token's; the
+		// environment's may be.
+		c = config.Config{URL: c.URL}.WithEnvironment(a.Getenv)
+		c.Token = token
+	}
 	for value, field := range map[*string]*string{
-		&a.flags.url: &c.URL, &a.flags.token: &c.Token, &a.flags.project: &c.Project,
+		&a.flags.url: &c.URL, &a.flags.project: &c.Project,
 	} {
 		if *value != "" {
 			*field = *value
@@ -97,7 +104,11 @@ func (a *app) client() (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.New(opts)
+	c, err := client.New(opts)
+	if err != nil {
+		return nil, fmt.Errorf("%w; see --url, --token, SKERRY_URL, SKERRY_TOKEN and the configuration file", err)
+	}
+	return c, nil
 }
 
 // serverURL is the server's address for messages.

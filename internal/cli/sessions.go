@@ -57,6 +57,10 @@ ended too, the latest first.`,
 					Pagination pagination       `json:"pagination"`
 				}{page.Items, paginate(page)})
 			}
+			if len(page.Items) == 0 && a.OutTTY {
+				a.nothing("session", f.all, "sandbox sessions list --all "+clean(sb.Name()))
+				return nil
+			}
 			a.sessionTable(page.Items, f.all)
 			a.more(cmd, page.Next)
 			return nil

@@ -118,6 +118,22 @@ func TestTerminalIsRestoredAfterBrokenConnection(t *testing.T) {
 	}
 }
 
+func TestLoginEndsAtCtrlC(t *testing.T) {
+	s := clienttest.New(t)
+	master, slave, wait, _ := onTerminal(t, s, "login")
+	before := termios(t, slave)
+	r := bufio.NewReader(master)
+	reads(t, r, "Access token for")
+	master.WriteString("half\x03")
+	reads(t, r, "Interrupted.")
+	if got := wait(); got != exitInterrupt {
+		t.Errorf("exit code %d", got)
+	}
+	if after := termios(t, slave); after != before {
+		t.Errorf("the terminal was left as %+v, was %+v", after, before)
+	}
+}
+
 func TestLoginDoesNotShowTheToken(t *testing.T) {
 	s := clienttest.New(t)
 	master, slave, wait, _ := onTerminal(t, s, "login")

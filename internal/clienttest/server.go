@@ -54,7 +54,14 @@ type Server struct {
 
 // New starts a server that ends with the test.
 func New(t testing.TB) *Server {
-	s := &Server{Dir: t.TempDir(), sandboxes: map[string]*skerry.Sandbox{}, commands: map[string]*command{}}
+	s, stop := Start(t.TempDir())
+	t.Cleanup(stop)
+	return s
+}
+
+// Start starts a server whose sandboxes work in dir.
+func Start(dir string) (s *Server, stop func()) {
+	s = &Server{Dir: dir, sandboxes: map[string]*skerry.Sandbox{}, commands: map[string]*command{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v2/sandboxes", s.create)
 	mux.HandleFunc("POST /v3/sandboxes", s.create)
@@ -77,12 +84,11 @@ func New(t testing.TB) *Server {
 	mux.HandleFunc("GET /terminal", s.terminal)
 	hs := httptest.NewServer(s.front(mux))
 	s.URL = hs.URL
-	t.Cleanup(func() {
+	return s, func() {
 		s.killAll()
 		hs.CloseClientConnections()
 		hs.Close()
-	})
-	return s
+	}
 }
 
 // front records requests, checks the token and lets the test intervene.

@@ -96,12 +96,24 @@ func (c Config) Save(path string) error {
 	return nil
 }
 
+// WithToken returns c with another token. The team and the project that c has
+// are those of the token it had, so they go with it.
+func (c Config) WithToken(token string) Config {
+	if token != c.Token {
+		c.Token, c.Team, c.Project = token, "", ""
+	}
+	return c
+}
+
 // WithEnvironment returns c with the fields that SKERRY_URL, SKERRY_TOKEN,
-// SKERRY_TEAM and SKERRY_PROJECT set replaced. An empty variable is not set.
+// SKERRY_TEAM and SKERRY_PROJECT set replaced, as WithToken does for the token.
+// An empty variable is not set.
 func (c Config) WithEnvironment(getenv func(string) string) Config {
+	if token := getenv("SKERRY_TOKEN"); token != "" {
+		c = c.WithToken(token)
+	}
 	for name, field := range map[string]*string{
 		"SKERRY_URL":     &c.URL,
-		"SKERRY_TOKEN":   &c.Token,
 		"SKERRY_TEAM":    &c.Team,
 		"SKERRY_PROJECT": &c.Project,
 	} {

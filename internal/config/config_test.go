@@ -70,6 +70,22 @@ func TestPath(t *testing.T) {
 	}
 }
 
+func TestAnotherTokenTakesNoTeamOfTheFile(t *testing.T) {
+	file := Config{URL: "u", Token: "t", Team: "team", Project: "p"}
+	for token, want := range map[string]Config{
+		"t":     file,
+		"other": {URL: "u", Token: "other", Project: "q"},
+	} {
+		env := map[string]string{"SKERRY_TOKEN": token}
+		if token == "other" {
+			env["SKERRY_PROJECT"] = "q"
+		}
+		if got := file.WithEnvironment(func(k string) string { return env[k] }); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
 func TestWithEnvironment(t *testing.T) {
 	env := map[string]string{"SKERRY_URL": "http://b", "SKERRY_TEAM": "", "SKERRY_PROJECT": "p"}
 	got := Config{URL: "http://a", Token: "t", Team: "team"}.WithEnvironment(func(k string) string { return env[k] })

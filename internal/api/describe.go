@@ -1,0 +1,141 @@
+package api
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// overview is what the document says of all calls.
+func overview(maxUpload int64) string {
+	return fmt.Sprintf(`Sandboxes on your own machines. Times are integer milliseconds since the Unix epoch, durations integer milliseconds, sizes of memory MiB, other sizes bytes. Fields that are not described are ignored; a null field counts as absent.
+
+Every call but the public ones needs a bearer token, which belongs to one team and one project. A body or query that names another is refused with 403.
+
+Limits: a JSON body has %d bytes at most, nests %d levels deep, and arrives within %s; headers have %d bytes together; an upload unpacks to %d bytes at most, and beyond %d bytes to %d times its size. %d streams, terminals, uploads and downloads may be open at once in a project. A page of a list has 1 to %d items, %d by default.
+
+Errors have the body {"error":{"code","message","field"?,"requestId"?}}. 429 and 503 say in Retry-After when to try again; 410 sandbox_stopped and 422 sandbox_stopping go away when the sandbox is resumed (getSandbox with resume=true). 501 not_implemented names a field or call that this version does not have; repeating it is of no use. Every answer has its id in the header X-Request-Id.`,
+		maxBody, maxDepth, bodyTimeout, maxHeaderBytes, maxUpload, int64(bombFree), bombRatio, maxOpenEach,
+		skerry.MaxPageSize, skerry.DefaultPageSize)
+}
+
+// codes returns every code that an error can have.
+func codes() []skerry.Code { return slices.Sorted(maps.Keys(statusOf)) }
+
+// codesDoc says which status each code comes with.
+func codesDoc() string {
+	list := make([]string, 0, len(statusOf))
+	for _, code := range codes() {
+		list = append(list, fmt.Sprintf("%s (%d)", code, statusOf[code]))
+	}
+	return "What kind of failure it is; clients branch on it. Each comes with one HTTP status: " + strings.Join(list, ", ") +
+		". A method that an endpoint does not take is a bad_request with 405."
+}
+
+// statuses are the states of a session, in the order of its life.
+var statuses = []skerry.SessionStatus{
+	skerry.StatusPending, skerry.StatusRunning, skerry.StatusSnapshotting, skerry.StatusStopping,
+	skerry.StatusStopped, skerry.StatusFailed, skerry.StatusAborted,
+}
+
+const statusDoc = "State of the session: failed never came up, aborted was lost while it ran."
+
+// fieldDocs describe the fields of answers, and add limits to what the doc
+// tags of requests say. The key is the name of the struct and of the field.
+var fieldDocs = map[string]string{
+	"errorBody.code": codesDoc(),
+
+	"createRequest.name":     fmt.Sprintf("1 to %d bytes, without control characters, slashes, ?, # and %%.", skerry.MaxNameLength),
+	"createRequest.timeout":  fmt.Sprintf("%d to %d by default; an installation may allow less.", skerry.MinTimeout.Milliseconds(), skerry.MaxTimeout.Milliseconds()),
+	"createRequest.env":      envDoc,
+	"createRequest.tags":     fmt.Sprintf("At most %d.", skerry.MaxTags),
+	"updateRequest.env":      envDoc,
+	"updateRequest.tags":     fmt.Sprintf("At most %d.", skerry.MaxTags),
+	"runRequest.env":         envDoc,
+	"runRequest.cwd":         pathDoc,
+	"readRequest.path":       pathDoc,
+	"readRequest.cwd":        pathDoc,
+	"mkdirRequest.path":      pathDoc,
+	"mkdirRequest.cwd":       pathDoc,
+	"resourcesRequest.vcpus": fmt.Sprintf("A power of two, %d by default; the installation sets the largest.", skerry.DefaultVCPUs),
+	"sourceRequest.url":      pathDoc,
+	"extendRequest.duration": "The whole may not be longer than the installation allows.",
+
+	"Sandbox.name":                     "Unique in the project.",
+	"Sandbox.persistent":               "Whether the filesystem outlives a session.",
+	"Sandbox.region":                   "Where it runs.",
+	"Sandbox.vcpus":                    "Virtual CPUs of the next session.",
+	"Sandbox.memory":                   "MiB of memory of the next session.",
+	"Sandbox.runtime":                  "Runtime of the default image that is first on PATH.",
+	"Sandbox.image":                    "The image it starts from, with its digest; absent for the default one.",
+	"Sandbox.timeout":                  "How long the next session lives, in ms.",
+	"Sandbox.tags":                     "Labels to find it by.",
+	"Sandbox.currentSessionId":         "The session that runs or ran last.",
+	"Sandbox.statusUpdatedAt":          "When the status last changed, in ms since the Unix epoch.",
+	"Sandbox.cwd":                      "Working directory.",
+	"Sandbox.expiresAt":                "When the running session times out, in ms since the Unix epoch.",
+	"Sandbox.totalDurationMs":          "How long the ended sessions ran, in ms.",
+	"Sandbox.totalActiveCpuDurationMs": "CPU time of the ended sessions, in ms.",
+	"Sandbox.totalEgressBytes":         "Bytes that the ended sessions sent, headers included.",
+	"Sandbox.totalIngressBytes":        "Bytes that the ended sessions received, headers included.",
+	"NetworkPolicy.mode":               "Always allow-all in this version.",
+	"Route.url":                        "How the port is reached from outside.",
+	"Route.subdomain":                  "The first label of the URL's host.",
+	"Route.port":                       "The port in the sandbox.",
+
+	"Session.id":                  "Id of the session, sbx_….",
+	"Session.sandboxName":         "Name of the sandbox that it is a run of.",
+	"Session.vcpus":               "Virtual CPUs.",
+	"Session.memory":              "MiB of memory.",
+	"Session.region":              "Where it runs.",
+	"Session.runtime":             "Runtime of the default image that is first on PATH.",
+	"Session.image":               "The image it started from, with its digest; absent for the default one.",
+	"Session.timeout":             "How long it lives from startedAt on, extensions included, in ms.",
+	"Session.cwd":                 "Working directory.",
+	"Session.reason":              "Why it failed or was aborted, for people.",
+	"Session.requestedAt":         "When it was asked for, in ms since the Unix epoch.",
+	"Session.startedAt":           "When commands could run first, in ms since the Unix epoch.",
+	"Session.requestedStopAt":     "When it was asked to stop or timed out, in ms since the Unix epoch.",
+	"Session.stoppedAt":           "When it had stopped, in ms since the Unix epoch.",
+	"Session.abortedAt":           "When it was found lost, in ms since the Unix epoch.",
+	"Session.duration":            "How long it ran, in ms; once it has ended.",
+	"Session.activeCpuDurationMs": "CPU time, in ms; once it has ended.",
+	"NetworkTransfer.ingress":     "Bytes received, headers included.",
+	"NetworkTransfer.egress":      "Bytes sent, headers included.",
+
+	"sessionView.projectId":         "Id of the project.",
+	"sessionView.sourceSandboxName": "The same as sandboxName.",
+	"sessionView.interactivePort":   "Port of this server, where terminals are served.",
+
+	"Command.id":         "Id of the command, cmd_….",
+	"Command.sessionId":  "The session it runs in.",
+	"Command.name":       "The program.",
+	"Command.args":       "Its arguments.",
+	"Command.cwd":        "Directory it runs in.",
+	"Command.exitCode":   "Null while it runs; 128 and the signal's number if a signal ended it.",
+	"Command.durationMs": "How long it ran, in ms; once it has ended.",
+	"Command.startedAt":  "When it started, in ms since the Unix epoch.",
+	"logLine.stream":     "Where it was written to.",
+	"logLine.data":       "The text; bytes that are not UTF-8 are U+FFFD. A character is never split.",
+	"errorLine.stream":   "Marks the end of a stream that failed.",
+
+	"user.id": "Id of the token.", "user.username": "Slug of the token's team.", "user.defaultTeamId": "Id of the token's team.",
+	"Team.id": "Id of the team, team_….", "Team.slug": "Its name in URLs.", "Team.name": "Its name for people.",
+	"Project.id": "Id of the project, prj_….", "Project.accountId": "Id of its team.", "Project.name": "Unique in its team.",
+	"membership.role": "Always OWNER.", "billing.plan": "Always hobby; the public clients look for it.",
+	"teamPagination.count": "Teams on this page.", "statusResponse.status": "Always ok.",
+}
+
+var (
+	envDoc  = fmt.Sprintf("At most %d variables of %d bytes together.", skerry.MaxEnv, skerry.MaxEnvBytes)
+	pathDoc = fmt.Sprintf("At most %d bytes.", skerry.MaxPathLength)
+)
+
+// fieldDoc describes a field of the struct t.
+func fieldDoc(t reflect.Type, f reflect.StructField) string {
+	return strings.TrimSpace(f.Tag.Get("doc") + " " + fieldDocs[t.Name()+"."+fieldName(f)])
+}
