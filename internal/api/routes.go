@@ -222,7 +222,7 @@ func (s *Server) commandRoutes() []route {
 			method: http.MethodGet, path: commandPath + "/logs", id: "commandLogs", summary: "Follow the output of a command from its start",
 			lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs,
 			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeRateLimited, skerry.CodeUnavailable},
-			detail: "What is kept of a command's output is bounded: the newest 16 MiB by default, for as long as its session is listed.",
+			detail: "What is kept of a command's output is bounded: the newest 16 MiB of each command by default, and of all commands of a session 512 MiB, the oldest of those that have ended going first. It is kept for as long as the session is listed.",
 		},
 		{
 			method: http.MethodPost, path: commandPath + "/kill", id: "killCommand", summary: "Send a signal to a command",

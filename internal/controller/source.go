@@ -171,7 +171,7 @@ func (c *Controller) fetchSource(ctx context.Context, sessionID string, s *skerr
 			said = strings.ReplaceAll(said, s.Password, "***")
 		}
 		return &skerry.Error{Code: skerry.CodeSourceFailed, Field: "source",
-			Message: fmt.Sprintf("fetching the %s failed (exit code %d): %s", s.Type, exit.Code, strings.TrimSpace(said))}
+			Message: fmt.Sprintf("fetching %s failed (exit code %d): %s", s.URL, exit.Code, strings.TrimSpace(said))}
 	}
 	return nil
 }

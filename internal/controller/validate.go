@@ -128,10 +128,10 @@ func (c *Controller) validateUpdate(p *skerry.UpdateParams) error {
 
 func (c *Controller) validateTimeout(d skerry.Duration) error {
 	if d.Std() < skerry.MinTimeout {
-		return skerry.Invalid("timeout", "must be at least %d ms, is %d", skerry.MinTimeout.Milliseconds(), d.Millis())
+		return skerry.Invalid("timeout", "must be at least %s (%d ms), is %d ms", skerry.MinTimeout, skerry.MinTimeout.Milliseconds(), d.Millis())
 	}
 	if d.Std() > c.cfg.MaxTimeout {
-		e := skerry.Invalid("timeout", "must be at most %d ms, is %d", c.cfg.MaxTimeout.Milliseconds(), d.Millis())
+		e := skerry.Invalid("timeout", "must be at most %s (%d ms), is %d ms", c.cfg.MaxTimeout, c.cfg.MaxTimeout.Milliseconds(), d.Millis())
 		e.Code = skerry.CodeTimeoutInvalid
 		return e
 	}

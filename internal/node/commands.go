@@ -33,6 +33,16 @@ func newCommand(id string, proc *guest.Process, log *output.Log) *command {
 	return &command{id: id, proc: proc, log: log, done: make(chan struct{})}
 }
 
+// over says whether the command has ended.
+func (c *command) over() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 func (c *command) end(exit controller.Exit, err error) {
 	c.once.Do(func() {
 		c.exit, c.err = exit, err
@@ -64,7 +74,7 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.Comma
 	if err != nil {
 		return nil, s.failure(err)
 	}
-	c := newCommand(spec.ID, proc, output.New(s.outputDir(), spec.ID, n.cfg.Output))
+	c := newCommand(spec.ID, proc, output.New(s.outputDir(), spec.ID, s.outputConfig()))
 	var reader skerry.OutputReader
 	if attach {
 		// Before the first byte is taken in: the reader misses nothing.
@@ -87,6 +97,7 @@ func (s *session) keep(c *command) error {
 		return errStopped(s.id)
 	}
 	s.commands[c.id] = c
+	s.running++
 	s.work.Go(func() { s.pump(c) })
 	return nil
 }
@@ -95,6 +106,7 @@ func (s *session) keep(c *command) error {
 // that are attached, and so, through the window of the agent's stream, does
 // the command.
 func (s *session) pump(c *command) {
+	defer s.countOut(c)
 	err := s.drain(c)
 	if err != nil {
 		// The session is over, or this process lets go of it; then the next
@@ -152,6 +164,18 @@ func (s *session) drain(c *command) error {
 func (c *command) finishLog(s *session) {
 	if err := c.log.Finish(); err != nil {
 		s.node.cfg.Log.Error("cannot keep a command's output", "session", s.id, "command", c.id, "error", err)
+	}
+}
+
+// countOut is for a command whose output is all on disk.
+func (s *session) countOut(c *command) {
+	s.mu.Lock()
+	s.running--
+	s.outputBytes += c.log.Size()
+	over := s.outputBytes > s.node.cfg.OutputTotal
+	s.mu.Unlock()
+	if over {
+		s.trim()
 	}
 }
 
@@ -246,12 +270,13 @@ func (n *Node) Output(ctx context.Context, sessionID, id string) (skerry.OutputR
 // Drop implements controller.Node.
 func (n *Node) Drop(ctx context.Context, sessionID, id string) error {
 	s, c, err := n.command(sessionID, id)
+	if s != nil && c == nil {
+		return output.Remove(s.outputDir(), id) // trim was quicker
+	}
 	if err != nil {
 		return err
 	}
-	select {
-	case <-c.done:
-	default:
+	if !c.over() {
 		return fmt.Errorf("command %s has not ended", id)
 	}
 	s.mu.Lock()

@@ -63,8 +63,10 @@ type Config struct {
 	// it has.
 	DiskBytes int64
 	Processes int
-	// Output says how much of what a command prints is kept.
-	Output output.Config
+	// Output says how much of what a command prints is kept, OutputTotal how
+	// much of what all commands of a session print; 0 is DefaultOutputTotal.
+	Output      output.Config
+	OutputTotal int64
 	// AgentWait bounds how long the guest agent may take to answer at the
 	// start; 0 is DefaultAgentWait. It is asked for a sign of life as often.
 	AgentWait time.Duration
@@ -89,6 +91,9 @@ var _ controller.Node = (*Node)(nil)
 // New returns a node without sessions; Recover finds those of an earlier
 // process.
 func New(cfg Config) (*Node, error) {
+	if cfg.OutputTotal == 0 {
+		cfg.OutputTotal = DefaultOutputTotal
+	}
 	if cfg.AgentWait == 0 {
 		cfg.AgentWait = DefaultAgentWait
 	}

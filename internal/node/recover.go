@@ -119,12 +119,14 @@ func (s *session) adopt(ctx context.Context) error {
 
 // openLogs opens what the session's commands have printed so far.
 func (s *session) openLogs() (map[string]*output.Log, error) {
-	ids, err := output.List(s.outputDir())
+	kept, err := output.List(s.outputDir())
 	if err != nil {
 		return nil, err
 	}
 	logs := map[string]*output.Log{}
-	for _, id := range ids {
+	for _, k := range kept {
+		id := k.ID
+		s.outputBytes += k.Bytes
 		log, err := output.Open(s.outputDir(), id, s.node.cfg.Output)
 		if err != nil {
 			// It is cut off from here on, but the session goes on.
@@ -169,7 +171,7 @@ func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) err
 		log := logs[proc.ID()]
 		delete(logs, proc.ID())
 		if log == nil {
-			log = output.New(s.outputDir(), proc.ID(), s.node.cfg.Output)
+			log = output.New(s.outputDir(), proc.ID(), s.outputConfig())
 		}
 		if err := s.keep(newCommand(proc.ID(), proc, log)); err != nil {
 			return err

@@ -47,6 +47,10 @@ type session struct {
 	live     bool
 	usage    controller.Usage
 	commands map[string]*command
+	// running counts the commands that have not ended, outputBytes what the
+	// others have on disk, at the most.
+	running     int
+	outputBytes int64
 	// settled are the ended commands whose exit the agent still keeps, the
 	// oldest first; see settle.
 	settled []*command

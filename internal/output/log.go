@@ -362,6 +362,24 @@ func (l *Log) Offsets() (stdout, stderr int64) {
 	return l.offsets[0], l.offsets[1]
 }
 
+// Followed says whether someone reads the log.
+func (l *Log) Followed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.followers) > 0
+}
+
+// Size returns how many bytes the log has on disk.
+func (l *Log) Size() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var size int64
+	for _, s := range l.segs {
+		size += s.size
+	}
+	return size
+}
+
 // Dropped returns how many bytes of both streams are no longer kept.
 func (l *Log) Dropped() int64 {
 	l.mu.Lock()

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // segment is one of the two files of a log.
@@ -28,23 +30,41 @@ func segmentPath(dir, id string, seq uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s.%d.out", id, seq%2))
 }
 
-// List returns the ids of the logs that have files in a folder.
-func List(dir string) ([]string, error) {
+// Kept is what a log has on disk.
+type Kept struct {
+	ID    string
+	Bytes int64
+	// Written is when the newest of it was.
+	Written time.Time
+}
+
+// List returns the logs that have files in a folder, the oldest first.
+func List(dir string) ([]Kept, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	var ids []string
+	found := map[string]Kept{}
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".out")
 		if !ok || len(id) < 3 || id[len(id)-2] != '.' {
 			continue
 		}
-		if id = id[:len(id)-2]; !slices.Contains(ids, id) {
-			ids = append(ids, id)
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // replaced just now
 		}
+		if err != nil {
+			return nil, err
+		}
+		k := found[id[:len(id)-2]]
+		k.ID, k.Bytes = id[:len(id)-2], k.Bytes+info.Size()
+		if info.ModTime().After(k.Written) {
+			k.Written = info.ModTime()
+		}
+		found[k.ID] = k
 	}
-	return ids, nil
+	return slices.SortedFunc(maps.Values(found), func(a, b Kept) int { return a.Written.Compare(b.Written) }), nil
 }
 
 // Remove deletes what a log keeps on disk; a log without files is no error.
