@@ -20,7 +20,8 @@ import (
 //
 // A key is made of elements that are separated by slashes. An element has
 // lower-case letters, digits, dots and dashes, begins with a letter or digit
-// and has at most 200 bytes; a key has at most 512.
+// and has at most 200 bytes; a key has at most 512. No key may be what another
+// has before a slash: not every storage can hold both "a" and "a/b".
 type Store interface {
 	// Put stores data, at most MaxSize bytes, and returns when it is durable.
 	// To put a blob again is no error.
