@@ -73,7 +73,7 @@ func (c *Controller) RunCommand(ctx context.Context, scope skerry.Scope, session
 	id := cmd.cmd.ID
 	output, err := c.cfg.Node.Exec(execCtx, l.id, CommandSpec{ID: id, CommandParams: p}, attach)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, c.failure(ctx, l, err)
 	}
 	l.add(cmd)
 	first := cmd.get()
@@ -238,10 +238,15 @@ func (c *Controller) OpenTerminal(ctx context.Context, scope skerry.Scope, sessi
 	if err := validateTerminal(&p); err != nil {
 		return nil, err
 	}
-	if _, err := c.running(ctx, scope, sessionID); err != nil {
+	l, err := c.running(ctx, scope, sessionID)
+	if err != nil {
 		return nil, err
 	}
-	return c.cfg.Node.Terminal(ctx, sessionID, p)
+	t, err := c.cfg.Node.Terminal(ctx, sessionID, p)
+	if err != nil {
+		return nil, c.failure(ctx, l, err)
+	}
+	return t, nil
 }
 
 // WriteFiles implements api.Service.
@@ -249,35 +254,59 @@ func (c *Controller) WriteFiles(ctx context.Context, scope skerry.Scope, session
 	if err := validatePath("x-cwd", dir); err != nil {
 		return err
 	}
-	if _, err := c.running(ctx, scope, sessionID); err != nil {
+	l, err := c.running(ctx, scope, sessionID)
+	if err != nil {
 		return err
 	}
-	return c.cfg.Node.WriteFiles(ctx, sessionID, dir, tar)
+	return c.failure(ctx, l, c.cfg.Node.WriteFiles(ctx, sessionID, dir, tar))
 }
 
 // ReadFile implements api.Service.
 func (c *Controller) ReadFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (io.ReadCloser, error) {
-	if err := c.checkFile(ctx, scope, sessionID, cwd, path); err != nil {
+	l, err := c.checkFile(ctx, scope, sessionID, cwd, path)
+	if err != nil {
 		return nil, err
 	}
-	return c.cfg.Node.ReadFile(ctx, sessionID, cwd, path)
+	r, err := c.cfg.Node.ReadFile(ctx, sessionID, cwd, path)
+	if err != nil {
+		return nil, c.failure(ctx, l, err)
+	}
+	return r, nil
 }
 
 // MakeDir implements api.Service.
 func (c *Controller) MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string, recursive bool) error {
-	if err := c.checkFile(ctx, scope, sessionID, cwd, path); err != nil {
+	l, err := c.checkFile(ctx, scope, sessionID, cwd, path)
+	if err != nil {
 		return err
 	}
-	return c.cfg.Node.MakeDir(ctx, sessionID, cwd, path, recursive)
+	return c.failure(ctx, l, c.cfg.Node.MakeDir(ctx, sessionID, cwd, path, recursive))
 }
 
-func (c *Controller) checkFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) error {
+func (c *Controller) checkFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (*live, error) {
 	if path == "" {
-		return skerry.Invalid("path", "is empty")
+		return nil, skerry.Invalid("path", "is empty")
 	}
 	if err := errors.Join(validatePath("path", path), validatePath("cwd", cwd)); err != nil {
+		return nil, err
+	}
+	return c.running(ctx, scope, sessionID)
+}
+
+// failure is what a client is told of an error of the node. A node knows that
+// a session is lost before its end is recorded; the client hears of it
+// afterwards, for what it does then is to ask for a new session, and it must
+// not be given this one again.
+func (c *Controller) failure(ctx context.Context, l *live, err error) error {
+	if skerry.CodeOf(err) != skerry.CodeSandboxStopped {
 		return err
 	}
-	_, err := c.running(ctx, scope, sessionID)
+	select {
+	case <-l.ended:
+		run := l.session()
+		return errEnded(&run)
+	case <-ctx.Done():
+	case <-c.ctx.Done():
+	}
 	return err
 }

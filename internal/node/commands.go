@@ -203,13 +203,13 @@ func (s *session) settle(c *command) {
 	}
 }
 
-// failure says what an error of the agent's connection means to a client.
+// failure says what an error of the agent's connection means to a client:
+// without the connection nothing can be run in the session any more.
 func (s *session) failure(err error) error {
-	if skerry.CodeOf(err) == skerry.CodeUnavailable && !s.isRunning() {
-		return errStopped(s.id)
-	}
 	select {
 	case <-s.machine.Done():
+		return errStopped(s.id)
+	case <-s.guest.Done():
 		return errStopped(s.id)
 	default:
 		return err

@@ -2,7 +2,6 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,9 +13,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"crypto/sha256"
-	"encoding/hex"
 
 	"github.com/skerry-dev/skerry/client"
 )
@@ -54,9 +50,12 @@ func TestMain(m *testing.M) {
 
 // server is a sandboxd of one test's own.
 type server struct {
-	t     *testing.T
-	dir   string
+	t      *testing.T
+	dir    string
+	images string
+	// flags are those of serve, files what its starter leaves open for it.
 	flags []string
+	files []*os.File
 	*client.Client
 }
 
@@ -64,11 +63,19 @@ type server struct {
 // anything is left of it.
 func newServer(t *testing.T, flags ...string) *server {
 	t.Helper()
+	s := prepareServer(t, flags...)
+	s.start()
+	return s
+}
+
+// prepareServer does everything that newServer does but the start.
+func prepareServer(t *testing.T, flags ...string) *server {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "skerry-e2e-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, flags: flags}
+	s := &server{t: t, dir: dir, images: images, flags: flags}
 	t.Cleanup(func() {
 		if s.Client != nil {
 			s.Client.Close()
@@ -79,20 +86,26 @@ func newServer(t *testing.T, flags ...string) *server {
 		s.assertNothingLeft()
 		if t.Failed() {
 			if log, err := os.ReadFile(s.path("state/sandboxd.log")); err == nil {
-				t.Logf("the server's log ends:\n%s", log[max(0, len(log)-4000):])
+				t.Logf("the server's log ends:\n%s", log[max(0, len(log)-6000):])
 			}
 		}
 		os.RemoveAll(dir)
 	})
-	s.start()
 	return s
 }
 
 func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
 
+// in is the server for the eyes of a subtest.
+func (s *server) in(t *testing.T) *server {
+	sub := *s
+	sub.t = t
+	return &sub
+}
+
 // sandboxd is a call of the program on the server's state.
 func (s *server) sandboxd(args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(programs, "sandboxd"), append([]string{"--state", s.path("state"), "--images", images}, args...)...)
+	cmd := exec.Command(filepath.Join(programs, "sandboxd"), append([]string{"--state", s.path("state"), "--images", s.images}, args...)...)
 	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+s.path("config"))
 	return cmd
 }
@@ -109,6 +122,7 @@ func (s *server) start() {
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
+	cmd.ExtraFiles = s.files
 	if err := cmd.Run(); err != nil {
 		b, _ := os.ReadFile(out.Name())
 		s.t.Fatalf("start the server: %v\n%s", err, b)
@@ -123,14 +137,21 @@ func (s *server) start() {
 	if !ok || !ok2 {
 		s.t.Fatalf("the server does not say where it listens: %s", b)
 	}
-	conf := s.config()
 	if s.Client != nil {
 		s.Client.Close()
 	}
-	s.Client, err = client.New(client.Options{URL: url, Token: conf.Token, Team: conf.Team, Project: conf.Project})
+	s.Client = s.connect(url, s.config().Token, false)
+}
+
+// connect returns a client that calls itself by a token.
+func (s *server) connect(url, token string, noResume bool) *client.Client {
+	s.t.Helper()
+	conf := s.config()
+	c, err := client.New(client.Options{URL: url, Token: token, Team: conf.Team, Project: conf.Project, NoResume: noResume})
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return c
 }
 
 type config struct{ URL, Token, Team, Project string }
@@ -184,90 +205,12 @@ func (s *server) stop(flags ...string) error {
 	return nil
 }
 
-// instance is what the server calls its cgroups and running files.
-func (s *server) instance() string {
-	sum := sha256.Sum256([]byte(s.path("state")))
-	return "skerry-" + hex.EncodeToString(sum[:4])
-}
-
-// sentries lists the processes of the server's sandboxes.
-func (s *server) sentries() []int {
-	s.t.Helper()
-	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var pids []int
-	for _, p := range procs {
-		b, err := os.ReadFile(p)
-		if err == nil && strings.Contains(string(b), "--root="+s.path("run")+"/") {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// groups lists the cgroups of the server's sandboxes.
-func (s *server) groups() []string {
-	s.t.Helper()
-	var names []string
-	for _, pattern := range []string{"/sys/fs/cgroup/%s/*/cgroup.procs", "/sys/fs/cgroup/memory/%s/*/cgroup.procs"} {
-		found, err := filepath.Glob(fmt.Sprintf(pattern, s.instance()))
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		for _, f := range found {
-			names = append(names, filepath.Base(filepath.Dir(f)))
-		}
-	}
-	return names
-}
-
-// mounts lists what is mounted below the server's folder.
-func (s *server) mounts() []string {
-	s.t.Helper()
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var found []string
-	for line := range strings.Lines(string(b)) {
-		if strings.Contains(line, s.dir) {
-			found = append(found, line)
-		}
-	}
-	return found
-}
-
-func (s *server) assertNothingLeft() {
-	s.t.Helper()
-	if pids := s.sentries(); len(pids) > 0 {
-		s.t.Errorf("sandboxes still run: %v", pids)
-	}
-	if groups := s.groups(); len(groups) > 0 {
-		s.t.Errorf("cgroups are left: %v", groups)
-	}
-	if mounts := s.mounts(); len(mounts) > 0 {
-		s.t.Errorf("mounts are left: %v", mounts)
-	}
-	run := s.path("run/" + s.instance())
-	for _, sub := range []string{"machines", "netns"} {
-		if entries, err := os.ReadDir(filepath.Join(run, sub)); err == nil && len(entries) > 0 {
-			s.t.Errorf("%s is not empty: %v", sub, entries)
-		}
-	}
-	if disks, err := os.ReadDir(s.path("state/disks")); err == nil && len(disks) > 0 {
-		s.t.Errorf("disks are left: %v", disks)
-	}
-}
-
 // waitFor waits until something that happens beside the test has happened.
 func (s *server) waitFor(what string, happened func() bool) {
 	s.t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	for !happened() {
 		select {
 		case <-tick.C:
@@ -287,6 +230,25 @@ func (s *server) create(opts client.CreateOptions) *client.Sandbox {
 	return sb
 }
 
+// get returns a sandbox as the server, perhaps another process by now, knows
+// it.
+func (s *server) get(name string) *client.Sandbox {
+	s.t.Helper()
+	sb, err := s.GetSandbox(s.t.Context(), name, client.GetOptions{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return sb
+}
+
+// delete removes a sandbox before the end of the test.
+func (s *server) delete(sb *client.Sandbox) {
+	s.t.Helper()
+	if err := sb.Delete(s.t.Context()); err != nil {
+		s.t.Error(err)
+	}
+}
+
 // output runs a command that must succeed and returns what it printed.
 func (s *server) output(sb *client.Sandbox, name string, args ...string) string {
 	s.t.Helper()
@@ -297,10 +259,10 @@ func (s *server) output(sb *client.Sandbox, name string, args ...string) string 
 	return strings.TrimSpace(string(out))
 }
 
-// exitCode runs a shell script and returns its exit code and output.
-func (s *server) exitCode(ctx context.Context, sb *client.Sandbox, script string) (int, string) {
+// shell runs a shell script and returns its exit code and output.
+func (s *server) shell(sb *client.Sandbox, script string) (int, string) {
 	s.t.Helper()
-	out, err := sb.Command(ctx, "sh", "-c", script).CombinedOutput()
+	out, err := sb.Command(s.t.Context(), "sh", "-c", script).CombinedOutput()
 	if exit, ok := errors.AsType[*client.ExitError](err); ok {
 		return exit.Code, string(out)
 	}
@@ -308,4 +270,27 @@ func (s *server) exitCode(ctx context.Context, sb *client.Sandbox, script string
 		s.t.Fatalf("%s: %v", script, err)
 	}
 	return 0, string(out)
+}
+
+// detach starts a shell script that the server sees to its end.
+func (s *server) detach(sb *client.Sandbox, script string) *client.Cmd {
+	s.t.Helper()
+	cmd := sb.Command(s.t.Context(), "sh", "-c", script)
+	cmd.Detached = true
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	return cmd
+}
+
+// assertAlive checks that a sandbox still does what is asked of it.
+func (s *server) assertAlive(sb *client.Sandbox) {
+	s.t.Helper()
+	session := sb.Session().ID
+	if got := s.output(sb, "sh", "-c", "echo $((6*7))"); got != "42" {
+		s.t.Errorf("sandbox %s says %q", sb.Name(), got)
+	}
+	if now := sb.Session().ID; now != session {
+		s.t.Errorf("sandbox %s was started anew: session %s became %s", sb.Name(), session, now)
+	}
 }
