@@ -81,11 +81,16 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.SessionSpec) error {
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
+	xattrs, err := s.node.cfg.Images.Xattrs(spec.ImageDigest)
+	if err != nil {
+		return err
+	}
 	client, _, err := guest.Connect(ctx, conn, guest.Setup{
 		Hostname:  spec.Hostname,
 		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
 		WorkDir:   skerry.WorkDir,
 		Env:       spec.Env,
+		Xattrs:    xattrs,
 		Resolv:    resolvConf(s.node.cfg.Networks.Resolvers()),
 		Processes: s.node.cfg.Processes,
 		Secret:    s.secret,

@@ -111,10 +111,9 @@ func withPlatform(t *testing.T, img v1.Image, arch string) v1.Image {
 	return img
 }
 
-// wantTiny lacks the extended attribute: gVisor serves none from images. The
-// file that has it must be there all the same.
+// wantTiny is what a sandbox sees of the image.
 const wantTiny = `/data 40750 1234:4321 links %s [link one owned replaced suid two]
-/data/owned 100640 1234:4321 links 1 "owned"
+/data/owned 100640 1234:4321 links 1 colour green "owned"
 /data/suid 104755 0:0 links 1 "suid"
 /data/one 100644 0:0 links 2 "linked"
 /data/two 100644 0:0 links 2 "linked"

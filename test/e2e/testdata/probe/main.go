@@ -36,6 +36,10 @@ func describe(path string) string {
 		}
 		return about + " [" + strings.Join(names, " ") + "]"
 	}
+	colour := make([]byte, 64)
+	if n, err := syscall.Getxattr(path, "user.colour", colour); err == nil {
+		about += " colour " + string(colour[:n])
+	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return about + " " + err.Error()
