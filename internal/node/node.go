@@ -62,6 +62,9 @@ type Config struct {
 	// it has.
 	DiskBytes int64
 	Processes int
+	// HostProcesses bounds the processes and threads that the host has for one
+	// session; 0 is no bound besides what Processes can come to.
+	HostProcesses int
 	// Output says how much of what a command prints is kept, OutputTotal how
 	// much of what all commands of a session print; 0 is DefaultOutputTotal.
 	Output      output.Config

@@ -61,10 +61,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		VCPUs:       spec.VCPUs,
 		MemoryBytes: int64(spec.MemoryMB) << 20,
 		DiskBytes:   cfg.DiskBytes,
-		// The guest's kernel holds the sandbox to the limit. What the host
-		// counts is the sentry's threads and a helper process or more for each
-		// of the sandbox's, so this only stops what got past the guest's.
-		Processes: 4*cfg.Processes + 1024,
+		Processes:   cfg.hostProcesses(),
 	})
 	if err != nil {
 		return err
@@ -75,6 +72,18 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	}
 	s.begin()
 	return nil
+}
+
+// hostProcesses is what the host allows a session. The guest's kernel holds the
+// sandbox to its limit. What the host counts is the sentry's threads and a
+// helper process or more for each of the sandbox's, so this only stops what got
+// past the guest's, and then ends the sandbox.
+func (c *Config) hostProcesses() int {
+	most := 4*c.Processes + 1024
+	if c.HostProcesses > 0 {
+		most = min(most, c.HostProcesses)
+	}
+	return most
 }
 
 // greet sets the guest agent up.
