@@ -216,6 +216,10 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 	if err != nil {
 		return nil, nil, err
 	}
+	hostProcesses, err := boundProcesses(groups, log)
+	if err != nil {
+		return nil, nil, err
+	}
 	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), log)
 	if err != nil {
 		return nil, nil, err
@@ -235,17 +239,18 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
 	n, err := node.New(node.Config{
-		Dir:          filepath.Join(o.state, "sessions"),
-		Driver:       drv,
-		Networks:     networks,
-		Images:       images,
-		Agent:        agent,
-		Snapshots:    snapshots,
-		SnapshotWork: filepath.Join(o.state, "snapshots", "work"),
-		DiskBytes:    int64(o.diskGB) << 30,
-		Processes:    o.processes,
-		Output:       output.Config{Keep: int64(o.outputMB) << 20},
-		Log:          log,
+		Dir:           filepath.Join(o.state, "sessions"),
+		Driver:        drv,
+		Networks:      networks,
+		Images:        images,
+		Agent:         agent,
+		Snapshots:     snapshots,
+		SnapshotWork:  filepath.Join(o.state, "snapshots", "work"),
+		DiskBytes:     int64(o.diskGB) << 30,
+		Processes:     o.processes,
+		HostProcesses: hostProcesses,
+		Output:        output.Config{Keep: int64(o.outputMB) << 20},
+		Log:           log,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
