@@ -99,7 +99,8 @@ func (o *serveOptions) main(cmd *cobra.Command) error {
 		}
 		url, err := startBackground(o.state, args)
 		if errors.Is(err, errRunning) {
-			url, err = "", nil
+			fmt.Fprintf(cmd.OutOrStdout(), "sandboxd runs already, log in %s\n", logPath(o.state))
+			return nil
 		}
 		if err != nil {
 			return err
@@ -261,6 +262,7 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {
 			err = errors.Join(err, groups.Close())
 		}
+		removeEmpty(filepath.Join(run, "machines"), filepath.Join(run, "netns"), run)
 		return err
 	}, nil
 }
@@ -275,6 +277,13 @@ func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
 	return snapshot.Open(snapshot.Options{
 		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30, Log: log,
 	})
+}
+
+// removeEmpty removes folders that hold nothing.
+func removeEmpty(dirs ...string) {
+	for _, dir := range dirs {
+		_ = os.Remove(dir) // one that is in use has something in it
+	}
 }
 
 // instanceName tells servers on one machine apart: their cgroups, networks and
