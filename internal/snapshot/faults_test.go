@@ -197,8 +197,11 @@ func TestFaults(t *testing.T) {
 	}
 	for how, name := range hows {
 		t.Run(name, func(t *testing.T) {
-			for n := 1; faultAt(t, trees, n, how); n++ {
+			n := 1
+			for faultAt(t, trees, n, how) {
+				n++
 			}
+			t.Logf("%d calls", n-1)
 		})
 	}
 }
