@@ -34,14 +34,14 @@ one cannot be stopped, the others are all the same, and the tool ends with 1.`,
 				if err != nil {
 					return "", err
 				}
-				session, err := sb.Stop(ctx)
+				stopped, err := sb.Stop(ctx)
 				if err != nil {
 					return "", err
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				sessions[name] = session
-				return "Stopped " + a.err.cyan(clean(name)) + used(session) + ".", nil
+				sessions[name] = stopped.Session
+				return "Stopped " + a.err.cyan(clean(name)) + a.outcome(stopped) + ".", nil
 			})
 			if !asJSON {
 				return err
@@ -62,9 +62,13 @@ one cannot be stopped, the others are all the same, and the tool ends with 1.`,
 	return cmd
 }
 
-// used says what a session came to.
-func used(s skerry.Session) string {
+// outcome says what a session came to, and what is kept of it.
+func (a *app) outcome(stopped client.Stopped) string {
+	s := stopped.Session
 	var parts []string
+	if snap := stopped.Snapshot; snap != nil {
+		parts = append(parts, "saved "+size(snap.Info().SizeBytes)+" as "+a.err.cyan(clean(snap.ID())))
+	}
 	if s.Duration > 0 {
 		parts = append(parts, "it ran "+span(time.Duration(s.Duration)))
 	}
