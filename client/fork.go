@@ -37,6 +37,9 @@ type ForkOptions struct {
 	// are writing meanwhile may be caught half-way. Our own addition to the
 	// public API.
 	Live bool
+	// Memory takes the running programs along. Our own addition too; see
+	// [IsNotImplemented] for a server that cannot.
+	Memory bool
 }
 
 type forkBody struct {
@@ -57,6 +60,7 @@ type forkBody struct {
 	FailoverRegions    []string           `json:"failoverRegions,omitempty"`
 	NetworkID          string             `json:"networkId,omitempty"`
 	Live               bool               `json:"live,omitempty"`
+	Memory             bool               `json:"memory,omitempty"`
 }
 
 // ForkSandbox creates a sandbox with the configuration and the files of
@@ -82,6 +86,7 @@ func (c *Client) ForkSandbox(ctx context.Context, source string, opts ForkOption
 		FailoverRegions:    opts.FailoverRegions,
 		NetworkID:          opts.NetworkID,
 		Live:               opts.Live,
+		Memory:             opts.Memory,
 	}
 	path, err := sandboxPath(source)
 	if err != nil {

@@ -224,6 +224,9 @@ type TakeOptions struct {
 	// Expiration is how long the snapshot is kept, 0 for ever; nil is as the
 	// sandbox's SnapshotExpiration says. A minute at least.
 	Expiration *time.Duration
+	// Memory keeps the running programs too. Our own addition to the public
+	// API; see [IsNotImplemented] for a server that cannot.
+	Memory bool
 }
 
 // Snapshot saves the files of the current session and stops it. The sandbox's
@@ -237,6 +240,7 @@ func (sb *Sandbox) Snapshot(ctx context.Context, opts TakeOptions) (*Snapshot, e
 	}
 	body := map[string]any{}
 	setIf(body, "expiration", opts.Expiration != nil, (*skerry.Duration)(opts.Expiration))
+	setIf(body, "memory", opts.Memory, true)
 	err := sb.withSession(ctx, func(id string) error {
 		return sb.c.call(ctx, request{
 			method: http.MethodPost, path: sessionPath(id) + "/snapshot", query: sb.c.scope(""), json: body,

@@ -154,9 +154,13 @@ func (s *Server) LastBody(prefix string) string {
 
 // Refuse answers with an error in the form of the API.
 func Refuse(w http.ResponseWriter, status int, code skerry.Code, message string) {
+	refuse(w, status, &skerry.Error{Code: code, Message: message})
+}
+
+func refuse(w http.ResponseWriter, status int, e *skerry.Error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(map[string]any{"error": &skerry.Error{Code: code, Message: message}})
+	json.NewEncoder(w).Encode(map[string]any{"error": e})
 }
 
 func answer(w http.ResponseWriter, v any) {
@@ -263,8 +267,7 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if len(body.Ports) > 0 {
-		e := skerry.NotImplemented("ports", "publishing ports")
-		Refuse(w, http.StatusNotImplemented, e.Code, e.Message)
+		refuse(w, http.StatusNotImplemented, skerry.NotImplemented("ports", "publishing ports"))
 		return
 	}
 	s.mu.Lock()
@@ -375,7 +378,9 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 	}
 	if body.CurrentSnapshotID != nil {
 		if s.snapshotByID(*body.CurrentSnapshotID) == nil {
-			Refuse(w, http.StatusNotFound, skerry.CodeNotFound, "there is no snapshot "+strconv.Quote(*body.CurrentSnapshotID))
+			refuse(w, http.StatusNotFound, &skerry.Error{
+				Code: skerry.CodeNotFound, Field: "currentSnapshotId", Message: "there is no snapshot " + strconv.Quote(*body.CurrentSnapshotID),
+			})
 			return
 		}
 		sb.CurrentSnapshotID = *body.CurrentSnapshotID
