@@ -78,6 +78,7 @@ type meter struct {
 func newMeter(b *testing.B) *meter {
 	b.SetBytes(benchSize)
 	b.StopTimer()
+	b.ResetTimer()
 	return &meter{B: b}
 }
 
@@ -183,6 +184,7 @@ func BenchmarkTools(b *testing.B) {
 				b.Fatalf("%v: %s", err, out)
 			}
 			b.SetBytes(benchSize)
+			b.ResetTimer()
 			var used time.Duration
 			for range b.N {
 				b.StopTimer()
