@@ -36,6 +36,10 @@ type machine struct {
 	// reason is written before done is closed.
 	reason string
 
+	// pausing is held while the machine is paused or resumed.
+	pausing sync.Mutex
+	paused  bool
+
 	// unloadable is set when the snapshot that it started from could not be
 	// read; loading counts awaitFiles.
 	unloadable atomic.Bool
@@ -104,10 +108,9 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
 	box.Pid.Store(pid)
 	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
-	// It may have been paused when the earlier process died.
-	if err := m.group.Thaw(); err != nil {
+	if err := m.unpause(); err != nil {
 		proc.close()
-		return nil, err
+		return nil, fmt.Errorf("it cannot be resumed: %w", err)
 	}
 	go m.watch()
 	return m, nil
