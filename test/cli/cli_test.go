@@ -126,7 +126,7 @@ func TestLifecycle(t *testing.T) {
 	if got.code != 0 || strings.Count(got.out, "sbx_") != 2 {
 		t.Errorf("sessions: %+v", got)
 	}
-	if got := sandbox(t, "rm", name); got.code != 0 {
+	if got := sandbox(t, "rm", "--delete-orphan-snapshots", name); got.code != 0 {
 		t.Errorf("rm: %+v", got)
 	}
 	if got := sandbox(t, "rm", name); got.code != 1 || !strings.Contains(got.err, name) {

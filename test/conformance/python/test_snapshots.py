@@ -191,7 +191,9 @@ class TestAsync:
         try:
             assert created and anew.name == name
         finally:
-            await anew.destroy(delete_orphan_snapshots=True)
+            await anew.destroy()
+            async for left in client.query_snapshots(name=name):
+                await left.delete()
 
     async def test_stop_saves(self, client):
         async with client.create_sandbox(execution_time_limit=60) as sandbox:

@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { Sandbox, Snapshot } from "@vercel/sandbox";
 
-import { api, create, options, rejectsWith, remove, uniqueName } from "./skerry.mjs";
+import { api, create, options, rejectsWith, remove, removeAfter, uniqueName } from "./skerry.mjs";
 
 const day = 24 * 3600 * 1000;
 
@@ -22,7 +22,7 @@ const near = (date, ms, what) => assert.ok(Math.abs(date.getTime() - ms) < 60_00
 // fork makes a fork that is removed when the test t ends.
 async function fork(t, params) {
   const sandbox = await Sandbox.fork({ ...options, ...params });
-  t.after(() => remove(sandbox));
+  removeAfter(t, sandbox);
   return sandbox;
 }
 
@@ -350,11 +350,13 @@ test("live is ours: a fork of a running sandbox's files of this moment", async (
   const { status, json } = await api("POST", `/v2/sandboxes/${source.name}/fork`, { live: true, persistent: false });
   assert.equal(status, 200);
   const copy = await get(json.sandbox.name);
-  t.after(() => remove(copy));
+  removeAfter(t, copy);
   assert.equal(await sh(copy, "cat file"), "unsaved");
   assert.equal((await api("GET", `/v2/sandboxes/sessions/${source.currentSession().sessionId}`)).json.session.status, "running");
   const { snapshot } = (await api("GET", `/v2/sandboxes/snapshots/${copy.sourceSnapshotId}`)).json;
   assert.equal(snapshot.creationMethod, "fork");
+  await remove(copy);
+  assert.equal((await snapshotById(snapshot.id)).status, "deleted"); // nobody asked for it by itself
 });
 
 test("sessions tell what each started from", async (t) => {
