@@ -133,7 +133,7 @@ func TestForbidden(t *testing.T) {
 }
 
 func blockingProbe(target string) (int, error) {
-	fd, err := blockingDial(target, patience)
+	fd, err := blockingDial(target, impatience)
 	if err == nil {
 		unix.Close(fd)
 	}
@@ -384,7 +384,11 @@ func TestShareOfConnections(t *testing.T) {
 	opened := 0
 	err := inside(t, greedy.NetNSPath(), func() error {
 		for range share + 3 {
-			fd, err := blockingDial(labAddr+":"+labPort, patience)
+			timeout := patience
+			if opened >= share {
+				timeout = impatience
+			}
+			fd, err := blockingDial(labAddr+":"+labPort, timeout)
 			if err != nil {
 				return err
 			}
