@@ -5,6 +5,7 @@ import (
 	"encoding/base32"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -132,6 +133,9 @@ func (s *server) mounts() []string {
 func (s *server) links() []string {
 	s.t.Helper()
 	all, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) { // others make interfaces too
+		all, err = netlink.LinkList()
+	}
 	if err != nil {
 		s.t.Fatal(err)
 	}
