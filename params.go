@@ -14,15 +14,33 @@ type CreateParams struct {
 	MemoryMB int
 	Env      map[string]string
 	Tags     map[string]string
+	// Persistent keeps the files when a session ends; nil is true.
+	Persistent         *bool
+	SnapshotExpiration *Duration
+	Retention          *Retention
 }
 
 // UpdateParams is what a client changes about a sandbox; nil fields stay.
 type UpdateParams struct {
-	Timeout  *Duration
-	VCPUs    *int
-	MemoryMB *int
-	Env      map[string]string
-	Tags     map[string]string
+	Timeout            *Duration
+	VCPUs              *int
+	MemoryMB           *int
+	Env                map[string]string
+	Tags               map[string]string
+	Persistent         *bool
+	SnapshotExpiration *Duration
+	// Retention replaces the sandbox's; with ClearRetention it has none.
+	Retention      *Retention
+	ClearRetention bool
+	// CurrentSnapshotID has the next session start from that snapshot.
+	CurrentSnapshotID *string
+}
+
+// SnapshotParams is how a client wants a snapshot.
+type SnapshotParams struct {
+	// Expiration is how long it is kept, 0 for ever; nil is as the sandbox
+	// says.
+	Expiration *Duration
 }
 
 // Page asks for one page of a listing. Cursor is opaque: the Next of the page
@@ -36,7 +54,8 @@ type Page struct {
 // SandboxFilter narrows and orders a listing of sandboxes.
 type SandboxFilter struct {
 	Page
-	// SortBy is "createdAt" (default), "name" or "statusUpdatedAt".
+	// SortBy is "createdAt" (default), "name", "statusUpdatedAt" or
+	// "currentSnapshotId".
 	SortBy     string
 	NamePrefix string
 	// Tags must all be carried with the given values.

@@ -32,6 +32,14 @@ type Sandbox struct {
 
 	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
 
+	// SnapshotExpiration is how long snapshots of the sandbox are kept; nil is
+	// the default, 0 for ever.
+	SnapshotExpiration *Duration  `json:"snapshotExpiration,omitempty"`
+	Retention          *Retention `json:"keepLastSnapshots,omitempty"`
+	// CurrentSnapshotID is what the next session of a persistent sandbox
+	// starts from.
+	CurrentSnapshotID string `json:"currentSnapshotId,omitempty"`
+
 	CurrentSessionID string        `json:"currentSessionId"`
 	Status           SessionStatus `json:"status"`
 	StatusUpdatedAt  Time          `json:"statusUpdatedAt,omitzero"`
@@ -50,7 +58,7 @@ type Sandbox struct {
 
 // Source is what a fresh session's working directory is filled from.
 type Source struct {
-	// Type is "git" or "tarball" ("snapshot" comes with snapshots).
+	// Type is "git", "tarball" or "snapshot".
 	Type string `json:"type"`
 	// URL of the repository or of the tarball (optionally gzipped).
 	URL string `json:"url,omitempty"`
@@ -61,7 +69,8 @@ type Source struct {
 	// Username and Password go into the clone's requests and nowhere else.
 	Username string `json:"username,omitempty"`
 	Password string `json:"password,omitempty"`
-	// SnapshotID names the snapshot of a source of type "snapshot".
+	// SnapshotID names the snapshot of a source of type "snapshot": every
+	// session that has no later snapshot of its own starts from it.
 	SnapshotID string `json:"snapshotId,omitempty"`
 }
 
@@ -95,6 +104,14 @@ type Session struct {
 	Timeout  Duration `json:"timeout"`
 	Cwd      string   `json:"cwd"`
 
+	// Persistent says that the files are kept when the session ends.
+	Persistent bool `json:"persistent"`
+	// ImageDigest names the file of the image that its files stand on; our own
+	// addition to the wire form.
+	ImageDigest string `json:"imageDigest,omitempty"`
+	// SourceSnapshotID is what its files started from.
+	SourceSnapshotID string `json:"sourceSnapshotId,omitempty"`
+
 	Status SessionStatus `json:"status"`
 	// Reason says in a sentence why a session failed or was aborted; our own
 	// addition to the wire form.
@@ -105,6 +122,7 @@ type Session struct {
 	RequestedStopAt Time     `json:"requestedStopAt,omitzero"`
 	StoppedAt       Time     `json:"stoppedAt,omitzero"`
 	AbortedAt       Time     `json:"abortedAt,omitzero"`
+	SnapshottedAt   Time     `json:"snapshottedAt,omitzero"`
 	Duration        Duration `json:"duration,omitempty"`
 	CreatedAt       Time     `json:"createdAt"`
 	UpdatedAt       Time     `json:"updatedAt"`
@@ -187,6 +205,8 @@ type Run struct {
 	Sandbox Sandbox
 	Session Session
 	Routes  []Route
+	// Snapshot is the one that this call took, if any.
+	Snapshot *Snapshot
 	// Resumed says that this call started the session.
 	Resumed bool
 }

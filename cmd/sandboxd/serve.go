@@ -18,6 +18,7 @@ import (
 
 	"github.com/skerry-dev/skerry/internal/api"
 	"github.com/skerry-dev/skerry/internal/auth"
+	"github.com/skerry-dev/skerry/internal/blob"
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver/gvisor"
@@ -25,6 +26,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/image"
 	"github.com/skerry-dev/skerry/internal/node"
 	"github.com/skerry-dev/skerry/internal/output"
+	"github.com/skerry-dev/skerry/internal/snapshot"
 	"github.com/skerry-dev/skerry/internal/store"
 	"github.com/skerry-dev/skerry/internal/version"
 )
@@ -45,6 +47,7 @@ type serveOptions struct {
 	maxVCPUs    int
 	maxTimeout  time.Duration
 	outputMB    int
+	cacheGB     int
 	processes   int
 	network     networkOptions
 }
@@ -80,6 +83,7 @@ the same state folder takes them over. So does a crash.`,
 	f.IntVar(&o.maxVCPUs, "max-vcpus", controller.DefaultMaxVCPUs, "the most virtual CPUs of a sandbox")
 	f.DurationVar(&o.maxTimeout, "max-timeout", 24*time.Hour, "the longest a session may live")
 	f.IntVar(&o.outputMB, "keep-output", 16, "how much of a command's output is kept, in MiB")
+	f.IntVar(&o.cacheGB, "snapshot-cache", 10, "how much of snapshots is kept ready to start from, in GiB")
 	f.IntVar(&o.processes, "max-processes", 4096, "how many processes and threads a sandbox may have")
 	o.network.flags(f)
 	return cmd
@@ -231,12 +235,18 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 	if err != nil {
 		return nil, nil, errors.Join(err, networks.Close())
 	}
+	snapshots, err := o.snapshots(log)
+	if err != nil {
+		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
+	}
 	n, err := node.New(node.Config{
 		Dir:           filepath.Join(o.state, "sessions"),
 		Driver:        drv,
 		Networks:      networks,
 		Images:        images,
 		Agent:         agent,
+		Snapshots:     snapshots,
+		SnapshotWork:  filepath.Join(o.state, "snapshots", "work"),
 		DiskBytes:     int64(o.diskGB) << 30,
 		Processes:     o.processes,
 		HostProcesses: hostProcesses,
@@ -255,6 +265,19 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		removeEmpty(filepath.Join(run, "machines"), filepath.Join(run, "netns"), run)
 		return err
 	}, nil
+}
+
+// snapshots opens what keeps the files of stopped sandboxes.
+func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
+	dir := filepath.Join(o.state, "snapshots")
+	blobs, err := blob.OpenDir(filepath.Join(dir, "blobs"))
+	if err != nil {
+		return nil, err
+	}
+	return snapshot.Open(snapshot.Options{
+		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30, Log: log,
+		Grace: -1, // the controller holds collections off until a snapshot is recorded
+	})
 }
 
 // removeEmpty removes folders that hold nothing.

@@ -1,7 +1,7 @@
 // Command skerry-agent is the first process of a sandbox. It serves the host
-// on the connected socket that it was started with as descriptor 3; executed
+// on the connected socket that it was started with as descriptor 3. Executed
 // once more with the argument "attach", it hands its descriptor 3 to the agent
-// that runs.
+// that runs; with "describe", it tells of files what a snapshot needs to know.
 package main
 
 import (
@@ -21,8 +21,11 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == "attach" {
 		exit(agent.Attach(hostFD, os.Getenv(agent.SecretEnv)))
 	}
+	if len(os.Args) == 2 && os.Args[1] == "describe" {
+		exit(agent.Describe(os.Stdin, os.Stdout))
+	}
 	if len(os.Args) != 1 {
-		exit(fmt.Errorf("usage: %s [attach]", os.Args[0]))
+		exit(fmt.Errorf("usage: %s [attach|describe]", os.Args[0]))
 	}
 	limitFootprint()
 	exit(agent.Run(context.Background(), hostFD))

@@ -140,21 +140,19 @@ func TestBadQueries(t *testing.T) {
 func TestUnbuiltIsSaidSo(t *testing.T) {
 	h := serve(t, &stub{err: skerry.Errorf(skerry.CodeConflict, "the request was accepted")})
 	for body, field := range map[string]string{
-		`{"ports":[3000]}`: "ports", `{"persistent":true}`: "persistent", `{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
+		`{"ports":[3000]}`: "ports", `{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
 		`{"networkPolicy":{"allow":["x"]}}`: "networkPolicy", `{"networkPolicy":{"mode":"allow-all","subnets":{}}}`: "networkPolicy",
-		`{"networkPolicy":{}}`: "networkPolicy", `{"networkId":"n"}`: "networkId", `{"snapshotExpiration":0}`: "snapshotExpiration",
-		`{"keepLastSnapshots":{"count":1}}`: "keepLastSnapshots", `{"currentSnapshotId":"snap_1"}`: "currentSnapshotId",
+		`{"networkPolicy":{}}`: "networkPolicy", `{"networkId":"n"}`: "networkId",
 		`{"mounts":{"/d":{"drive":"d"}}}`: "mounts", `{"region":"iad1"}`: "region", `{"failoverRegions":["local","sfo1"]}`: "failoverRegions",
 	} {
 		h.refused("POST", "/v3/sandboxes", body, 501, skerry.CodeNotImplemented, field)
 		h.refused("PATCH", "/v2/sandboxes/a", body, 501, skerry.CodeNotImplemented, field)
 	}
-	h.refused("POST", "/v2/sandboxes", `{"source":{"type":"snapshot","snapshotId":"snap_1"}}`, 501, skerry.CodeNotImplemented, "source.type")
+	h.refused("POST", "/v2/sandboxes/a/fork", `{"memory":true}`, 501, skerry.CodeNotImplemented, "memory")
+	h.refused("POST", "/v2/sandboxes/sessions/s/snapshot", `{"memory":true}`, 501, skerry.CodeNotImplemented, "memory")
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", `{"command":"cat","attachStdin":true}`, 501, skerry.CodeNotImplemented, "attachStdin")
 	for _, call := range []string{
-		"POST /v2/sandboxes/a/fork", "POST /v2/sandboxes/sessions/s/snapshot", "POST /v2/sandboxes/sessions/s/network-policy",
-		"POST /v2/sandboxes/sessions/s/cmd/c/stdin", "GET /v2/sandboxes/snapshots", "GET /v2/sandboxes/snapshots/tree",
-		"GET /v2/sandboxes/snapshots/snap_1", "DELETE /v2/sandboxes/snapshots/snap_1", "GET /v2/sandboxes/drives",
+		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin", "GET /v2/sandboxes/drives",
 		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
 		"POST /v2/sandboxes/drives/d", "POST /v2/sandboxes/drives/fork", "DELETE /api/v2/sandboxes/drives/d",
 	} {

@@ -17,7 +17,8 @@ import (
 // declaration is what the server accepts and what the OpenAPI document says.
 // Tags: json names the field; required:"true"; notnull:"true" refuses an
 // explicit null, which otherwise means absent; enum:"a|b"; min and max bound
-// an integer; doc describes it. Fields that a type does not have are ignored.
+// an integer; null:"Field" sets that bool field (json:"-") when the value is an
+// explicit null; doc describes it. Fields that a type does not have are ignored.
 
 // treeBinder is a type with a JSON form of its own.
 type treeBinder interface {
@@ -52,9 +53,15 @@ func bindStruct(path string, tree any, dst reflect.Value) error {
 			continue
 		}
 		name := fieldName(f)
+		if name == "-" {
+			continue
+		}
 		v, given := members[name]
 		if err := bindField(member(path, name), f, v, given, dst.Field(i)); err != nil {
 			return err
+		}
+		if clear := f.Tag.Get("null"); clear != "" && given && v == nil {
+			dst.FieldByName(clear).SetBool(true)
 		}
 	}
 	return nil

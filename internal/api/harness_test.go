@@ -215,6 +215,8 @@ type stub struct {
 	created skerry.CreateParams
 	updated skerry.UpdateParams
 	filter  skerry.SandboxFilter
+	forked  skerry.ForkParams
+	taken   skerry.SnapshotParams
 	signal  int
 }
 
@@ -237,7 +239,17 @@ func (s *stub) UpdateSandbox(_ context.Context, _ skerry.Scope, _ string, p sker
 	return nil, s.err
 }
 
-func (s *stub) DeleteSandbox(context.Context, skerry.Scope, string) (*skerry.Sandbox, error) {
+func (s *stub) DeleteSandbox(context.Context, skerry.Scope, string, bool) (*skerry.Sandbox, error) {
+	return nil, s.err
+}
+
+func (s *stub) ForkSandbox(_ context.Context, _ skerry.Scope, _ string, p skerry.ForkParams) (*skerry.Run, error) {
+	s.forked = p
+	return nil, s.err
+}
+
+func (s *stub) CreateSnapshot(_ context.Context, _ skerry.Scope, _ string, p skerry.SnapshotParams) (*skerry.Run, error) {
+	s.taken = p
 	return nil, s.err
 }
 

@@ -25,7 +25,8 @@ import (
 // tests run on: real output, real exit codes, a real pseudo-terminal, and no
 // isolation at all.
 type hostService struct {
-	root string // stands for "/" of every sandbox
+	Service        // fails for what is not below
+	root    string // stands for "/" of every sandbox
 
 	mu       sync.Mutex
 	boxes    map[string]*skerry.Run
@@ -173,7 +174,7 @@ func (h *hostService) UpdateSandbox(_ context.Context, _ skerry.Scope, name stri
 	return clone(run), nil
 }
 
-func (h *hostService) DeleteSandbox(_ context.Context, _ skerry.Scope, name string) (*skerry.Sandbox, error) {
+func (h *hostService) DeleteSandbox(_ context.Context, _ skerry.Scope, name string, _ bool) (*skerry.Sandbox, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	run, err := h.box(name)

@@ -55,6 +55,7 @@ const (
 	sandboxesPath = "/v2/sandboxes"
 	sandboxPath   = sandboxesPath + "/{name}"
 	sessionsPath  = sandboxesPath + "/sessions"
+	snapshotsPath = sandboxesPath + "/snapshots"
 	sessionPath   = sessionsPath + "/{session}"
 	commandPath   = sessionPath + "/cmd/{command}"
 	// anyAction ends the pattern that stands in for "/fork", and is no route
@@ -65,13 +66,13 @@ const (
 // Codes that calls of a kind share.
 var (
 	sessionErrors = []skerry.Code{
-		skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeSandboxStopping,
+		skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeSandboxStopping, skerry.CodeSandboxSnapshotting,
 		skerry.CodeRateLimited, skerry.CodeUnavailable,
 	}
 	createErrors = []skerry.Code{
 		skerry.CodeConflict, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeImageInvalid,
 		skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeUnavailable, skerry.CodeTooLarge,
-		skerry.CodeNotFound, skerry.CodeDiskFull,
+		skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeDiskFull,
 	}
 )
 
@@ -79,7 +80,7 @@ var (
 func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
-		s.sandboxRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
+		s.sandboxRoutes(), s.snapshotRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
 		s.scopeRoutes(), s.ownRoutes(), s.unbuiltRoutes(),
 	} {
 		all = append(all, part...)
@@ -114,12 +115,45 @@ func (s *Server) sandboxRoutes() []route {
 		{
 			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change a sandbox's configuration",
 			request: updateRequest{}, response: sandboxResponse{}, handle: s.updateSandbox,
-			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
 		},
 		{
 			method: http.MethodDelete, path: sandboxPath, id: "deleteSandbox", summary: "Stop a sandbox and remove its name",
 			query: deleteSandboxQuery{}, response: sandboxResponse{}, handle: s.deleteSandbox,
 			errors: []skerry.Code{skerry.CodeNotFound},
+		},
+	}
+}
+
+func (s *Server) snapshotRoutes() []route {
+	one := snapshotsPath + "/{snapshot}"
+	return []route{
+		{
+			// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
+			method: http.MethodPost, path: sandboxPath + "/fork", mux: sandboxPath + anyAction, id: "forkSandbox",
+			summary: "Create a sandbox with another's configuration and files", request: forkRequest{}, response: runResponse{},
+			handle: s.forkSandbox, errors: createErrors,
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files and stop it",
+			request: snapshotRequest{}, response: createSnapshotResponse{}, handle: s.createSnapshot,
+			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull}, sessionErrors...),
+		},
+		{
+			method: http.MethodGet, path: snapshotsPath, id: "listSnapshots", summary: "List snapshots that are not deleted",
+			query: listSnapshotsQuery{}, response: snapshotsResponse{}, handle: s.listSnapshots,
+		},
+		{
+			method: http.MethodGet, path: snapshotsPath + "/tree", id: "snapshotTree", summary: "Walk the ancestry of a snapshot",
+			query: treeQuery{}, response: treeResponse{}, handle: s.snapshotTree, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodGet, path: one, id: "getSnapshot", summary: "Get a snapshot, a deleted one too",
+			response: snapshotResponse{}, handle: s.getSnapshot, errors: []skerry.Code{skerry.CodeNotFound},
+		},
+		{
+			method: http.MethodDelete, path: one, id: "deleteSnapshot", summary: "Delete a snapshot",
+			response: snapshotResponse{}, handle: s.deleteSnapshot, errors: []skerry.Code{skerry.CodeNotFound},
 		},
 	}
 }
@@ -137,7 +171,7 @@ func (s *Server) sessionRoutes() []route {
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/stop", id: "stopSession", summary: "Stop a session; answers once it has stopped",
-			response: stopResponse{}, handle: s.stopSession, errors: []skerry.Code{skerry.CodeNotFound},
+			response: stopResponse{}, handle: s.stopSession, errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeDiskFull},
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/extend-timeout", id: "extendTimeout", summary: "Let a session live longer",
@@ -261,25 +295,9 @@ func (s *Server) unbuiltRoutes() []route {
 			handle: func(*call) error { return skerry.NotImplemented("", what) },
 		}
 	}
-	fork := unbuilt(http.MethodPost, sandboxPath+"/fork", "forkSandbox", "forking a sandbox")
-	// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
-	fork.mux = sandboxPath + anyAction
-	refuse := fork.handle
-	fork.handle = func(c *call) error {
-		if c.path("action") != "fork" {
-			return s.noRoute(c)
-		}
-		return refuse(c)
-	}
 	return []route{
-		fork,
-		unbuilt(http.MethodPost, sessionPath+"/snapshot", "createSnapshot", "taking a snapshot"),
 		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
 		unbuilt(http.MethodPost, commandPath+"/stdin", "writeStdin", "standard input of a command"),
-		unbuilt(http.MethodGet, sandboxesPath+"/snapshots", "listSnapshots", "listing snapshots"),
-		unbuilt(http.MethodGet, sandboxesPath+"/snapshots/tree", "snapshotTree", "listing snapshots"),
-		unbuilt(http.MethodGet, sandboxesPath+"/snapshots/{snapshot}", "getSnapshot", "getting a snapshot"),
-		unbuilt(http.MethodDelete, sandboxesPath+"/snapshots/{snapshot}", "deleteSnapshot", "deleting a snapshot"),
 		unbuilt(http.MethodGet, sandboxesPath+"/drives", "listDrives", "listing drives"),
 		unbuilt(http.MethodPost, sandboxesPath+"/drives/{drive}", "getOrCreateDrive", "a drive"),
 		unbuilt(http.MethodGet, sandboxesPath+"/drives/{drive}", "getDrive", "getting a drive"),

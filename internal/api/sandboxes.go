@@ -78,13 +78,11 @@ func (s *Server) updateSandbox(c *call) error {
 }
 
 func (s *Server) deleteSandbox(c *call) error {
-	// Without snapshots there are no orphans to delete, so asking for it is
-	// harmless; the value is checked all the same.
 	var q deleteSandboxQuery
 	if err := c.query(&q); err != nil {
 		return err
 	}
-	sandbox, err := s.service.DeleteSandbox(c.r.Context(), c.scope, c.path("name"))
+	sandbox, err := s.service.DeleteSandbox(c.r.Context(), c.scope, c.path("name"), q.DeleteOrphanSnapshots)
 	if err != nil {
 		return err
 	}
@@ -110,7 +108,10 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 	if err := checkTimeout("timeout", r.Timeout); err != nil {
 		return p, err
 	}
-	p = skerry.CreateParams{Name: r.Name, Runtime: r.Runtime, Image: r.Image, Env: r.Env, Tags: r.Tags}
+	p = skerry.CreateParams{
+		Name: r.Name, Runtime: r.Runtime, Image: r.Image, Env: r.Env, Tags: r.Tags,
+		Persistent: r.Persistent, SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(),
+	}
 	if r.Timeout != nil {
 		p.Timeout = *r.Timeout
 	}
@@ -122,6 +123,9 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 			p.MemoryMB = *res.MemoryMB
 		}
 	}
+	if r.Image != "" && r.Source != nil && r.Source.Type == "snapshot" {
+		return p, skerry.Invalid("image", "cannot be given together with a snapshot, which has its own")
+	}
 	p.Source, err = r.Source.source()
 	return p, err
 }
@@ -131,7 +135,10 @@ func (r *sourceRequest) source() (*skerry.Source, error) {
 	case r == nil:
 		return nil, nil
 	case r.Type == "snapshot":
-		return nil, skerry.NotImplemented("source.type", "a snapshot as source")
+		if r.SnapshotID == "" {
+			return nil, skerry.Invalid("source.snapshotId", "is required")
+		}
+		return &skerry.Source{Type: r.Type, SnapshotID: r.SnapshotID}, nil
 	case r.URL == "":
 		return nil, skerry.Invalid("source.url", "is required")
 	case len(r.URL) > skerry.MaxPathLength:
@@ -153,7 +160,11 @@ func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 	if err := checkTimeout("timeout", r.Timeout); err != nil {
 		return p, err
 	}
-	p = skerry.UpdateParams{Timeout: r.Timeout, Env: r.Env, Tags: r.Tags}
+	p = skerry.UpdateParams{
+		Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Persistent: r.Persistent,
+		SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(), ClearRetention: r.ClearRetention,
+		CurrentSnapshotID: r.CurrentSnapshotID,
+	}
 	if r.Resources != nil {
 		p.VCPUs, p.MemoryMB = r.Resources.VCPUs, r.Resources.MemoryMB
 	}
@@ -170,12 +181,8 @@ func (u *unbuiltFields) check() error {
 		field, what string
 	}{
 		{len(u.Ports) > 0, "ports", "publishing ports"},
-		{u.Persistent != nil && *u.Persistent, "persistent", "a persistent filesystem"},
 		{u.NetworkPolicy != nil && (mode != "allow-all" || len(u.NetworkPolicy) > 1), "networkPolicy", "a network policy other than allow-all"},
 		{u.NetworkID != nil, "networkId", "a private network"},
-		{u.SnapshotExpiration != nil, "snapshotExpiration", "a snapshot"},
-		{u.KeepLastSnapshots != nil, "keepLastSnapshots", "a snapshot"},
-		{u.CurrentSnapshotID != nil, "currentSnapshotId", "a snapshot"},
 		{len(u.Mounts) > 0, "mounts", "mounting a drive"},
 		{u.Region != "" && foreignRegion(u.Region), "region", "a region other than " + strconv.Quote(skerry.Region)},
 		{slices.ContainsFunc(u.FailoverRegions, foreignRegion), "failoverRegions", "a region other than " + strconv.Quote(skerry.Region)},

@@ -22,12 +22,29 @@ type Service interface {
 	// ListSandboxes returns one page and the cursor of the next, "" at the end.
 	ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.SandboxFilter) ([]skerry.Sandbox, string, error)
 	UpdateSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Run, error)
-	// DeleteSandbox stops the session and removes the name.
-	DeleteSandbox(ctx context.Context, scope skerry.Scope, name string) (*skerry.Sandbox, error)
+	// DeleteSandbox ends the session without saving its files and removes the
+	// name; with orphans, the sandbox's snapshots too, but for those that other
+	// sandboxes start from.
+	DeleteSandbox(ctx context.Context, scope skerry.Scope, name string, orphans bool) (*skerry.Sandbox, error)
+	// ForkSandbox creates a sandbox with another's configuration and files.
+	ForkSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.ForkParams) (*skerry.Run, error)
+
+	// CreateSnapshot saves a session's files and stops it; the result has the
+	// snapshot.
+	CreateSnapshot(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.SnapshotParams) (*skerry.Run, error)
+	ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error)
+	GetSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
+	// DeleteSnapshot is idempotent.
+	DeleteSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
+	// SnapshotTree walks from a snapshot to its ancestors, or its descendants
+	// if the page is ascending; next is the snapshot to go on from.
+	SnapshotTree(ctx context.Context, scope skerry.Scope, id string, p skerry.Page) (anchor *skerry.SnapshotNode, nodes []skerry.SnapshotNode, next string, err error)
 
 	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
 	GetSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
-	// StopSession returns once the session has stopped. It is idempotent.
+	// StopSession returns once the session has stopped, after a persistent
+	// sandbox's files were saved. It is idempotent. If it fails because they
+	// could not be saved, the session runs on.
 	StopSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
 	ExtendTimeout(ctx context.Context, scope skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error)
 

@@ -36,7 +36,7 @@ func (s *Server) stopSession(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.reply(stopResponse{Session: c.session(&run.Session), Sandbox: run.Sandbox})
+	return c.reply(stopResponse{Session: c.session(&run.Session), Sandbox: run.Sandbox, Snapshot: run.Snapshot})
 }
 
 func (s *Server) extendTimeout(c *call) error {

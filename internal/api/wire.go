@@ -22,34 +22,52 @@ type resourcesRequest struct {
 }
 
 type sourceRequest struct {
-	Type       string `json:"type" required:"true" enum:"git|tarball|snapshot" doc:"What the source is; snapshot is not supported yet."`
+	Type       string `json:"type" required:"true" enum:"git|tarball|snapshot" doc:"What the source is. The files of a snapshot are the whole filesystem; the others are unpacked in the working directory."`
 	URL        string `json:"url,omitempty" doc:"Of the repository or tarball."`
 	Depth      int    `json:"depth,omitempty" min:"1" doc:"Commits to fetch, all by default; git alone."`
 	Revision   string `json:"revision,omitempty" doc:"Branch, tag or commit; git alone."`
 	Username   string `json:"username,omitempty" doc:"For the repository; git alone."`
 	Password   string `json:"password,omitempty" doc:"For the repository; git alone."`
-	SnapshotID string `json:"snapshotId,omitempty" doc:"Not supported yet."`
+	SnapshotID string `json:"snapshotId,omitempty" doc:"The snapshot; snapshot alone."`
 }
 
 // unbuiltFields are the fields of sandboxes whose features are not in this
 // version. Each is refused by name unless what it asks for is what happens
 // anyway.
 type unbuiltFields struct {
-	Ports              []int          `json:"ports,omitempty" doc:"Ports to publish; only an empty list is supported yet."`
-	Persistent         *bool          `json:"persistent,omitempty" doc:"Whether the filesystem outlives a session; only false is supported yet."`
-	NetworkPolicy      map[string]any `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; only {\"mode\":\"allow-all\"} is supported yet."`
-	NetworkID          any            `json:"networkId,omitempty" doc:"Not supported yet."`
-	SnapshotExpiration any            `json:"snapshotExpiration,omitempty" doc:"Not supported yet."`
-	KeepLastSnapshots  any            `json:"keepLastSnapshots,omitempty" doc:"Not supported yet."`
-	CurrentSnapshotID  any            `json:"currentSnapshotId,omitempty" doc:"Not supported yet."`
-	Mounts             map[string]any `json:"mounts,omitempty" doc:"Drives by path; only an empty object is supported yet."`
-	Region             string         `json:"region,omitempty" doc:"Only local is supported yet."`
-	FailoverRegions    []string       `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
+	Ports           []int          `json:"ports,omitempty" doc:"Ports to publish; only an empty list is supported yet."`
+	NetworkPolicy   map[string]any `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; only {\"mode\":\"allow-all\"} is supported yet."`
+	NetworkID       any            `json:"networkId,omitempty" doc:"Not supported yet."`
+	Mounts          map[string]any `json:"mounts,omitempty" doc:"Drives by path; only an empty object is supported yet."`
+	Region          string         `json:"region,omitempty" doc:"Only local is supported yet."`
+	FailoverRegions []string       `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
+}
+
+// stateFields say what becomes of a sandbox's files.
+type stateFields struct {
+	Persistent         *bool             `json:"persistent,omitempty" doc:"Whether the filesystem is kept when a session ends, for the next one; true by default."`
+	SnapshotExpiration *skerry.Duration  `json:"snapshotExpiration,omitempty" doc:"How long snapshots of the sandbox are kept, in ms; 0 is for ever, 30 days by default."`
+	KeepLastSnapshots  *retentionRequest `json:"keepLastSnapshots,omitempty" null:"ClearRetention" doc:"Which of the sandbox's snapshots are kept. In an update, null lifts it."`
+	ClearRetention     bool              `json:"-"`
+}
+
+type retentionRequest struct {
+	Count         int              `json:"count" required:"true" min:"1" max:"10" doc:"How many of the newest are kept."`
+	Expiration    *skerry.Duration `json:"expiration,omitempty" doc:"How long those are kept, in ms from their creation; 0 is for ever."`
+	DeleteEvicted *bool            `json:"deleteEvicted,omitempty" doc:"Whether the others are deleted at once; otherwise they are kept as snapshotExpiration says. True by default."`
+}
+
+func (r *retentionRequest) retention() *skerry.Retention {
+	if r == nil {
+		return nil
+	}
+	return &skerry.Retention{Count: r.Count, Expiration: r.Expiration, DeleteEvicted: r.DeleteEvicted}
 }
 
 type createRequest struct {
 	scopeFields
 	unbuiltFields
+	stateFields
 	Name      string            `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Runtime   string            `json:"runtime,omitempty" enum:"node24|node22|python3.13" doc:"Runtime of the default image that is first on PATH; not together with image."`
 	Image     string            `json:"image,omitempty" doc:"Reference of an OCI image of the installation, the default image if absent."`
@@ -60,13 +78,35 @@ type createRequest struct {
 	Tags      map[string]string `json:"tags,omitempty" doc:"Labels to find the sandbox by."`
 }
 
+// forkRequest has what shall be otherwise than in the source.
+type forkRequest struct {
+	scopeFields
+	unbuiltFields
+	stateFields
+	Name      string            `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
+	Image     string            `json:"image,omitempty" doc:"Can only be the source's: its files stand on it."`
+	Timeout   *skerry.Duration  `json:"timeout,omitempty" doc:"How long a session lives, in ms."`
+	Resources *resourcesRequest `json:"resources,omitempty" doc:"Size of the machine."`
+	Env       map[string]string `json:"env,omitempty" doc:"Replaces the source's environment."`
+	Tags      map[string]string `json:"tags,omitempty" doc:"Replaces the source's tags."`
+	Live      bool              `json:"live,omitempty" doc:"Take the files of a running source as they are now, instead of those of its current snapshot. An addition to the public API."`
+	Memory    bool              `json:"memory,omitempty" doc:"Not supported yet."`
+}
+
+type snapshotRequest struct {
+	Expiration *skerry.Duration `json:"expiration,omitempty" doc:"How long it is kept, in ms; 0 is for ever. As the sandbox says by default."`
+	Memory     bool             `json:"memory,omitempty" doc:"Not supported yet."`
+}
+
 type updateRequest struct {
 	scopeFields
 	unbuiltFields
-	Timeout   *skerry.Duration  `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`
-	Resources *resourcesRequest `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`
-	Env       map[string]string `json:"env,omitempty" notnull:"true" doc:"Replaces the default environment."`
-	Tags      map[string]string `json:"tags,omitempty" notnull:"true" doc:"Replaces the tags."`
+	stateFields
+	CurrentSnapshotID *string           `json:"currentSnapshotId,omitempty" doc:"The snapshot that the next session starts from."`
+	Timeout           *skerry.Duration  `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`
+	Resources         *resourcesRequest `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`
+	Env               map[string]string `json:"env,omitempty" notnull:"true" doc:"Replaces the default environment."`
+	Tags              map[string]string `json:"tags,omitempty" notnull:"true" doc:"Replaces the tags."`
 }
 
 type extendRequest struct {
@@ -121,10 +161,23 @@ type deleteSandboxQuery struct {
 	DeleteOrphanSnapshots bool `json:"deleteOrphanSnapshots" doc:"Delete snapshots that nothing else uses."`
 }
 
+type listSnapshotsQuery struct {
+	Limit     int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
+	Cursor    string `json:"cursor" doc:"The next of the page before."`
+	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"By creation; desc by default."`
+	Name      string `json:"name" doc:"Snapshots of the sandbox of that name alone."`
+}
+
+type treeQuery struct {
+	SnapshotID string `json:"snapshotId" required:"true" doc:"Where the walk begins, and the next of the page before."`
+	Limit      int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
+	SortOrder  string `json:"sortOrder" enum:"asc|desc" doc:"desc, the default, walks to the ancestors, asc to the descendants."`
+}
+
 type listSandboxesQuery struct {
 	Limit      int      `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
 	Cursor     string   `json:"cursor" doc:"The next of the page before."`
-	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt" doc:"What to order by, createdAt by default."`
+	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt|currentSnapshotId" doc:"What to order by, createdAt by default."`
 	SortOrder  string   `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
 	NamePrefix string   `json:"namePrefix" doc:"What names start with."`
 	Tags       []string `json:"tags" doc:"key:value that a sandbox must carry; all of them if repeated."`
@@ -190,8 +243,36 @@ type extendResponse struct {
 }
 
 type stopResponse struct {
-	Session sessionView    `json:"session"`
-	Sandbox skerry.Sandbox `json:"sandbox"`
+	Session  sessionView      `json:"session"`
+	Sandbox  skerry.Sandbox   `json:"sandbox"`
+	Snapshot *skerry.Snapshot `json:"snapshot,omitempty" doc:"What the stop has saved, if this call or one that it joined did."`
+}
+
+type createSnapshotResponse struct {
+	Snapshot skerry.Snapshot `json:"snapshot"`
+	Session  sessionView     `json:"session"`
+}
+
+type snapshotResponse struct {
+	Snapshot skerry.Snapshot `json:"snapshot"`
+}
+
+type snapshotsResponse struct {
+	Snapshots  []skerry.Snapshot `json:"snapshots"`
+	Pagination pagination        `json:"pagination"`
+}
+
+// treeNode counts in a string, as the public API does.
+type treeNode struct {
+	Snapshot skerry.Snapshot   `json:"snapshot"`
+	Siblings []skerry.Snapshot `json:"siblings" doc:"Up to 10 of the newest others with the same parent."`
+	Count    string            `json:"count" doc:"How many have this parent, this one included."`
+}
+
+type treeResponse struct {
+	Snapshots  []treeNode `json:"snapshots"`
+	Anchor     *treeNode  `json:"anchor,omitempty" doc:"The snapshot that the walk began at."`
+	Pagination pagination `json:"pagination"`
 }
 
 type sessionsResponse struct {

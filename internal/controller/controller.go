@@ -38,6 +38,20 @@ type Store interface {
 	SessionIDs(ctx context.Context, sandboxID string) ([]string, error)
 	PruneSessions(ctx context.Context, sandboxID string, keep int) ([]string, error)
 
+	// CreateSnapshot writes a snapshot together with the sandbox and the
+	// session that it changes, if they are not nil, and returns when that
+	// survives a loss of power.
+	CreateSnapshot(ctx context.Context, snap *skerry.Snapshot, box *skerry.Sandbox, run *skerry.Session) error
+	SaveSnapshot(ctx context.Context, snap *skerry.Snapshot) error
+	Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
+	ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error)
+	SnapshotsOf(ctx context.Context, sandboxID string) ([]skerry.Snapshot, error)
+	SnapshotUsed(ctx context.Context, id string) (bool, error)
+	SnapshotChildren(ctx context.Context, scope skerry.Scope, parentID string, limit int) (_ []skerry.Snapshot, count int, err error)
+	TouchSnapshot(ctx context.Context, id string, now skerry.Time) error
+	ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry.Snapshot, error)
+	Manifests(ctx context.Context) ([]string, error)
+
 	SaveCommands(ctx context.Context, cmds []skerry.Command) error
 	Command(ctx context.Context, sessionID, id string) (*skerry.Command, error)
 	Commands(ctx context.Context, sessionID string) ([]skerry.Command, error)
@@ -100,6 +114,11 @@ type Controller struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	// garbage asks for a collection of saved files; unnamed is held for reading
+	// while some are saved but not yet in the store.
+	garbage chan struct{}
+	unnamed sync.RWMutex
+
 	// edits is held while a sandbox is read from the store, changed and
 	// written back.
 	edits sync.Mutex
@@ -141,6 +160,7 @@ func New(cfg Config) *Controller {
 		cancel:  cancel,
 		lives:   map[string]*live{},
 		current: map[string]*live{},
+		garbage: make(chan struct{}, 1),
 	}
 }
 
@@ -152,17 +172,17 @@ func (c *Controller) StopAll(ctx context.Context) error {
 		lives = append(lives, l)
 	}
 	c.mu.Unlock()
-	for _, l := range lives {
-		c.beginStop(l)
+	var stops sync.WaitGroup
+	errs := make([]error, len(lives))
+	for i, l := range lives {
+		stops.Go(func() {
+			e, _ := c.beginStop(l, l.usualSaving())
+			if err := e.wait(ctx); err != nil {
+				errs[i] = fmt.Errorf("session %s has not stopped: %w", l.id, err)
+			}
+		})
 	}
-	var errs []error
-	for _, l := range lives {
-		select {
-		case <-l.ended:
-		case <-ctx.Done():
-			errs = append(errs, fmt.Errorf("session %s has not stopped: %w", l.id, ctx.Err()))
-		}
-	}
+	stops.Wait()
 	return errors.Join(errs...)
 }
 

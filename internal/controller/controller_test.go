@@ -149,7 +149,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	if err != nil || !resumed.Resumed || resumed.Session.ID == run.Session.ID || resumed.Session.Status != skerry.StatusRunning {
 		t.Errorf("resumed as %+v, %v", resumed, err)
 	}
-	if _, err := l.DeleteSandbox(t.Context(), scope, "one"); err != nil {
+	if _, err := l.DeleteSandbox(t.Context(), scope, "one", false); err != nil {
 		t.Fatal(err)
 	}
 	_, err = l.GetSandbox(t.Context(), scope, "one", true)
@@ -166,7 +166,7 @@ func TestOthersSeeNothing(t *testing.T) {
 	ctx := t.Context()
 	for what, f := range map[string]func() error{
 		"sandbox": func() error { _, err := l.GetSandbox(ctx, other, "one", true); return err },
-		"delete":  func() error { _, err := l.DeleteSandbox(ctx, other, "one"); return err },
+		"delete":  func() error { _, err := l.DeleteSandbox(ctx, other, "one", false); return err },
 		"update":  func() error { _, err := l.UpdateSandbox(ctx, other, "one", skerry.UpdateParams{}); return err },
 		"session": func() error { _, err := l.GetSession(ctx, other, run.Session.ID); return err },
 		"stop":    func() error { _, err := l.StopSession(ctx, other, run.Session.ID); return err },
@@ -296,7 +296,7 @@ func TestDeleteAndStopWhileStarting(t *testing.T) {
 			id := <-starting
 			var err error
 			if what == "delete" {
-				_, err = l.DeleteSandbox(t.Context(), scope, "one")
+				_, err = l.DeleteSandbox(t.Context(), scope, "one", false)
 			} else {
 				_, err = l.StopSession(t.Context(), scope, id)
 			}

@@ -15,44 +15,79 @@ func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p sk
 	if err := c.validateCreate(&p); err != nil {
 		return nil, err
 	}
-	image, err := c.cfg.Images.Resolve(ctx, p.Image)
+	from, err := c.basisOf(ctx, scope, p.Image, "", p.Source)
+	if skerry.CodeOf(err) == skerry.CodeSnapshotNotFound {
+		err = about(err, "source.snapshotId")
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := chooseRuntime(&p, image); err != nil {
+	if from.snapshot != nil && p.Runtime == "" {
+		p.Runtime = from.snapshot.Base.Runtime
+	}
+	if err := chooseRuntime(&p, from.image); err != nil {
 		return nil, err
 	}
+	return c.create(ctx, scope, p, from)
+}
+
+// basis is what a session's files start from.
+type basis struct {
+	image Image
+	// snapshot is nil for the image alone.
+	snapshot *skerry.Snapshot
+}
+
+// basisOf finds what a sandbox's next session starts from: its current
+// snapshot, the one that it was created from, or its image.
+func (c *Controller) basisOf(ctx context.Context, scope skerry.Scope, image, current string, source *skerry.Source) (from basis, err error) {
+	if current == "" && source != nil && source.Type == "snapshot" {
+		current = source.SnapshotID
+	}
+	if current == "" {
+		from.image, err = c.cfg.Images.Resolve(ctx, image)
+		return from, err
+	}
+	from.snapshot, from.image, err = c.usableSnapshot(ctx, scope, current)
+	return from, err
+}
+
+// create makes a sandbox of parameters that were checked.
+func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (*skerry.Run, error) {
 	now := skerry.At(time.Now())
 	box := &skerry.Sandbox{
-		ID:              skerry.NewID(skerry.PrefixSandbox),
-		Scope:           scope,
-		Name:            p.Name,
-		Region:          skerry.Region,
-		VCPUs:           p.VCPUs,
-		MemoryMB:        p.MemoryMB,
-		Runtime:         p.Runtime,
-		Image:           image.Name,
-		Timeout:         p.Timeout,
-		Env:             p.Env,
-		Tags:            p.Tags,
-		Source:          p.Source,
-		NetworkPolicy:   &skerry.NetworkPolicy{Mode: "allow-all"},
-		Status:          skerry.StatusPending,
-		StatusUpdatedAt: now,
-		Cwd:             skerry.WorkDir,
-		CreatedAt:       now,
-		UpdatedAt:       now,
+		ID:                 skerry.NewID(skerry.PrefixSandbox),
+		Scope:              scope,
+		Name:               p.Name,
+		Persistent:         p.Persistent == nil || *p.Persistent,
+		Region:             skerry.Region,
+		VCPUs:              p.VCPUs,
+		MemoryMB:           p.MemoryMB,
+		Runtime:            p.Runtime,
+		Image:              from.image.Name,
+		Timeout:            p.Timeout,
+		Env:                p.Env,
+		Tags:               p.Tags,
+		Source:             p.Source,
+		NetworkPolicy:      &skerry.NetworkPolicy{Mode: "allow-all"},
+		SnapshotExpiration: p.SnapshotExpiration,
+		Retention:          p.Retention,
+		Status:             skerry.StatusPending,
+		StatusUpdatedAt:    now,
+		Cwd:                skerry.WorkDir,
+		CreatedAt:          now,
+		UpdatedAt:          now,
 	}
 	unlock, err := c.boxes.lock(ctx, box.ID)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	l, err := c.newSession(ctx, box, now, c.cfg.Store.CreateSandbox)
+	l, err := c.newSession(ctx, box, from, now, c.cfg.Store.CreateSandbox)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.startAndWait(ctx, l, image, true); err != nil {
+	if err := c.startAndWait(ctx, l, from, true); err != nil {
 		// A failed creation leaves nothing: its name can be used again at once.
 		return nil, errors.Join(err, c.erase(context.WithoutCancel(ctx), box.ID))
 	}
@@ -76,7 +111,7 @@ func chooseRuntime(p *skerry.CreateParams, image Image) error {
 
 // newSession makes a session the current one of a sandbox, in memory and in
 // the store.
-func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, now skerry.Time, write func(context.Context, *skerry.Sandbox, *skerry.Session) error) (*live, error) {
+func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, from basis, now skerry.Time, write writer) (*live, error) {
 	run := skerry.Session{
 		ID:            skerry.NewID(skerry.PrefixSession),
 		SandboxID:     box.ID,
@@ -89,11 +124,16 @@ func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, now sk
 		Image:         box.Image,
 		Timeout:       box.Timeout,
 		Cwd:           box.Cwd,
+		Persistent:    box.Persistent,
+		ImageDigest:   from.image.Digest,
 		Status:        skerry.StatusPending,
 		RequestedAt:   now,
 		CreatedAt:     now,
 		UpdatedAt:     now,
 		NetworkPolicy: box.NetworkPolicy,
+	}
+	if from.snapshot != nil {
+		run.SourceSnapshotID = from.snapshot.ID
 	}
 	box.CurrentSessionID = run.ID
 	box.Status, box.StatusUpdatedAt = run.Status, now
@@ -110,10 +150,10 @@ func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, now sk
 
 // startAndWait starts a session and waits for it. With abandon, a caller that
 // goes away takes the start with it; otherwise it goes on.
-func (c *Controller) startAndWait(ctx context.Context, l *live, image Image, abandon bool) error {
+func (c *Controller) startAndWait(ctx context.Context, l *live, from basis, abandon bool) error {
 	startCtx, cancel := context.WithCancel(c.ctx)
 	l.cancelStart = cancel
-	if err := c.spawn(func() { c.start(startCtx, l, image) }); err != nil {
+	if err := c.spawn(func() { c.start(startCtx, l, from) }); err != nil {
 		cancel()
 		l.startErr = err
 		close(l.started)
@@ -128,8 +168,8 @@ func (c *Controller) startAndWait(ctx context.Context, l *live, image Image, aba
 		cancel()
 		<-l.started
 		if l.startErr == nil { // it was ready just then
-			c.beginStop(l)
-			<-l.ended
+			err := c.discard(context.WithoutCancel(ctx), l)
+			return errors.Join(ctx.Err(), err)
 		}
 		return ctx.Err()
 	}
@@ -137,9 +177,9 @@ func (c *Controller) startAndWait(ctx context.Context, l *live, image Image, aba
 }
 
 // start brings a session up and says so.
-func (c *Controller) start(ctx context.Context, l *live, image Image) {
+func (c *Controller) start(ctx context.Context, l *live, from basis) {
 	defer l.cancelStart()
-	err := c.bringUp(ctx, l, image)
+	err := c.bringUp(ctx, l, from)
 	if err != nil {
 		if ferr := c.fail(l, err); ferr != nil {
 			c.cfg.Log.Error("cannot record a failed start", "session", l.id, "error", ferr)
@@ -149,7 +189,7 @@ func (c *Controller) start(ctx context.Context, l *live, image Image) {
 	close(l.started)
 }
 
-func (c *Controller) bringUp(ctx context.Context, l *live, image Image) error {
+func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
 	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
 	if err != nil {
 		return err
@@ -163,12 +203,14 @@ func (c *Controller) bringUp(ctx context.Context, l *live, image Image) error {
 		defer func() { <-c.starts }()
 		ctx, cancel := context.WithTimeout(ctx, c.cfg.StartTimeout)
 		defer cancel()
-		return c.cfg.Node.Start(ctx, sessionSpec(box, l.id, image))
+		return c.cfg.Node.Start(ctx, sessionSpec(box, l.id, from))
 	}()
 	if err != nil {
 		return err
 	}
-	if box.Source != nil {
+	if from.snapshot != nil {
+		c.touch(ctx, from.snapshot)
+	} else if box.Source != nil {
 		if err := c.fetchSource(ctx, l.id, box.Source); err != nil {
 			return err
 		}
@@ -179,7 +221,7 @@ func (c *Controller) bringUp(ctx context.Context, l *live, image Image) error {
 	if err != nil {
 		return err
 	}
-	c.arm(l)
+	c.arm(l, 0)
 	// An error means that the controller closes: the next one takes over.
 	_ = c.spawn(func() { c.watch(l) })
 	return nil
@@ -187,7 +229,11 @@ func (c *Controller) bringUp(ctx context.Context, l *live, image Image) error {
 
 // sessionSpec is what the node is told of a session. The environment's layers
 // are, from below: the image's own, PATH for the runtime, the sandbox's.
-func sessionSpec(box *skerry.Sandbox, id string, image Image) SessionSpec {
+func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
+	image, snapshot := from.image, ""
+	if from.snapshot != nil {
+		snapshot = from.snapshot.Manifest
+	}
 	env := maps.Clone(image.Env)
 	if env == nil {
 		env = map[string]string{}
@@ -200,10 +246,18 @@ func sessionSpec(box *skerry.Sandbox, id string, image Image) SessionSpec {
 		ID:          id,
 		Hostname:    hostname(box.Name),
 		ImageDigest: image.Digest,
+		Snapshot:    snapshot,
 		Runtime:     box.Runtime,
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,
 		Env:         env,
+	}
+}
+
+// touch records that a session started from a snapshot. Nothing depends on it.
+func (c *Controller) touch(ctx context.Context, snap *skerry.Snapshot) {
+	if err := c.cfg.Store.TouchSnapshot(ctx, snap.ID, skerry.At(time.Now())); err != nil {
+		c.cfg.Log.Warn("cannot record the use of a snapshot", "snapshot", snap.ID, "error", err)
 	}
 }
 
@@ -297,26 +351,30 @@ func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, m
 	if err != nil {
 		return nil, false, err
 	}
-	image, err := c.cfg.Images.Resolve(ctx, box.Image)
+	current := box.CurrentSnapshotID
+	if !box.Persistent {
+		current = "" // kept for when it is persistent again
+	}
+	from, err := c.basisOf(ctx, box.Scope, box.Image, current, box.Source)
 	if err != nil {
 		return nil, false, err
 	}
-	l, err := c.nextSession(ctx, boxID)
+	l, err := c.nextSession(ctx, boxID, from)
 	if err != nil {
 		return nil, false, err
 	}
-	return l, true, c.startAndWait(ctx, l, image, false)
+	return l, true, c.startAndWait(ctx, l, from, false)
 }
 
 // nextSession gives a sandbox that has none a new session.
-func (c *Controller) nextSession(ctx context.Context, boxID string) (*live, error) {
+func (c *Controller) nextSession(ctx context.Context, boxID string, from basis) (*live, error) {
 	c.edits.Lock()
 	defer c.edits.Unlock()
 	box, err := c.cfg.Store.Sandbox(ctx, boxID)
 	if err != nil {
 		return nil, err
 	}
-	return c.newSession(ctx, box, skerry.At(time.Now()), c.cfg.Store.CreateSession)
+	return c.newSession(ctx, box, from, skerry.At(time.Now()), c.cfg.Store.CreateSession)
 }
 
 // runOf returns a sandbox with its current session.

@@ -24,10 +24,11 @@ type live struct {
 	// ended is closed when the session is over and the store says so.
 	ended chan struct{}
 
-	stop sync.Once
-
-	mu       sync.Mutex
-	run      skerry.Session
+	mu  sync.Mutex
+	run skerry.Session
+	// ending is the attempt to end the session that is under way or has
+	// succeeded.
+	ending   *ending
 	timer    *time.Timer
 	commands map[string]*command
 	// finished are the ids of the ended commands, the oldest first.
@@ -84,14 +85,17 @@ func (c *Controller) transition(ctx context.Context, l *live, to skerry.SessionS
 		}
 		c.cfg.Log.Info("session "+string(to), "session", l.id, "sandbox", l.boxID, "from", from, "reason", run.Reason)
 		return nil
-	})
+	}, c.cfg.Store.SaveSession)
 }
+
+// writer writes a session and its sandbox.
+type writer func(context.Context, *skerry.Sandbox, *skerry.Session) error
 
 // editSession changes a session, unless change returns an error, and writes
 // it with what its sandbox shows of it. Edits follow one another, so that the
 // store never ends with the older of two. A sandbox that was deleted meanwhile
 // is no error.
-func (c *Controller) editSession(ctx context.Context, l *live, change func(*skerry.Session) error) error {
+func (c *Controller) editSession(ctx context.Context, l *live, change func(*skerry.Session) error, write writer) error {
 	c.edits.Lock()
 	defer c.edits.Unlock()
 	now := skerry.At(time.Now())
@@ -124,7 +128,7 @@ func (c *Controller) editSession(ctx context.Context, l *live, change func(*sker
 			box.TotalEgressBytes += run.Network.Egress
 		}
 	}
-	return c.cfg.Store.SaveSession(ctx, box, &run)
+	return write(ctx, box, &run)
 }
 
 // reflectSession makes a sandbox show the state of its current session.
@@ -136,17 +140,21 @@ func reflectSession(box *skerry.Sandbox, run *skerry.Session) {
 	}
 }
 
-// arm sets the timer that stops the session when its time is up.
-func (c *Controller) arm(l *live) {
+// arm sets the timer that stops the session when its time is up, but not
+// before atLeast has passed.
+func (c *Controller) arm(l *live, atLeast time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	left := time.Until(l.run.ExpiresAt().Time)
+	if l.run.Status.Ended() {
+		return
+	}
+	left := max(time.Until(l.run.ExpiresAt().Time), atLeast)
 	if l.timer != nil {
 		l.timer.Stop()
 	}
 	l.timer = time.AfterFunc(left, func() {
 		c.cfg.Log.Info("session timed out", "session", l.id, "sandbox", l.boxID)
-		c.beginStop(l)
+		c.beginStop(l, l.usualSaving())
 	})
 }
 
@@ -178,11 +186,11 @@ func (c *Controller) ExtendTimeout(ctx context.Context, scope skerry.Scope, id s
 		}
 		run.Timeout += by
 		return nil
-	})
+	}, c.cfg.Store.SaveSession)
 	if err != nil {
 		return nil, err
 	}
-	c.arm(l)
+	c.arm(l, 0)
 	run := l.session()
 	return &run, nil
 }

@@ -24,6 +24,17 @@ type Node interface {
 	Stop(ctx context.Context, sessionID string) (Usage, error)
 	// Forget removes what Stop left: the output of the session's commands.
 	Forget(ctx context.Context, sessionID string) error
+	// Snapshot saves the session's files, as far as they differ from its
+	// image, for good. With hold the session is paused afterwards, so that
+	// nothing happens in it that is not saved, and Stop or Resume follows. If
+	// it fails the session goes on as before.
+	Snapshot(ctx context.Context, sessionID string, hold bool) (SavedFiles, error)
+	// Resume lets a paused session go on.
+	Resume(ctx context.Context, sessionID string) error
+	// CollectSnapshots removes all saved files but those of the manifests in
+	// keep. The caller sees to it that no Snapshot is between its return and
+	// being in keep.
+	CollectSnapshots(ctx context.Context, keep []string) (freed int64, err error)
 	// Watch returns when the session's machine ends without Stop, with a
 	// sentence that says why, or with ctx's error. It returns "" when the
 	// session was stopped by Stop.
@@ -65,6 +76,9 @@ type SessionSpec struct {
 	Hostname string
 	// ImageDigest names an image in the node's image store ("sha256:…").
 	ImageDigest string
+	// Snapshot is the manifest of the saved files that the session starts
+	// from; "" for the image alone.
+	Snapshot string
 	// Runtime chooses what is first on PATH in the default image; empty for
 	// other images.
 	Runtime  string
@@ -72,6 +86,15 @@ type SessionSpec struct {
 	MemoryMB int
 	// Env is the environment of every command.
 	Env map[string]string
+}
+
+// SavedFiles is where a session's files were saved.
+type SavedFiles struct {
+	Manifest string
+	// Size is that of what was saved, Added how many bytes that took: what
+	// other snapshots have too is kept once.
+	Size  int64
+	Added int64
 }
 
 // CommandSpec is a command to start in a session.

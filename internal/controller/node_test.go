@@ -24,6 +24,8 @@ type processNode struct {
 	// onStart and onStop run in Start and Stop, where they may wait or fail.
 	onStart func(ctx context.Context, id string) error
 	onStop  func(id string)
+	// onSnapshot runs when the files are saved but Snapshot has not returned.
+	onSnapshot func(id string) error
 
 	mu       sync.Mutex
 	sessions map[string]*processSession
@@ -38,6 +40,7 @@ type processSession struct {
 	dir      string
 	ended    chan struct{}
 	reason   string
+	held     bool
 	commands map[string]*process
 }
 
@@ -62,7 +65,11 @@ func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
 		return err
 	}
 	s := &processSession{spec: spec, dir: filepath.Join(n.dir, spec.ID), ended: make(chan struct{}), commands: map[string]*process{}}
-	if err := os.Mkdir(s.dir, 0o700); err != nil {
+	if spec.Snapshot == "" {
+		if err := os.Mkdir(s.dir, 0o700); err != nil {
+			return err
+		}
+	} else if err := copyTree(filepath.Join(n.dir, savedDir, spec.Snapshot), s.dir); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -70,6 +77,69 @@ func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
 	n.sessions[spec.ID] = s
 	n.starts++
 	return nil
+}
+
+// savedDir is where the files of snapshots are, a folder each.
+const savedDir = "saved"
+
+func copyTree(from, to string) error {
+	return exec.Command("cp", "-a", from, to).Run()
+}
+
+func (n *processNode) Snapshot(_ context.Context, id string, hold bool) (SavedFiles, error) {
+	s, err := n.session(id)
+	if err != nil {
+		return SavedFiles{}, err
+	}
+	manifest := skerry.NewID("m_")
+	if err := os.MkdirAll(filepath.Join(n.dir, savedDir), 0o700); err != nil {
+		return SavedFiles{}, err
+	}
+	if err := copyTree(s.dir, filepath.Join(n.dir, savedDir, manifest)); err != nil {
+		return SavedFiles{}, err
+	}
+	if n.onSnapshot != nil {
+		if err := n.onSnapshot(id); err != nil {
+			return SavedFiles{}, err
+		}
+	}
+	n.mu.Lock()
+	s.held = hold
+	n.mu.Unlock()
+	return SavedFiles{Manifest: manifest, Size: 1}, nil
+}
+
+func (n *processNode) Resume(_ context.Context, id string) error {
+	s, err := n.session(id)
+	if err == nil {
+		n.mu.Lock()
+		s.held = false
+		n.mu.Unlock()
+	}
+	return err
+}
+
+func (n *processNode) CollectSnapshots(_ context.Context, keep []string) (int64, error) {
+	var freed int64
+	for _, m := range n.saved() {
+		if !slices.Contains(keep, m) {
+			if err := os.RemoveAll(filepath.Join(n.dir, savedDir, m)); err != nil {
+				return freed, err
+			}
+			freed++
+		}
+	}
+	return freed, nil
+}
+
+// saved lists the manifests of what is saved.
+func (n *processNode) saved() []string {
+	var names []string
+	entries, _ := os.ReadDir(filepath.Join(n.dir, savedDir)) // none yet
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
 
 func (n *processNode) session(id string) (*processSession, error) {
@@ -149,7 +219,7 @@ func (n *processNode) Recover(_ context.Context, keep []string) ([]string, error
 func (n *processNode) Retain(ctx context.Context, ids []string) error {
 	entries, err := os.ReadDir(n.dir)
 	for _, e := range entries {
-		if !slices.Contains(ids, e.Name()) {
+		if e.Name() != savedDir && !slices.Contains(ids, e.Name()) {
 			err = errors.Join(err, n.Forget(ctx, e.Name()))
 		}
 	}
@@ -165,6 +235,9 @@ func (n *processNode) Exec(_ context.Context, id string, spec CommandSpec, attac
 	p.cmd.Dir = s.dir
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Env = os.Environ()
+	for k, v := range s.spec.Env {
+		p.cmd.Env = append(p.cmd.Env, k+"="+v)
+	}
 	for k, v := range spec.Env {
 		p.cmd.Env = append(p.cmd.Env, k+"="+v)
 	}
@@ -271,12 +344,14 @@ func (n *processNode) ReadFile(context.Context, string, string, string) (io.Read
 }
 func (n *processNode) MakeDir(context.Context, string, string, string, bool) error { return errNotHere }
 
+const oneDigest = "sha256:0"
+
 // oneImage knows the default image and nothing else.
 type oneImage struct{}
 
 func (oneImage) Resolve(_ context.Context, ref string) (Image, error) {
-	if ref != "" {
+	if ref != "" && ref != oneDigest {
 		return Image{}, skerry.Errorf(skerry.CodeNotFound, "there is no image %q", ref)
 	}
-	return Image{Digest: "sha256:0", Runtimes: []string{"node24", "python3.13"}}, nil
+	return Image{Digest: oneDigest, Runtimes: []string{"node24", "python3.13"}}, nil
 }

@@ -12,7 +12,8 @@ import (
 
 // Recover takes over what an earlier process left: sessions that still run
 // are adopted, the others get the end that they came to. It is called once,
-// before anything else.
+// before anything else. A session that was being saved goes on, and is stopped
+// anew.
 func (c *Controller) Recover(ctx context.Context) error {
 	runs, err := c.cfg.Store.LiveSessions(ctx)
 	if err != nil {
@@ -20,7 +21,7 @@ func (c *Controller) Recover(ctx context.Context) error {
 	}
 	var keep []string
 	for _, run := range runs {
-		if run.Status == skerry.StatusRunning {
+		if run.Status == skerry.StatusRunning || run.Status == skerry.StatusSnapshotting {
 			keep = append(keep, run.ID)
 		}
 	}
@@ -49,7 +50,8 @@ func (c *Controller) Recover(ctx context.Context) error {
 	if err := errors.Join(append(errs, err)...); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	return nil
+	c.collectSoon()
+	return c.spawn(c.sweep)
 }
 
 // adopt goes on with a session that runs.
@@ -71,8 +73,18 @@ func (c *Controller) adopt(ctx context.Context, l *live) error {
 			return err
 		}
 	}
-	c.arm(l)
-	return c.spawn(func() { c.watch(l) })
+	if err := c.spawn(func() { c.watch(l) }); err != nil {
+		return err
+	}
+	if l.session().Status != skerry.StatusSnapshotting {
+		c.arm(l, 0)
+		return nil
+	}
+	if err := c.transition(ctx, l, skerry.StatusRunning, nil); err != nil {
+		return err
+	}
+	c.beginStop(l, l.usualSaving())
+	return nil
 }
 
 // bury records the end of a session that is no more. One that was being

@@ -52,6 +52,12 @@ func validateSource(s *skerry.Source) error {
 	if s == nil {
 		return nil
 	}
+	if s.Type == "snapshot" {
+		if !skerry.ValidID(skerry.PrefixSnapshot, s.SnapshotID) {
+			return skerry.Invalid("source.snapshotId", "%.64q is not the id of a snapshot", s.SnapshotID)
+		}
+		return nil
+	}
 	if len(s.URL) > maxURL {
 		return skerry.Invalid("source.url", "is longer than %d bytes", maxURL)
 	}

@@ -70,7 +70,31 @@ func (c *Controller) validateCreate(p *skerry.CreateParams) error {
 	if err := validateTags(p.Tags); err != nil {
 		return err
 	}
+	if err := validateExpiration("snapshotExpiration", p.SnapshotExpiration); err != nil {
+		return err
+	}
+	if err := validateRetention(p.Retention); err != nil {
+		return err
+	}
 	return validateSource(p.Source)
+}
+
+// validateExpiration checks how long a snapshot shall be kept.
+func validateExpiration(field string, d *skerry.Duration) error {
+	if d != nil && *d != 0 && d.Std() < skerry.MinSnapshotExpiration {
+		return skerry.Invalid(field, "must be 0 for never or at least %d ms, is %d", skerry.MinSnapshotExpiration.Milliseconds(), d.Millis())
+	}
+	return nil
+}
+
+func validateRetention(r *skerry.Retention) error {
+	if r == nil {
+		return nil
+	}
+	if r.Count < 1 || r.Count > skerry.MaxKeepLast {
+		return skerry.Invalid("keepLastSnapshots.count", "must be 1 to %d, is %d", skerry.MaxKeepLast, r.Count)
+	}
+	return validateExpiration("keepLastSnapshots.expiration", r.Expiration)
 }
 
 func (c *Controller) validateUpdate(p *skerry.UpdateParams) error {
@@ -91,6 +115,12 @@ func (c *Controller) validateUpdate(p *skerry.UpdateParams) error {
 		return skerry.Invalid("resources.memory", "cannot be changed without resources.vcpus")
 	}
 	if err := validateEnv("env", p.Env); err != nil {
+		return err
+	}
+	if err := validateExpiration("snapshotExpiration", p.SnapshotExpiration); err != nil {
+		return err
+	}
+	if err := validateRetention(p.Retention); err != nil {
 		return err
 	}
 	return validateTags(p.Tags)

@@ -39,6 +39,9 @@ type Spec struct {
 	DiskBytes int64
 	// Processes bounds the machine's processes as the host counts them.
 	Processes int
+	// Snapshot is a folder that Machine.Snapshot filled; the machine's files
+	// start from it. Empty for the image alone.
+	Snapshot string
 }
 
 // Machine is a running isolated machine.
@@ -52,10 +55,32 @@ type Machine interface {
 	// Reason says in a sentence why the machine ended by itself; valid after
 	// Done.
 	Reason() string
+	// Snapshot writes the machine's files, as far as they differ from the
+	// image, into dir, an empty folder on a filesystem with room for them. All
+	// files are of one moment, in which nothing in the machine runs; it goes
+	// on afterwards. If it fails, what is in dir is of no use.
+	Snapshot(ctx context.Context, dir string, attrs AttrReader) error
+	// Pause stops everything in the machine, the guest agent included, and
+	// Resume lets it go on.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
 	// Usage reads what the machine has used; it works until Stop.
 	Usage() (Usage, error)
 	// Stop ends the machine if it runs and gives back all that it held.
 	Stop(ctx context.Context) error
+}
+
+// AttrReader asks the machine's guest about files, by their absolute paths. It
+// answers for each, in their order.
+type AttrReader func(ctx context.Context, paths []string) ([]Attrs, error)
+
+// Attrs is what a guest says of a file. Of a file that is not there any more
+// only Missing is set.
+type Attrs struct {
+	Missing bool
+	ModTime time.Time
+	// Xattrs are the extended attributes that are not text.
+	Xattrs map[string]string
 }
 
 // Usage is what a machine has used since its start.

@@ -51,10 +51,14 @@ type Lease interface {
 type Config struct {
 	// Dir holds a folder for each session: its state and the output of its
 	// commands. It outlives reboots.
-	Dir      string
-	Driver   driver.Driver
-	Networks Networks
-	Images   Images
+	Dir       string
+	Driver    driver.Driver
+	Networks  Networks
+	Images    Images
+	Snapshots Snapshots
+	// SnapshotWork is a folder on the same filesystem as what Snapshots keeps,
+	// where files are saved first. What is in it at New is removed.
+	SnapshotWork string
 	// Agent is the EROFS image with the guest agent.
 	Agent string
 	// DiskBytes bounds what a session writes, Processes how many processes
@@ -100,6 +104,10 @@ func New(cfg Config) (*Node, error) {
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the sessions' folder: %w", err)
+	}
+	// Snapshots that an earlier process did not finish.
+	if err := errors.Join(os.RemoveAll(cfg.SnapshotWork), os.MkdirAll(cfg.SnapshotWork, 0o700)); err != nil {
+		return nil, fmt.Errorf("clear the folder for snapshots: %w", err)
 	}
 	return &Node{cfg: cfg, sessions: map[string]*session{}}, nil
 }

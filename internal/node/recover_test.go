@@ -71,6 +71,12 @@ func (m *earlier) serve(l *wire.Link) {
 	}
 }
 
+func (m *earlier) Snapshot(context.Context, string, driver.AttrReader) error {
+	return errors.New("not here")
+}
+func (m *earlier) Pause(context.Context) error  { return nil }
+func (m *earlier) Resume(context.Context) error { return nil }
+
 type machines []driver.Machine
 
 func (m machines) Recover(context.Context) ([]driver.Machine, error) { return m, nil }
@@ -112,7 +118,7 @@ func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_
 		}
 	}
 	n, err := New(Config{
-		Dir: sessions, Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
+		Dir: sessions, SnapshotWork: filepath.Join(dir, "work"), Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -39,6 +39,9 @@ type session struct {
 	ended  chan struct{}
 	reason string
 
+	// saving is held while a snapshot is taken: one after the other.
+	saving sync.Mutex
+
 	mu       sync.Mutex
 	stopping bool
 	live     bool

@@ -12,6 +12,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/image"
 )
 
 // Start implements controller.Node.
@@ -52,10 +53,16 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err := s.save(); err != nil {
 		return err
 	}
+	snapshot, release, err := s.node.loadSnapshot(ctx, spec.Snapshot)
+	if err != nil {
+		return err
+	}
+	defer release() // the machine holds the files open
 	machine, conn, err := cfg.Driver.Start(ctx, driver.Spec{
 		ID:          s.id,
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
+		Snapshot:    snapshot,
 		Agent:       cfg.Agent,
 		NetNS:       s.lease.NetNSPath(),
 		VCPUs:       spec.VCPUs,
@@ -86,11 +93,20 @@ func (c *Config) hostProcesses() int {
 	return most
 }
 
+// xattrs are the extended attributes that the guest has to set: the image's,
+// unless the files come from a snapshot, which has them.
+func (n *Node) xattrs(spec controller.SessionSpec) (image.Xattrs, error) {
+	if spec.Snapshot != "" {
+		return nil, nil
+	}
+	return n.cfg.Images.Xattrs(spec.ImageDigest)
+}
+
 // greet sets the guest agent up.
 func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.SessionSpec) error {
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
-	xattrs, err := s.node.cfg.Images.Xattrs(spec.ImageDigest)
+	xattrs, err := s.node.xattrs(spec)
 	if err != nil {
 		return err
 	}

@@ -28,8 +28,10 @@ func (s *Store) CreateSandbox(ctx context.Context, box *skerry.Sandbox, run *ske
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO sandboxes
-			(id, team_id, project_id, name, created_at, status_updated_at, document, secrets) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			box.ID, box.Scope.TeamID, box.Scope.ProjectID, box.Name, box.CreatedAt.Millis(), box.StatusUpdatedAt.Millis(), document, sealed)
+			(id, team_id, project_id, name, created_at, status_updated_at, current_snapshot_id, source_snapshot_id, document, secrets)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			box.ID, box.Scope.TeamID, box.Scope.ProjectID, box.Name, box.CreatedAt.Millis(), box.StatusUpdatedAt.Millis(),
+			box.CurrentSnapshotID, sourceSnapshot(box), document, sealed)
 		if err != nil {
 			return err
 		}
@@ -55,8 +57,9 @@ func (s *Store) saveSandbox(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox
 	if err != nil {
 		return err
 	}
-	res, err := tx.ExecContext(ctx, "UPDATE sandboxes SET status_updated_at = ?, document = ?, secrets = ? WHERE id = ?",
-		box.StatusUpdatedAt.Millis(), document, sealed, box.ID)
+	res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET status_updated_at = ?, current_snapshot_id = ?, source_snapshot_id = ?,
+		document = ?, secrets = ? WHERE id = ?`,
+		box.StatusUpdatedAt.Millis(), box.CurrentSnapshotID, sourceSnapshot(box), document, sealed, box.ID)
 	if err != nil {
 		return err
 	}
@@ -64,6 +67,13 @@ func (s *Store) saveSandbox(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox
 		return errors.Join(err, noSandbox(box.Name))
 	}
 	return writeTags(ctx, tx, box)
+}
+
+func sourceSnapshot(box *skerry.Sandbox) string {
+	if box.Source == nil {
+		return ""
+	}
+	return box.Source.SnapshotID
 }
 
 func writeTags(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox) error {
@@ -117,8 +127,10 @@ func (s *Store) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.
 		l.key = "status_updated_at"
 	case "name":
 		l.key, l.text = "name", true
+	case "currentSnapshotId":
+		l.key, l.text = "current_snapshot_id", true
 	default:
-		return nil, "", skerry.Invalid("sortBy", "is %q, want createdAt, name or statusUpdatedAt", f.SortBy)
+		return nil, "", skerry.Invalid("sortBy", "is %q, want createdAt, name, statusUpdatedAt or currentSnapshotId", f.SortBy)
 	}
 	l.and("sandboxes.project_id = ?", scope.ProjectID)
 	if f.NamePrefix != "" {
@@ -152,6 +164,8 @@ func (s *Store) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.
 		switch l.key {
 		case "name":
 			return b.Name, b.ID
+		case "current_snapshot_id":
+			return b.CurrentSnapshotID, b.ID
 		case "status_updated_at":
 			return b.StatusUpdatedAt.Millis(), b.ID
 		}
@@ -160,9 +174,12 @@ func (s *Store) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.
 	return list, next, nil
 }
 
-// Images returns the names of the images that sandboxes were created from.
+// Images returns the names of the images that sandboxes were created from, and
+// the digests of those that snapshots stand on.
 func (s *Store) Images(ctx context.Context) ([]string, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT DISTINCT coalesce(json_extract(document, '$.image'), '') FROM sandboxes")
+	rows, err := s.read.QueryContext(ctx, `SELECT coalesce(json_extract(document, '$.image'), '') FROM sandboxes
+		UNION SELECT base_digest FROM snapshots WHERE status = 'created'
+		UNION SELECT json_extract(document, '$.imageDigest') FROM sessions WHERE ended = 0 AND json_extract(document, '$.imageDigest') <> ''`)
 	if err != nil {
 		return nil, wrap(err, "list images in use")
 	}

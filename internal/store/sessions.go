@@ -24,17 +24,19 @@ func (s *Store) CreateSession(ctx context.Context, box *skerry.Sandbox, run *ske
 // SaveSession writes a session that exists together with its sandbox, whose
 // status is the session's.
 func (s *Store) SaveSession(ctx context.Context, box *skerry.Sandbox, run *skerry.Session) error {
-	return wrap(s.update(ctx, func(tx *sql.Tx) error {
-		if err := s.saveSandbox(ctx, tx, box); err != nil {
-			return err
-		}
-		document, err := json.Marshal(run)
-		if err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, "UPDATE sessions SET ended = ?, document = ? WHERE id = ?", run.Status.Ended(), string(document), run.ID)
+	return wrap(s.update(ctx, func(tx *sql.Tx) error { return s.saveSession(ctx, tx, box, run) }), "save session")
+}
+
+func (s *Store) saveSession(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox, run *skerry.Session) error {
+	if err := s.saveSandbox(ctx, tx, box); err != nil {
 		return err
-	}), "save session")
+	}
+	document, err := json.Marshal(run)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, "UPDATE sessions SET ended = ?, document = ? WHERE id = ?", run.Status.Ended(), string(document), run.ID)
+	return err
 }
 
 func insertSession(ctx context.Context, tx *sql.Tx, run *skerry.Session) error {

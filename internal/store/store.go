@@ -69,7 +69,8 @@ func Open(ctx context.Context, dir string) (*Store, error) {
 
 // open opens a pool of connections. synchronous=NORMAL keeps the database
 // whole through a power cut, though the last transactions before it may be
-// missing: they are about sandboxes that the cut ended too.
+// missing: they are about sandboxes that the cut ended too. What must not be
+// missing is written by updateDurably.
 func open(path string, conns int, extra string) (*sql.DB, error) {
 	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() +
 		"?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&" + extra
@@ -122,7 +123,32 @@ func (s *Store) migrate(ctx context.Context) error {
 
 // update runs f in a transaction.
 func (s *Store) update(ctx context.Context, f func(*sql.Tx) error) error {
-	tx, err := s.write.BeginTx(ctx, nil)
+	return transact(ctx, s.write, f)
+}
+
+// updateDurably runs f in a transaction that has reached the disk when it
+// returns, and all transactions before it with it.
+func (s *Store) updateDurably(ctx context.Context, f func(*sql.Tx) error) error {
+	conn, err := s.write.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := conn.ExecContext(ctx, "PRAGMA synchronous = FULL"); err != nil {
+		return err
+	}
+	err = transact(ctx, conn, f)
+	_, perr := conn.ExecContext(context.WithoutCancel(ctx), "PRAGMA synchronous = NORMAL")
+	return errors.Join(err, perr)
+}
+
+// beginner is a *sql.DB or one of its connections.
+type beginner interface {
+	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
+}
+
+func transact(ctx context.Context, db beginner, f func(*sql.Tx) error) error {
+	tx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}

@@ -80,8 +80,8 @@ func TestRestart(t *testing.T) {
 			checkCommand(t, again, done.ID(), 3, "out\nmore\n")
 
 			// It is stopped and started as any other.
-			if run, err := again.Stop(t.Context()); err != nil || run.Status != skerry.StatusStopped {
-				t.Errorf("stop: %v, %v", run.Status, err)
+			if run, err := again.Stop(t.Context()); err != nil || run.Session.Status != skerry.StatusStopped {
+				t.Errorf("stop: %v, %v", run.Session.Status, err)
 			}
 			s.assertOwned(0)
 		})

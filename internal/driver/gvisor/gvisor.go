@@ -213,6 +213,7 @@ func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
 // sweep removes every trace of a machine that is not, or not wholly, there.
 func (d *Driver) sweep(ctx context.Context, id string, pid int) error {
 	var errs []error
+	group := d.cfg.Cgroups.Open(id)
 	if pid != 0 {
 		p, err := openProcess(pid)
 		if err == nil {
@@ -220,7 +221,7 @@ func (d *Driver) sweep(ctx context.Context, id string, pid int) error {
 			p.close()
 		}
 	}
-	errs = append(errs, d.cfg.Cgroups.Open(id).Remove(ctx))
+	errs = append(errs, group.Remove(ctx))
 	errs = append(errs, os.RemoveAll(d.machineDir(id)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove machine %s: %w", id, err)

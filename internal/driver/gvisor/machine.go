@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/control"
@@ -34,6 +35,15 @@ type machine struct {
 	done chan struct{}
 	// reason is written before done is closed.
 	reason string
+
+	// pausing is held while the machine is paused or resumed.
+	pausing sync.Mutex
+	paused  bool
+
+	// unloadable is set when the snapshot that it started from could not be
+	// read; loading counts awaitFiles.
+	unloadable atomic.Bool
+	loading    sync.WaitGroup
 
 	stop sync.Once
 	err  error
@@ -98,6 +108,10 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
 	box.Pid.Store(pid)
 	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
+	if err := m.unpause(); err != nil {
+		proc.close()
+		return nil, fmt.Errorf("it cannot be resumed: %w", err)
+	}
 	go m.watch()
 	return m, nil
 }
@@ -122,6 +136,9 @@ func (m *machine) watch() {
 		m.reason = fmt.Sprintf("the sandbox was killed by signal %d", ws.Signal())
 	default:
 		m.reason = "the sandbox's guest agent ended"
+	}
+	if m.unloadable.Load() {
+		m.reason = "the snapshot that the sandbox started from could not be read"
 	}
 	if words := lastWords(m.d.machineDir(m.id)); words != "" {
 		m.reason = "the sandbox's kernel failed"
@@ -211,6 +228,7 @@ func (m *machine) release(ctx context.Context) error {
 	} else {
 		<-m.done
 	}
+	m.loading.Wait()
 	m.proc.close()
 	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
 	if err := errors.Join(errs...); err != nil {

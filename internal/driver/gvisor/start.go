@@ -110,6 +110,9 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 		return nil, nil, withPanic(dir, err)
 	}
 	go m.watch()
+	if spec.Snapshot != "" {
+		m.loading.Go(m.awaitFiles)
+	}
 	return m, host, nil
 }
 
@@ -147,8 +150,9 @@ func (d *Driver) sandboxArgs(spec driver.Spec, group *cgroup.Group) (_ *sandbox.
 			{Lower: specutils.Erofs, Upper: specutils.AnonOverlay, Size: strconv.FormatInt(spec.DiskBytes, 10)},
 			{Lower: specutils.Erofs, Upper: specutils.NoOverlay},
 		},
-		Cgroup:            visible{vcpus: spec.VCPUs, memory: spec.MemoryBytes},
-		CloneIntoCgroupFD: cg,
+		Cgroup:             visible{vcpus: spec.VCPUs, memory: spec.MemoryBytes},
+		CloneIntoCgroupFD:  cg,
+		FSRestoreImagePath: spec.Snapshot,
 	}, func() { closeAll(files) }, nil
 }
 

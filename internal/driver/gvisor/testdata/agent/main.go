@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"net"
 	"os"
 	"os/exec"
@@ -101,6 +102,15 @@ func do(verb string, args []string) string {
 		return fmt.Sprint(name, " ", err)
 	case "write":
 		return fill(args[0], args[1])
+	case "size":
+		st, err := os.Stat(args[0])
+		if err != nil {
+			return err.Error()
+		}
+		return fmt.Sprint(st.Size(), " ", st.ModTime().UnixNano())
+	case "sum":
+		b, err := os.ReadFile(args[0])
+		return fmt.Sprint(len(b), " ", crc32.ChecksumIEEE(b), " ", err)
 	case "child":
 		out, err := exec.Command("/proc/self/exe", args...).CombinedOutput()
 		return fmt.Sprintf("%q %v", out, err)
@@ -142,6 +152,9 @@ func fill(path, mib string) string {
 	}
 	defer f.Close()
 	chunk := make([]byte, 1<<20)
+	for i := range chunk {
+		chunk[i] = byte(i * 7)
+	}
 	for i := range n {
 		if _, err := f.Write(chunk); errors.Is(err, syscall.ENOSPC) {
 			return fmt.Sprintf("ENOSPC after %d", i)
