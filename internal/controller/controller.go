@@ -50,6 +50,7 @@ type Store interface {
 	SnapshotChildren(ctx context.Context, scope skerry.Scope, parentID string, limit int) (_ []skerry.Snapshot, count int, err error)
 	TouchSnapshot(ctx context.Context, id string, now skerry.Time) error
 	ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry.Snapshot, error)
+	ForgetSnapshots(ctx context.Context, before skerry.Time) error
 	Manifests(ctx context.Context) ([]string, error)
 
 	SaveCommands(ctx context.Context, cmds []skerry.Command) error

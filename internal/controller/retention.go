@@ -13,6 +13,9 @@ import (
 const (
 	sweepEvery   = time.Minute
 	collectAfter = 5 * time.Second
+	// rememberDeleted is how long whoever asks for a deleted snapshot is told
+	// that it was.
+	rememberDeleted = 30 * 24 * time.Hour
 )
 
 // retain applies a sandbox's retention after a new snapshot.
@@ -146,7 +149,7 @@ func (c *Controller) expire(ctx context.Context) error {
 		c.cfg.Log.Info("snapshots expired", "count", len(snaps))
 		c.collectSoon()
 	}
-	return err
+	return errors.Join(err, c.cfg.Store.ForgetSnapshots(ctx, skerry.At(time.Now().Add(-rememberDeleted))))
 }
 
 // collect removes the bytes that no snapshot needs. No snapshot is between

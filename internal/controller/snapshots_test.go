@@ -428,6 +428,18 @@ func TestExpiredSnapshot(t *testing.T) {
 	if got, err := l.GetSnapshot(t.Context(), scope, snap.ID); err != nil || got.Status != skerry.SnapshotDeleted {
 		t.Errorf("the expired snapshot is %+v, %v", got, err)
 	}
+	// Long after, it is forgotten.
+	if err := l.store.ForgetSnapshots(t.Context(), skerry.At(time.Now().Add(-time.Hour))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.GetSnapshot(t.Context(), scope, snap.ID); err != nil {
+		t.Errorf("a snapshot that was deleted just now: %v", err)
+	}
+	if err := l.store.ForgetSnapshots(t.Context(), skerry.At(time.Now().Add(time.Hour))); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.GetSnapshot(t.Context(), scope, snap.ID)
+	wantCode(t, "a forgotten snapshot", err, skerry.CodeNotFound)
 	for what, expiration := range map[string]skerry.Duration{"short": 1, "negative": -5} {
 		_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{SnapshotExpiration: &expiration})
 		wantCode(t, "a "+what+" expiration", err, skerry.CodeBadRequest)

@@ -145,6 +145,14 @@ func (s *Store) ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry
 	return s.snapshots(ctx, "WHERE status = 'created' AND expires_at > 0 AND expires_at <= ?", now.Millis())
 }
 
+// ForgetSnapshots removes what is remembered of snapshots that were deleted
+// before a moment.
+func (s *Store) ForgetSnapshots(ctx context.Context, before skerry.Time) error {
+	_, err := s.write.ExecContext(ctx, "DELETE FROM snapshots WHERE status = ? AND json_extract(document, '$.updatedAt') < ?",
+		skerry.SnapshotDeleted, before.Millis())
+	return wrap(err, "forget snapshots")
+}
+
 // Manifests returns where the bytes of all snapshots are that are not deleted.
 func (s *Store) Manifests(ctx context.Context) ([]string, error) {
 	rows, err := s.read.QueryContext(ctx, "SELECT DISTINCT manifest FROM snapshots WHERE status = ?", skerry.SnapshotCreated)
