@@ -108,7 +108,7 @@ func (s *Server) sandboxRoutes() []route {
 			detail: "With resume, a stop in progress is waited for and a new session is started, which can fail as in creating a sandbox. " +
 				"The answer comes once commands can run.",
 			errors: []skerry.Code{
-				skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeUnavailable, skerry.CodeImageInvalid,
+				skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible, skerry.CodeUnavailable, skerry.CodeImageInvalid,
 				skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeDiskFull,
 			},
 		},
@@ -132,7 +132,7 @@ func (s *Server) snapshotRoutes() []route {
 			// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
 			method: http.MethodPost, path: sandboxPath + "/fork", mux: sandboxPath + anyAction, id: "forkSandbox",
 			summary: "Create a sandbox with another's configuration and files", request: forkRequest{}, response: runResponse{},
-			handle: s.forkSandbox, errors: append([]skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound}, createErrors...),
+			handle: s.forkSandbox, errors: append([]skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible}, createErrors...),
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files and stop it",

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"time"
 
@@ -249,7 +248,8 @@ func (c *Client) lost(err error) error {
 // reads, so one that does not has stopped.
 const writeTimeout = 30 * time.Second
 
-// transport carries frames over any connection, best over a *net.UnixConn.
+// transport carries frames over any connection, best over one that writes
+// several buffers at once.
 type transport struct{ io.ReadWriteCloser }
 
 // WriteVec implements wire.Transport.
@@ -259,10 +259,8 @@ func (t transport) WriteVec(bufs [][]byte) error {
 			return err
 		}
 	}
-	if conn, ok := t.ReadWriteCloser.(net.Conn); ok {
-		b := net.Buffers(bufs)
-		_, err := b.WriteTo(conn)
-		return err
+	if v, ok := t.ReadWriteCloser.(interface{ WriteVec([][]byte) error }); ok {
+		return v.WriteVec(bufs)
 	}
 	for _, b := range bufs {
 		if _, err := t.Write(b); err != nil {

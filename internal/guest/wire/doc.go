@@ -5,7 +5,7 @@
 //
 // # Connection
 //
-// The two sides are joined by one connected stream socket. Everything that
+// The two sides are joined by a pipe in each direction. Everything that
 // they do goes over it, in frames. Either side takes the other for hostile or
 // broken: what breaks a rule below ends the connection, and nothing else.
 //
