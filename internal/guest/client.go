@@ -73,6 +73,18 @@ type call struct {
 // Connect sets a fresh sandbox up over its first connection, which the Client
 // owns from then on, also when Connect fails.
 func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
+	return setUp(ctx, conn, setup, wire.TypeSetup)
+}
+
+// Renew makes a sandbox that was restored from a snapshot of its memory another
+// one, over a connection that was attached with the secret of the sandbox that
+// was saved. From then on it is as after Connect: what it runs goes on, but the
+// Client knows nothing of it.
+func Renew(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
+	return setUp(ctx, conn, setup, wire.TypeRenew)
+}
+
+func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.Type) (*Client, Info, error) {
 	if setup.User == (User{}) {
 		setup.User = User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID}
 	}
@@ -87,7 +99,7 @@ func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client
 	err := req.Validate()
 	var r wire.Reply
 	if err == nil {
-		r, err = c.request(ctx, wire.TypeSetup, &req)
+		r, err = c.request(ctx, how, &req)
 	}
 	if err == nil && (r.Info == nil || r.Info.Version != wire.Version) {
 		err = errors.New("the agent speaks another version of the protocol")

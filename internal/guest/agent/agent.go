@@ -272,6 +272,17 @@ func (a *Agent) isStopping() bool {
 	return a.stopping
 }
 
+// disown lets all processes go.
+func (a *Agent) disown() {
+	a.mu.Lock()
+	procs := a.processes()
+	clear(a.procs)
+	a.mu.Unlock()
+	for _, p := range procs {
+		p.disown()
+	}
+}
+
 // forget drops a process that has ended.
 func (a *Agent) forget(id uint32) {
 	if p := a.process(id); p != nil && p.forget() {
