@@ -12,11 +12,15 @@ import (
 
 // CreateSandbox implements api.Service.
 func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
+	vcpus, memory := given(p.VCPUs), given(p.MemoryMB)
 	if err := c.validateCreate(&p); err != nil {
 		return nil, err
 	}
 	from, err := c.basisOf(ctx, scope, p.Image, "", p.Source)
 	if err != nil {
+		return nil, err
+	}
+	if err := from.fit(&p, vcpus, memory); err != nil {
 		return nil, err
 	}
 	if from.snapshot != nil && p.Runtime == "" {
@@ -47,6 +51,31 @@ func (c *Controller) basisOf(ctx context.Context, scope skerry.Scope, image, cur
 	}
 	from.snapshot, from.image, err = c.usableSnapshot(ctx, scope, current)
 	return from, err
+}
+
+// fit gives a sandbox the size that a memory snapshot must have, and refuses
+// another that was asked for.
+func (b basis) fit(p *skerry.CreateParams, vcpus, memory *int) error {
+	if b.snapshot == nil || !b.snapshot.Memory {
+		return nil
+	}
+	base := b.snapshot.Base
+	if vcpus != nil && *vcpus != base.VCPUs {
+		return skerry.Invalid("resources.vcpus", "must be %d, as when the memory snapshot was taken, is %d", base.VCPUs, *vcpus)
+	}
+	if memory != nil && *memory != base.MemoryMB {
+		return skerry.Invalid("resources.memory", "must be %d, as when the memory snapshot was taken, is %d", base.MemoryMB, *memory)
+	}
+	p.VCPUs, p.MemoryMB = base.VCPUs, base.MemoryMB
+	return nil
+}
+
+// given is nil for a number that was not.
+func given(n int) *int {
+	if n == 0 {
+		return nil
+	}
+	return &n
 }
 
 // create makes a sandbox of parameters that were checked.
@@ -227,9 +256,9 @@ func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
 // sessionSpec is what the node is told of a session. The environment's layers
 // are, from below: the image's own, PATH for the runtime, the sandbox's.
 func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
-	image, snapshot := from.image, ""
+	image, snapshot, memory := from.image, "", false
 	if from.snapshot != nil {
-		snapshot = from.snapshot.Manifest
+		snapshot, memory = from.snapshot.Manifest, from.snapshot.Memory
 	}
 	env := maps.Clone(image.Env)
 	if env == nil {
@@ -244,6 +273,7 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		Hostname:    hostname(box.Name),
 		ImageDigest: image.Digest,
 		Snapshot:    snapshot,
+		Memory:      memory,
 		Runtime:     box.Runtime,
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,
@@ -306,7 +336,9 @@ func (c *Controller) resume(ctx context.Context, boxID string) (resumed bool, er
 		if !mine {
 			switch l.session().Status {
 			case skerry.StatusRunning:
-				return resumed, nil
+				if err := c.wake(context.WithoutCancel(ctx), l); err == nil || l.session().Status == skerry.StatusRunning {
+					return resumed, err
+				}
 			case skerry.StatusPending:
 				resumed = true
 				select {

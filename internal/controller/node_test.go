@@ -84,7 +84,7 @@ func copyTree(from, to string) error {
 	return exec.Command("cp", "-a", from, to).Run()
 }
 
-func (n *processNode) Snapshot(_ context.Context, id string, hold bool) (SavedFiles, error) {
+func (n *processNode) Snapshot(_ context.Context, id string, how Saving) (SavedFiles, error) {
 	s, err := n.session(id)
 	if err != nil {
 		return SavedFiles{}, err
@@ -102,9 +102,19 @@ func (n *processNode) Snapshot(_ context.Context, id string, hold bool) (SavedFi
 		}
 	}
 	n.mu.Lock()
-	s.held = hold
+	s.held = how.Hold
 	n.mu.Unlock()
 	return SavedFiles{Manifest: manifest, Size: 1}, nil
+}
+
+func (n *processNode) Pause(_ context.Context, id string) error {
+	s, err := n.session(id)
+	if err == nil {
+		n.mu.Lock()
+		s.held = true
+		n.mu.Unlock()
+	}
+	return err
 }
 
 func (n *processNode) Resume(_ context.Context, id string) error {

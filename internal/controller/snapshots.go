@@ -17,13 +17,15 @@ import (
 // saveAndStop takes a snapshot of a session that is to stop, and leaves the
 // session stopping. If it fails the session runs as before.
 func (c *Controller) saveAndStop(ctx context.Context, l *live, e *ending, how saving, asked skerry.Time) error {
-	err := c.transition(ctx, l, skerry.StatusSnapshotting, func(run *skerry.Session) { run.RequestedStopAt = asked })
+	err := c.transition(ctx, l, skerry.StatusSnapshotting, func(run *skerry.Session) {
+		run.RequestedStopAt, run.PausedAt = asked, skerry.Time{}
+	})
 	if err != nil {
 		return err
 	}
 	c.unnamed.RLock()
 	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, true)
+	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{Hold: true, Memory: how.memory})
 	if err == nil {
 		e.snapshot, err = c.commit(ctx, l, saved, how)
 		if err != nil {
@@ -53,6 +55,10 @@ func (c *Controller) commit(ctx context.Context, l *live, saved SavedFiles, how 
 		snap = newSnapshot(box, run, saved, how)
 		if run.Persistent {
 			box.CurrentSnapshotID = snap.ID
+			if snap.Memory {
+				// Its next session can have no other size.
+				box.VCPUs, box.MemoryMB = run.VCPUs, run.MemoryMB
+			}
 		}
 		return c.cfg.Store.CreateSnapshot(ctx, snap, box, run)
 	})
@@ -83,6 +89,10 @@ func newSnapshot(box *skerry.Sandbox, run *skerry.Session, saved SavedFiles, how
 		UpdatedAt:       now,
 		Base:            skerry.Base{Image: run.Image, Digest: run.ImageDigest, Runtime: run.Runtime},
 		Manifest:        saved.Manifest,
+	}
+	if how.memory {
+		snap.Memory = true
+		snap.Base.VCPUs, snap.Base.MemoryMB = run.VCPUs, run.MemoryMB
 	}
 	snap.ExpiresAt = expiry(now, keepFor(box, how.expiration))
 	return snap
@@ -124,7 +134,7 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 	if err != nil {
 		return nil, err
 	}
-	e, mine := c.beginStop(l, saving{method: skerry.CreatedManually, expiration: p.Expiration})
+	e, mine := c.beginStop(l, saving{method: skerry.CreatedManually, expiration: p.Expiration, memory: p.Memory})
 	if !mine {
 		// Another stop was quicker; the client resumes and asks again.
 		return nil, skerry.Errorf(skerry.CodeSandboxStopping, "session %s is stopping", l.id)
@@ -141,10 +151,10 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 }
 
 // snapshotLive takes a snapshot of a session that goes on.
-func (c *Controller) snapshotLive(ctx context.Context, l *live) (*skerry.Snapshot, error) {
+func (c *Controller) snapshotLive(ctx context.Context, l *live, memory bool) (*skerry.Snapshot, error) {
 	c.unnamed.RLock()
 	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, false)
+	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{Memory: memory})
 	if err != nil {
 		return nil, c.failure(ctx, l, err)
 	}
@@ -153,7 +163,7 @@ func (c *Controller) snapshotLive(ctx context.Context, l *live) (*skerry.Snapsho
 		return nil, err
 	}
 	run := l.session()
-	snap := newSnapshot(box, &run, saved, saving{method: skerry.CreatedForFork})
+	snap := newSnapshot(box, &run, saved, saving{method: skerry.CreatedForFork, memory: memory})
 	return snap, c.cfg.Store.CreateSnapshot(ctx, snap, nil, nil)
 }
 

@@ -286,6 +286,7 @@ func TestAgentOutlivesBrokenHosts(t *testing.T) {
 	frames := map[string]func(l *wire.Link) error{
 		"garbage":         nil,
 		"a second resume": func(l *wire.Link) error { return l.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version}) },
+		"a late renewal":  func(l *wire.Link) error { return l.SendJSON(wire.TypeRenew, 7, wire.Setup{}) },
 		"a late setup":    func(l *wire.Link) error { return l.SendJSON(wire.TypeSetup, 7, wire.Setup{}) },
 		"guest's frame":   func(l *wire.Link) error { return l.SendJSON(wire.TypeExit, 7, wire.Exit{}) },
 		"no JSON":         func(l *wire.Link) error { return l.Send(wire.TypeStart, 0, 7, []byte("{]"), nil) },

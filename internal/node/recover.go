@@ -96,7 +96,7 @@ func (s *session) adopt(ctx context.Context) error {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
-	s.secret = st.Secret
+	s.secret, s.agent = st.Secret, st.Agent
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
 	}

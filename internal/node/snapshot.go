@@ -24,39 +24,52 @@ type Snapshots interface {
 }
 
 // Snapshot implements controller.Node.
-func (n *Node) Snapshot(ctx context.Context, id string, hold bool) (controller.SavedFiles, error) {
+func (n *Node) Snapshot(ctx context.Context, id string, how controller.Saving) (controller.SavedFiles, error) {
 	s, err := n.running(id)
 	if err != nil {
 		return controller.SavedFiles{}, err
 	}
 	s.saving.Lock()
 	defer s.saving.Unlock()
-	saved, err := s.snapshot(ctx, hold)
+	saved, err := s.snapshot(ctx, how)
 	if err != nil {
 		return controller.SavedFiles{}, s.failure(fmt.Errorf("save session %s: %w", id, err))
 	}
 	return saved, nil
 }
 
-func (s *session) snapshot(ctx context.Context, hold bool) (_ controller.SavedFiles, err error) {
+func (s *session) snapshot(ctx context.Context, how controller.Saving) (_ controller.SavedFiles, err error) {
 	dir, err := os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
 	if err != nil {
 		return controller.SavedFiles{}, err
 	}
 	// Gone already if it was kept.
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := s.capture(ctx, dir); err != nil {
+	if _, frozen := s.standstills(); frozen {
+		// What saves the machine is frozen with it.
+		if err := s.thaw(); err != nil {
+			return controller.SavedFiles{}, err
+		}
+		if !how.Hold {
+			defer func() { err = errors.Join(err, s.freeze(context.WithoutCancel(ctx))) }()
+		}
+	}
+	capture := s.capture
+	if how.Memory {
+		capture = s.captureMemory
+	}
+	if err := capture(ctx, dir); err != nil {
 		return controller.SavedFiles{}, err
 	}
-	if hold {
-		if err := s.machine.Pause(ctx); err != nil {
+	if how.Hold {
+		if err := s.freeze(ctx); err != nil {
 			return controller.SavedFiles{}, err
 		}
 	}
 	ref, err := s.node.cfg.Snapshots.Add(ctx, dir)
 	if err != nil {
-		if hold {
-			err = errors.Join(err, s.machine.Resume(context.WithoutCancel(ctx)))
+		if how.Hold {
+			err = errors.Join(err, s.thaw())
 		}
 		return controller.SavedFiles{}, err
 	}
@@ -85,15 +98,6 @@ func attrsOf(known []guest.Attrs) []driver.Attrs {
 		attrs[i] = driver.Attrs{Missing: a.Missing, ModTime: a.ModTime, Xattrs: a.Xattrs}
 	}
 	return attrs
-}
-
-// Resume implements controller.Node.
-func (n *Node) Resume(ctx context.Context, id string) error {
-	s, err := n.find(id)
-	if err != nil {
-		return err
-	}
-	return s.machine.Resume(ctx)
 }
 
 // CollectSnapshots implements controller.Node.

@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
@@ -48,7 +50,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
 	}
-	s.secret = rand.Text()
+	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
 	if err := s.save(); err != nil {
 		return err
 	}
@@ -57,11 +59,10 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		return err
 	}
 	defer release() // the machine holds the files open
-	machine, conn, err := cfg.Driver.Start(ctx, driver.Spec{
+	machine := driver.Spec{
 		ID:          s.id,
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
-		Snapshot:    snapshot,
 		Agent:       cfg.Agent,
 		NetNS:       s.lease.NetNSPath(),
 		VCPUs:       spec.VCPUs,
@@ -71,31 +72,48 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		// counts is the sentry's threads and a helper process or more for each
 		// of the sandbox's, so this only stops what got past the guest's.
 		Processes: 4*cfg.Processes + 1024,
-	})
-	if err != nil {
-		return err
 	}
-	s.machine = machine
-	if err := s.greet(ctx, conn, spec); err != nil {
+	setup := guest.Setup{
+		Hostname:  spec.Hostname,
+		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
+		WorkDir:   skerry.WorkDir,
+		Env:       spec.Env,
+		Resolv:    resolvConf(cfg.Networks.Resolvers()),
+		Processes: cfg.Processes,
+		Secret:    s.secret,
+	}
+	if spec.Memory {
+		machine.Memory = snapshot
+		err = s.restore(ctx, machine, setup)
+	} else {
+		machine.Snapshot = snapshot
+		err = s.boot(ctx, machine, setup)
+	}
+	if err != nil {
 		return err
 	}
 	s.begin()
 	return nil
 }
 
-// greet sets the guest agent up.
-func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.SessionSpec) error {
+// boot starts the session's machine.
+func (s *session) boot(ctx context.Context, spec driver.Spec, setup guest.Setup) error {
+	machine, conn, err := s.node.cfg.Driver.Start(ctx, spec)
+	if err != nil {
+		return err
+	}
+	s.machine = machine
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
-	client, _, err := guest.Connect(ctx, conn, guest.Setup{
-		Hostname:  spec.Hostname,
-		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
-		WorkDir:   skerry.WorkDir,
-		Env:       spec.Env,
-		Resolv:    resolvConf(s.node.cfg.Networks.Resolvers()),
-		Processes: s.node.cfg.Processes,
-		Secret:    s.secret,
-	})
+	return s.greet(ctx, conn, setup, guest.Connect)
+}
+
+// greeting is guest.Connect or guest.Renew.
+type greeting func(context.Context, io.ReadWriteCloser, guest.Setup) (*guest.Client, guest.Info, error)
+
+// greet sets the guest agent up.
+func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, how greeting) error {
+	client, _, err := how(ctx, conn, setup)
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
 	}

@@ -1,0 +1,93 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest"
+)
+
+// wokenFile is beside what the driver writes in a memory snapshot: what it
+// takes to speak with the agent that wakes up from it. The secret is in the
+// memory that was saved too; the agent is given another one at once.
+const wokenFile = "session.json"
+
+type woken struct {
+	Secret string `json:"secret"`
+	// Agent is the name of the agent's image, which is named after its content.
+	Agent string `json:"agent"`
+}
+
+// captureMemory writes the machine with all that it runs into dir.
+func (s *session) captureMemory(ctx context.Context, dir string) error {
+	b, err := json.Marshal(woken{Secret: s.secret, Agent: s.agent})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, wokenFile), b, 0o600); err != nil {
+		return err
+	}
+	if err := s.machine.SnapshotMemory(ctx, dir); err != nil {
+		return err
+	}
+	// What was on its way to the agent at that moment is in a buffer of the
+	// sentry's that wakes nobody: the next bytes do.
+	return s.guest.Ping(ctx)
+}
+
+// restore starts the session's machine from a memory snapshot and makes its
+// agent the session's own.
+func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Setup) error {
+	from, err := readWoken(spec.Memory)
+	if err != nil {
+		return err
+	}
+	// Its file is mapped by processes that go on, so it must be the same.
+	if spec.Agent, err = s.node.agentImage(from.Agent); err != nil {
+		return err
+	}
+	s.agent = from.Agent
+	if err := s.save(); err != nil {
+		return err
+	}
+	if s.machine, err = s.node.cfg.Driver.Restore(ctx, spec); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
+	defer cancel()
+	conn, err := s.machine.Attach(ctx, from.Secret)
+	if err != nil {
+		return s.explain(err)
+	}
+	return s.greet(ctx, conn, setup, guest.Renew)
+}
+
+func readWoken(dir string) (w woken, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, wokenFile))
+	if err == nil {
+		err = json.Unmarshal(b, &w)
+	}
+	if err != nil {
+		return w, fmt.Errorf("read the memory snapshot's session: %w", err)
+	}
+	return w, nil
+}
+
+// agentImage returns the image with the agent of a name. Those of earlier
+// versions stay where they were made.
+func (n *Node) agentImage(name string) (string, error) {
+	path := filepath.Join(filepath.Dir(n.cfg.Agent), name)
+	if _, err := os.Stat(path); err != nil || filepath.Base(name) != name {
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			return "", skerry.Errorf(skerry.CodeSnapshotIncompatible, "the memory snapshot was taken with a guest agent that is not here any more")
+		}
+		return "", err
+	}
+	return path, nil
+}
