@@ -37,6 +37,9 @@ type basis struct {
 	image Image
 	// snapshot is nil for the image alone.
 	snapshot *skerry.Snapshot
+	// capture is what a snapshot with memory is still to be made of, "" for one
+	// that is stored.
+	capture string
 }
 
 // basisOf finds what a sandbox's next session starts from: its current
@@ -274,6 +277,7 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		ImageDigest: image.Digest,
 		Snapshot:    snapshot,
 		Memory:      memory,
+		Capture:     from.capture,
 		Runtime:     box.Runtime,
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,

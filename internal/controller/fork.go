@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"maps"
 
 	"github.com/skerry-dev/skerry"
@@ -20,12 +21,17 @@ func (c *Controller) ForkSandbox(ctx context.Context, scope skerry.Scope, name s
 	if err := c.validateCreate(&create); err != nil {
 		return nil, err
 	}
-	if err := c.checkForkSize(box, p); err != nil {
-		return nil, err
+	l := c.liveOf(box.ID)
+	if p.Memory && l != nil {
+		return c.forkMemory(ctx, box, l, create, p)
 	}
-	snapshotID, err := c.forkPoint(ctx, box, p)
-	if err != nil {
-		return nil, err
+	snapshotID := box.CurrentSnapshotID
+	if p.Live && l != nil && l.usable() == nil {
+		snap, err := c.snapshotLive(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		snapshotID = snap.ID
 	}
 	if snapshotID != "" {
 		create.Source = &skerry.Source{Type: "snapshot", SnapshotID: snapshotID}
@@ -37,6 +43,11 @@ func (c *Controller) ForkSandbox(ctx context.Context, scope skerry.Scope, name s
 	if p.Memory && (from.snapshot == nil || !from.snapshot.Memory) {
 		return nil, skerry.Invalid("memory", "cannot be had: sandbox %q does not run, and its current snapshot has none", name)
 	}
+	return c.createFork(ctx, scope, create, from, p)
+}
+
+// createFork checks what depends on where a fork starts from.
+func (c *Controller) createFork(ctx context.Context, scope skerry.Scope, create skerry.CreateParams, from basis, p skerry.ForkParams) (*skerry.Run, error) {
 	if err := from.fit(&create, p.VCPUs, p.MemoryMB); err != nil {
 		return nil, err
 	}
@@ -52,36 +63,88 @@ func (c *Controller) ForkSandbox(ctx context.Context, scope skerry.Scope, name s
 	return c.create(ctx, scope, create, from)
 }
 
-// checkForkSize refuses before anything is saved what could not be loaded
-// afterwards.
-func (c *Controller) checkForkSize(box *skerry.Sandbox, p skerry.ForkParams) error {
-	l := c.liveOf(box.ID)
-	if !p.Memory || l == nil {
-		return nil
+// forkMemory forks a running sandbox with what it runs. The fork starts from
+// what was captured; a snapshot is made of that afterwards, which takes longer
+// than the start. Until then a crash of the service loses it, not the fork.
+func (c *Controller) forkMemory(ctx context.Context, box *skerry.Sandbox, l *live, create skerry.CreateParams, p skerry.ForkParams) (*skerry.Run, error) {
+	if err := l.usable(); err != nil {
+		return nil, err
 	}
 	run := l.session()
-	from := basis{snapshot: &skerry.Snapshot{Memory: true, Base: skerry.Base{VCPUs: run.VCPUs, MemoryMB: run.MemoryMB}}}
-	return from.fit(&skerry.CreateParams{}, p.VCPUs, p.MemoryMB)
+	image, err := c.cfg.Images.Resolve(ctx, run.ImageDigest)
+	if err != nil {
+		return nil, err
+	}
+	from := basis{image: image, snapshot: newSnapshot(box, &run, SavedFiles{}, saving{method: skerry.CreatedForFork, memory: true})}
+	create.Source = &skerry.Source{Type: "snapshot", SnapshotID: from.snapshot.ID}
+	if err := from.fit(&create, p.VCPUs, p.MemoryMB); err != nil {
+		return nil, err // before anything is saved
+	}
+	if from.capture, err = c.cfg.Node.Capture(ctx, l.id); err != nil {
+		return nil, c.failure(ctx, l, err)
+	}
+	done := c.announce(from.snapshot.ID)
+	fork, err := c.createFork(ctx, box.Scope, create, from, p)
+	if err == nil {
+		err = c.spawn(func() {
+			defer done()
+			c.keep(from)
+		})
+		if err == nil {
+			return fork, nil
+		}
+	}
+	done()
+	return nil, errors.Join(err, c.cfg.Node.Discard(context.WithoutCancel(ctx), from.capture))
 }
 
-// forkPoint returns the snapshot that a fork starts from, "" for none. It takes
-// one where the source runs and the call wants it as it is now.
-func (c *Controller) forkPoint(ctx context.Context, box *skerry.Sandbox, p skerry.ForkParams) (string, error) {
-	l := c.liveOf(box.ID)
-	if l == nil || !p.Live && !p.Memory {
-		return box.CurrentSnapshotID, nil
+// announce makes a snapshot known that will be in the store, if all goes well,
+// when the returned function is called.
+func (c *Controller) announce(snapshotID string) (done func()) {
+	kept := make(chan struct{})
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keeping[snapshotID] = kept
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.keeping, snapshotID)
+		close(kept)
 	}
-	if err := l.usable(); err != nil {
-		if p.Memory {
-			return "", err
+}
+
+// snapshot returns a snapshot, after waiting for one that is being made.
+func (c *Controller) snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
+	c.mu.Lock()
+	kept := c.keeping[id]
+	c.mu.Unlock()
+	if kept != nil {
+		select {
+		case <-kept:
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
-		return box.CurrentSnapshotID, nil
 	}
-	snap, err := c.snapshotLive(ctx, l, p.Memory)
+	return c.cfg.Store.Snapshot(ctx, scope, id)
+}
+
+// keep makes the snapshot that a memory fork has started from already.
+func (c *Controller) keep(from basis) {
+	c.unnamed.RLock()
+	defer c.unnamed.RUnlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
+	defer cancel()
+	snap := from.snapshot
+	saved, err := c.cfg.Node.Keep(ctx, from.capture)
+	if err == nil {
+		snap.Manifest, snap.SizeBytes = saved.Manifest, saved.Size
+		err = c.cfg.Store.CreateSnapshot(ctx, snap, nil, nil)
+	}
 	if err != nil {
-		return "", err
+		c.cfg.Log.Error("cannot keep what a fork has started from", "snapshot", snap.ID, "session", snap.SourceSessionID, "error", err)
+		return
 	}
-	return snap.ID, nil
+	c.cfg.Log.Info("snapshot taken", "snapshot", snap.ID, "session", snap.SourceSessionID, "sandbox", snap.SandboxID, "bytes", saved.Size, "new", saved.Added)
 }
 
 // forked is what a fork is created with.

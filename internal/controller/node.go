@@ -27,6 +27,13 @@ type Node interface {
 	// Snapshot saves the session for good, also one that is paused. If it
 	// fails the session goes on.
 	Snapshot(ctx context.Context, sessionID string, how Saving) (SavedFiles, error)
+	// Capture saves a session with all that it runs, which goes on, on the
+	// node's machine and not for good: for a Start with the id it returns, and
+	// then Keep, which makes a snapshot of it, or Discard. It does not outlive
+	// the service.
+	Capture(ctx context.Context, sessionID string) (captureID string, err error)
+	Keep(ctx context.Context, captureID string) (SavedFiles, error)
+	Discard(ctx context.Context, captureID string) error
 	// Pause stops all that the session runs until Resume; a session that is
 	// paused already is no error, nor is one that is not.
 	Pause(ctx context.Context, sessionID string) error
@@ -81,6 +88,9 @@ type SessionSpec struct {
 	// it was saved, and VCPUs and MemoryMB must be as they were then.
 	Snapshot string
 	Memory   bool
+	// Capture, if not "", is gone on from in the place of a Snapshot with
+	// Memory.
+	Capture string
 	// Runtime chooses what is first on PATH in the default image; empty for
 	// other images.
 	Runtime  string

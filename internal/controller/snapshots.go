@@ -151,10 +151,10 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 }
 
 // snapshotLive takes a snapshot of a session that goes on.
-func (c *Controller) snapshotLive(ctx context.Context, l *live, memory bool) (*skerry.Snapshot, error) {
+func (c *Controller) snapshotLive(ctx context.Context, l *live) (*skerry.Snapshot, error) {
 	c.unnamed.RLock()
 	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{Memory: memory})
+	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{})
 	if err != nil {
 		return nil, c.failure(ctx, l, err)
 	}
@@ -163,13 +163,13 @@ func (c *Controller) snapshotLive(ctx context.Context, l *live, memory bool) (*s
 		return nil, err
 	}
 	run := l.session()
-	snap := newSnapshot(box, &run, saved, saving{method: skerry.CreatedForFork, memory: memory})
+	snap := newSnapshot(box, &run, saved, saving{method: skerry.CreatedForFork})
 	return snap, c.cfg.Store.CreateSnapshot(ctx, snap, nil, nil)
 }
 
 // GetSnapshot implements api.Service.
 func (c *Controller) GetSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	return c.cfg.Store.Snapshot(ctx, scope, id)
+	return c.snapshot(ctx, scope, id)
 }
 
 // ListSnapshots implements api.Service.
@@ -180,7 +180,7 @@ func (c *Controller) ListSnapshots(ctx context.Context, scope skerry.Scope, f sk
 // DeleteSnapshot implements api.Service. A sandbox that would start from the
 // snapshot meets CodeSnapshotNotFound from then on.
 func (c *Controller) DeleteSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+	snap, err := c.snapshot(ctx, scope, id)
 	if err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ func (c *Controller) drop(ctx context.Context, snap *skerry.Snapshot) error {
 
 // usable returns a snapshot that sessions can start from, with its image.
 func (c *Controller) usableSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, Image, error) {
-	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+	snap, err := c.snapshot(ctx, scope, id)
 	if err != nil {
 		if skerry.CodeOf(err) == skerry.CodeNotFound {
 			err = skerry.Errorf(skerry.CodeSnapshotNotFound, "there is no snapshot %q", id)

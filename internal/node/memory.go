@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
 )
@@ -24,8 +25,63 @@ type woken struct {
 	Agent string `json:"agent"`
 }
 
-// captureMemory writes the machine with all that it runs into dir.
-func (s *session) captureMemory(ctx context.Context, dir string) error {
+// Capture implements controller.Node. Its id is the name of a folder.
+func (n *Node) Capture(ctx context.Context, sessionID string) (string, error) {
+	s, err := n.running(sessionID)
+	if err != nil {
+		return "", err
+	}
+	s.saving.Lock()
+	defer s.saving.Unlock()
+	dir, err := s.save(ctx, controller.Saving{Memory: true})
+	if err != nil {
+		return "", s.failure(fmt.Errorf("capture session %s: %w", sessionID, err))
+	}
+	return filepath.Base(dir), nil
+}
+
+// Keep implements controller.Node.
+func (n *Node) Keep(ctx context.Context, captureID string) (controller.SavedFiles, error) {
+	dir, err := n.captured(captureID)
+	if err != nil {
+		return controller.SavedFiles{}, err
+	}
+	saved, err := n.keep(ctx, dir)
+	if err != nil {
+		return saved, fmt.Errorf("keep capture %s: %w", captureID, err)
+	}
+	return saved, nil
+}
+
+// Discard implements controller.Node.
+func (n *Node) Discard(_ context.Context, captureID string) error {
+	dir, err := n.captured(captureID)
+	if err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// captured is the folder of a capture.
+func (n *Node) captured(id string) (string, error) {
+	if id == "" || id == "." || id == ".." || filepath.Base(id) != id {
+		return "", fmt.Errorf("%q is not the id of a capture", id)
+	}
+	return filepath.Join(n.cfg.SnapshotWork, id), nil
+}
+
+// origin returns the folder that a session starts from, "" for none, and what
+// gives it back.
+func (n *Node) origin(ctx context.Context, spec controller.SessionSpec) (path string, release func(), err error) {
+	if spec.Capture == "" {
+		return n.loadSnapshot(ctx, spec.Snapshot)
+	}
+	path, err = n.captured(spec.Capture)
+	return path, func() {}, err
+}
+
+// writeMemory writes the machine with all that it runs into dir.
+func (s *session) writeMemory(ctx context.Context, dir string) error {
 	b, err := json.Marshal(woken{Secret: s.secret, Agent: s.agent})
 	if err != nil {
 		return err
@@ -53,7 +109,7 @@ func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Set
 		return err
 	}
 	s.agent = from.Agent
-	if err := s.save(); err != nil {
+	if err := s.saveState(); err != nil {
 		return err
 	}
 	if s.machine, err = s.node.cfg.Driver.Restore(ctx, spec); err != nil {

@@ -86,7 +86,7 @@ type state struct {
 	Agent  string `json:"agent,omitempty"`
 }
 
-func (s *session) save() error {
+func (s *session) saveState() error {
 	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent})
 	if err != nil {
 		return err

@@ -39,45 +39,62 @@ func (n *Node) Snapshot(ctx context.Context, id string, how controller.Saving) (
 }
 
 func (s *session) snapshot(ctx context.Context, how controller.Saving) (_ controller.SavedFiles, err error) {
-	dir, err := os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
+	dir, err := s.save(ctx, how)
 	if err != nil {
 		return controller.SavedFiles{}, err
 	}
-	// Gone already if it was kept.
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	saved, err := s.node.keep(ctx, dir)
+	if err != nil && how.Hold {
+		err = errors.Join(err, s.thaw())
+	}
+	return saved, err
+}
+
+// save writes the session into a new folder below SnapshotWork.
+func (s *session) save(ctx context.Context, how controller.Saving) (dir string, err error) {
+	dir, err = os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
 	if _, frozen := s.standstills(); frozen {
 		// What saves the machine is frozen with it.
 		if err := s.thaw(); err != nil {
-			return controller.SavedFiles{}, err
+			return "", err
 		}
 		if !how.Hold {
 			defer func() { err = errors.Join(err, s.freeze(context.WithoutCancel(ctx))) }()
 		}
 	}
-	capture := s.capture
+	write := s.writeFiles
 	if how.Memory {
-		capture = s.captureMemory
+		write = s.writeMemory
 	}
-	if err := capture(ctx, dir); err != nil {
-		return controller.SavedFiles{}, err
+	if err := write(ctx, dir); err != nil {
+		return "", err
 	}
 	if how.Hold {
-		if err := s.freeze(ctx); err != nil {
-			return controller.SavedFiles{}, err
-		}
+		return dir, s.freeze(ctx)
 	}
-	ref, err := s.node.cfg.Snapshots.Add(ctx, dir)
-	if err != nil {
-		if how.Hold {
-			err = errors.Join(err, s.thaw())
-		}
-		return controller.SavedFiles{}, err
-	}
-	return controller.SavedFiles{Manifest: ref.Manifest, Size: ref.Size, Added: ref.Added}, nil
+	return dir, nil
 }
 
-// capture writes the machine's files into dir, with the guest's help.
-func (s *session) capture(ctx context.Context, dir string) (err error) {
+// keep makes a snapshot of a folder that save has filled. The folder is gone
+// afterwards.
+func (n *Node) keep(ctx context.Context, dir string) (controller.SavedFiles, error) {
+	ref, err := n.cfg.Snapshots.Add(ctx, dir)
+	if err != nil {
+		return controller.SavedFiles{}, errors.Join(err, os.RemoveAll(dir))
+	}
+	return controller.SavedFiles{Manifest: ref.Manifest, Size: ref.Size, Added: ref.Added}, os.RemoveAll(dir)
+}
+
+// writeFiles writes the machine's files into dir, with the guest's help.
+func (s *session) writeFiles(ctx context.Context, dir string) (err error) {
 	d, err := s.guest.Describe(ctx)
 	if err != nil {
 		return err

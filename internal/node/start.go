@@ -51,10 +51,10 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		return fmt.Errorf("connect to the network: %w", err)
 	}
 	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
-	if err := s.save(); err != nil {
+	if err := s.saveState(); err != nil {
 		return err
 	}
-	snapshot, release, err := s.node.loadSnapshot(ctx, spec.Snapshot)
+	snapshot, release, err := s.node.origin(ctx, spec)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		Processes: cfg.Processes,
 		Secret:    s.secret,
 	}
-	if spec.Memory {
+	if spec.Memory || spec.Capture != "" {
 		machine.Memory = snapshot
 		err = s.restore(ctx, machine, setup)
 	} else {
