@@ -37,9 +37,9 @@ type basis struct {
 	image Image
 	// snapshot is nil for the image alone.
 	snapshot *skerry.Snapshot
-	// capture is what a snapshot with memory is still to be made of, "" for one
-	// that is stored.
-	capture string
+	// forkOf, if not "", is the session that the snapshot is still to be taken
+	// of, with its memory.
+	forkOf string
 }
 
 // basisOf finds what a sandbox's next session starts from: its current
@@ -259,8 +259,10 @@ func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
 // sessionSpec is what the node is told of a session. The environment's layers
 // are, from below: the image's own, PATH for the runtime, the sandbox's.
 func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
-	image, snapshot, memory := from.image, "", false
-	if from.snapshot != nil {
+	image, snapshot, memory, capture := from.image, "", false, ""
+	if from.forkOf != "" {
+		capture = from.snapshot.ID
+	} else if from.snapshot != nil {
 		snapshot, memory = from.snapshot.Manifest, from.snapshot.Memory
 	}
 	env := maps.Clone(image.Env)
@@ -277,7 +279,8 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		ImageDigest: image.Digest,
 		Snapshot:    snapshot,
 		Memory:      memory,
-		Capture:     from.capture,
+		ForkOf:      from.forkOf,
+		Capture:     capture,
 		Runtime:     box.Runtime,
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,

@@ -63,9 +63,9 @@ func (c *Controller) createFork(ctx context.Context, scope skerry.Scope, create 
 	return c.create(ctx, scope, create, from)
 }
 
-// forkMemory forks a running sandbox with what it runs. The fork starts from
-// what was captured; a snapshot is made of that afterwards, which takes longer
-// than the start. Until then a crash of the service loses it, not the fork.
+// forkMemory forks a running sandbox with what it runs. The node saves that for
+// the fork's start; a snapshot is made of it afterwards, which takes longer than
+// the start. Until then a crash of the service loses it, not the fork.
 func (c *Controller) forkMemory(ctx context.Context, box *skerry.Sandbox, l *live, create skerry.CreateParams, p skerry.ForkParams) (*skerry.Run, error) {
 	if err := l.usable(); err != nil {
 		return nil, err
@@ -75,14 +75,8 @@ func (c *Controller) forkMemory(ctx context.Context, box *skerry.Sandbox, l *liv
 	if err != nil {
 		return nil, err
 	}
-	from := basis{image: image, snapshot: newSnapshot(box, &run, SavedFiles{}, saving{method: skerry.CreatedForFork, memory: true})}
+	from := basis{image: image, forkOf: l.id, snapshot: newSnapshot(box, &run, SavedFiles{}, saving{method: skerry.CreatedForFork, memory: true})}
 	create.Source = &skerry.Source{Type: "snapshot", SnapshotID: from.snapshot.ID}
-	if err := from.fit(&create, p.VCPUs, p.MemoryMB); err != nil {
-		return nil, err // before anything is saved
-	}
-	if from.capture, err = c.cfg.Node.Capture(ctx, l.id); err != nil {
-		return nil, c.failure(ctx, l, err)
-	}
 	done := c.announce(from.snapshot.ID)
 	fork, err := c.createFork(ctx, box.Scope, create, from, p)
 	if err == nil {
@@ -95,7 +89,7 @@ func (c *Controller) forkMemory(ctx context.Context, box *skerry.Sandbox, l *liv
 		}
 	}
 	done()
-	return nil, errors.Join(err, c.cfg.Node.Discard(context.WithoutCancel(ctx), from.capture))
+	return nil, errors.Join(err, c.cfg.Node.Discard(context.WithoutCancel(ctx), from.snapshot.ID))
 }
 
 // announce makes a snapshot known that will be in the store, if all goes well,
@@ -135,7 +129,7 @@ func (c *Controller) keep(from basis) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
 	defer cancel()
 	snap := from.snapshot
-	saved, err := c.cfg.Node.Keep(ctx, from.capture)
+	saved, err := c.cfg.Node.Keep(ctx, snap.ID)
 	if err == nil {
 		snap.Manifest, snap.SizeBytes = saved.Manifest, saved.Size
 		err = c.cfg.Store.CreateSnapshot(ctx, snap, nil, nil)

@@ -27,11 +27,7 @@ type Node interface {
 	// Snapshot saves the session for good, also one that is paused. If it
 	// fails the session goes on.
 	Snapshot(ctx context.Context, sessionID string, how Saving) (SavedFiles, error)
-	// Capture saves a session with all that it runs, which goes on, on the
-	// node's machine and not for good: for a Start with the id it returns, and
-	// then Keep, which makes a snapshot of it, or Discard. It does not outlive
-	// the service.
-	Capture(ctx context.Context, sessionID string) (captureID string, err error)
+	// Keep makes a snapshot of a capture (see SessionSpec), Discard removes it.
 	Keep(ctx context.Context, captureID string) (SavedFiles, error)
 	Discard(ctx context.Context, captureID string) error
 	// Pause stops all that the session runs until Resume; a session that is
@@ -88,8 +84,11 @@ type SessionSpec struct {
 	// it was saved, and VCPUs and MemoryMB must be as they were then.
 	Snapshot string
 	Memory   bool
-	// Capture, if not "", is gone on from in the place of a Snapshot with
-	// Memory.
+	// ForkOf, if not "", is a running session of this node that the session
+	// goes on from in the place of a Snapshot with Memory. It goes on itself.
+	// What it is at this moment stays on the node as the capture of that id
+	// until Keep or Discard, but not if Start fails, nor when the service ends.
+	ForkOf  string
 	Capture string
 	// Runtime chooses what is first on PATH in the default image; empty for
 	// other images.

@@ -66,6 +66,18 @@ func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
 		return err
 	}
 	s := &processSession{spec: spec, dir: filepath.Join(n.dir, spec.ID), ended: make(chan struct{}), commands: map[string]*process{}}
+	if spec.ForkOf != "" {
+		if err := os.MkdirAll(filepath.Join(n.dir, savedDir), 0o700); err != nil {
+			return err
+		}
+		source, err := n.session(spec.ForkOf)
+		if err != nil {
+			return err
+		}
+		if err := copyTree(source.dir, filepath.Join(n.dir, savedDir, spec.Capture)); err != nil {
+			return err
+		}
+	}
 	if from := cmp.Or(spec.Capture, spec.Snapshot); from == "" {
 		if err := os.Mkdir(s.dir, 0o700); err != nil {
 			return err
@@ -108,11 +120,6 @@ func (n *processNode) Snapshot(_ context.Context, id string, how Saving) (SavedF
 	s.held = how.Hold
 	n.mu.Unlock()
 	return SavedFiles{Manifest: manifest, Size: 1}, nil
-}
-
-func (n *processNode) Capture(ctx context.Context, id string) (string, error) {
-	saved, err := n.Snapshot(ctx, id, Saving{Memory: true})
-	return saved.Manifest, err
 }
 
 func (n *processNode) Keep(_ context.Context, id string) (SavedFiles, error) {

@@ -14,12 +14,14 @@ type Driver interface {
 	// Start starts a machine and returns it with the host's end of its guest
 	// agent's connection. If it fails, or ctx ends, nothing is left behind.
 	Start(ctx context.Context, spec Spec) (Machine, net.Conn, error)
-	// Restore starts a machine that goes on from spec.Memory, in the place of
-	// spec.Snapshot. RootFS, Agent, VCPUs and MemoryBytes must be as they were
-	// (CodeBadRequest), and so must this program's version of the isolation
+	// Restore starts a machine that goes on from a folder that
+	// Machine.SnapshotMemory filled, in the place of spec.Snapshot. memory
+	// returns the folder; it is called when all else is ready, so that it can
+	// be filled meanwhile. RootFS, Agent, VCPUs and MemoryBytes must be as they
+	// were (CodeBadRequest), and so must this program's version of the isolation
 	// (skerry.CodeSnapshotIncompatible). The guest agent has lost its
 	// connection: Attach, with the secret that it had, makes one.
-	Restore(ctx context.Context, spec Spec) (Machine, error)
+	Restore(ctx context.Context, spec Spec, memory func() (dir string, err error)) (Machine, error)
 	// Recover returns the machines that an earlier process of this
 	// installation started and that still run, after removing whatever it
 	// left that is not a running machine.
@@ -48,8 +50,6 @@ type Spec struct {
 	// Snapshot is a folder that Machine.Snapshot filled; the machine's files
 	// start from it. Empty for the image alone.
 	Snapshot string
-	// Memory is a folder that Machine.SnapshotMemory filled, for Restore.
-	Memory string
 }
 
 // Machine is a running isolated machine.

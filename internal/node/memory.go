@@ -25,21 +25,6 @@ type woken struct {
 	Agent string `json:"agent"`
 }
 
-// Capture implements controller.Node. Its id is the name of a folder.
-func (n *Node) Capture(ctx context.Context, sessionID string) (string, error) {
-	s, err := n.running(sessionID)
-	if err != nil {
-		return "", err
-	}
-	s.saving.Lock()
-	defer s.saving.Unlock()
-	dir, err := s.save(ctx, controller.Saving{Memory: true})
-	if err != nil {
-		return "", s.failure(fmt.Errorf("capture session %s: %w", sessionID, err))
-	}
-	return filepath.Base(dir), nil
-}
-
 // Keep implements controller.Node.
 func (n *Node) Keep(ctx context.Context, captureID string) (controller.SavedFiles, error) {
 	dir, err := n.captured(captureID)
@@ -70,16 +55,6 @@ func (n *Node) captured(id string) (string, error) {
 	return filepath.Join(n.cfg.SnapshotWork, id), nil
 }
 
-// origin returns the folder that a session starts from, "" for none, and what
-// gives it back.
-func (n *Node) origin(ctx context.Context, spec controller.SessionSpec) (path string, release func(), err error) {
-	if spec.Capture == "" {
-		return n.loadSnapshot(ctx, spec.Snapshot)
-	}
-	path, err = n.captured(spec.Capture)
-	return path, func() {}, err
-}
-
 // writeMemory writes the machine with all that it runs into dir.
 func (s *session) writeMemory(ctx context.Context, dir string) error {
 	b, err := json.Marshal(woken{Secret: s.secret, Agent: s.agent})
@@ -97,13 +72,55 @@ func (s *session) writeMemory(ctx context.Context, dir string) error {
 	return s.guest.Ping(ctx)
 }
 
-// restore starts the session's machine from a memory snapshot and makes its
-// agent the session's own.
-func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Setup) error {
-	from, err := readWoken(spec.Memory)
+// wake starts the session's machine from a memory snapshot in dir.
+func (s *session) wake(ctx context.Context, spec driver.Spec, setup guest.Setup, dir string) error {
+	from, err := readWoken(dir)
 	if err != nil {
 		return err
 	}
+	return s.restore(ctx, spec, setup, from, func() (string, error) { return dir, nil })
+}
+
+// fork starts the session's machine from another session as it is now. That is
+// saved while the new machine is made.
+func (s *session) fork(ctx context.Context, spec driver.Spec, setup guest.Setup, of, captureID string) (err error) {
+	to, err := s.node.captured(captureID)
+	if err != nil {
+		return err
+	}
+	source, err := s.node.running(of)
+	if err != nil {
+		return err
+	}
+	var dir string
+	var failure error
+	saved := make(chan struct{})
+	go func() {
+		defer close(saved)
+		source.saving.Lock()
+		defer source.saving.Unlock()
+		dir, failure = source.save(ctx, controller.Saving{Memory: true})
+	}()
+	err = s.restore(ctx, spec, setup, woken{Secret: source.secret, Agent: source.agent}, func() (string, error) {
+		<-saved
+		return dir, failure
+	})
+	<-saved
+	if failure != nil {
+		return source.failure(fmt.Errorf("save session %s: %w", of, failure))
+	}
+	if err == nil {
+		err = os.Rename(dir, to)
+	}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	return nil
+}
+
+// restore starts the session's machine from what memory returns, and makes the
+// agent that wakes up in it the session's own.
+func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Setup, from woken, memory func() (string, error)) (err error) {
 	// Its file is mapped by processes that go on, so it must be the same.
 	if spec.Agent, err = s.node.agentImage(from.Agent); err != nil {
 		return err
@@ -112,7 +129,7 @@ func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Set
 	if err := s.saveState(); err != nil {
 		return err
 	}
-	if s.machine, err = s.node.cfg.Driver.Restore(ctx, spec); err != nil {
+	if s.machine, err = s.node.cfg.Driver.Restore(ctx, spec, memory); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)

@@ -82,7 +82,7 @@ func (m *earlier) Resume(context.Context) error { return nil }
 type machines []driver.Machine
 
 func (m machines) Recover(context.Context) ([]driver.Machine, error) { return m, nil }
-func (m machines) Restore(context.Context, driver.Spec) (driver.Machine, error) {
+func (m machines) Restore(context.Context, driver.Spec, func() (string, error)) (driver.Machine, error) {
 	return nil, errors.New("not in this test")
 }
 func (m machines) Start(context.Context, driver.Spec) (driver.Machine, net.Conn, error) {

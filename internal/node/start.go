@@ -54,7 +54,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err := s.saveState(); err != nil {
 		return err
 	}
-	snapshot, release, err := s.node.origin(ctx, spec)
+	snapshot, release, err := s.node.loadSnapshot(ctx, spec.Snapshot)
 	if err != nil {
 		return err
 	}
@@ -82,10 +82,12 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		Processes: cfg.Processes,
 		Secret:    s.secret,
 	}
-	if spec.Memory || spec.Capture != "" {
-		machine.Memory = snapshot
-		err = s.restore(ctx, machine, setup)
-	} else {
+	switch {
+	case spec.ForkOf != "":
+		err = s.fork(ctx, machine, setup, spec.ForkOf, spec.Capture)
+	case spec.Memory:
+		err = s.wake(ctx, machine, setup, snapshot)
+	default:
 		machine.Snapshot = snapshot
 		err = s.boot(ctx, machine, setup)
 	}

@@ -83,18 +83,15 @@ func (m *machine) snapshotMemory(dir string) error {
 }
 
 // Restore implements driver.Driver.
-func (d *Driver) Restore(ctx context.Context, spec driver.Spec) (driver.Machine, error) {
-	m, err := d.restore(ctx, spec)
+func (d *Driver) Restore(ctx context.Context, spec driver.Spec, memory func() (string, error)) (driver.Machine, error) {
+	m, err := d.restore(ctx, spec, memory)
 	if err != nil {
 		return nil, fmt.Errorf("restore machine %s: %w", spec.ID, err)
 	}
 	return m, nil
 }
 
-func (d *Driver) restore(ctx context.Context, spec driver.Spec) (*machine, error) {
-	if err := checkImage(spec); err != nil {
-		return nil, err
-	}
+func (d *Driver) restore(ctx context.Context, spec driver.Spec, memory func() (string, error)) (*machine, error) {
 	// Where the agent had its first connection it finds one that has ended.
 	ended, guest, err := newConnection()
 	if err != nil {
@@ -104,12 +101,21 @@ func (d *Driver) restore(ctx context.Context, spec driver.Spec) (*machine, error
 	if err := ended.Close(); err != nil {
 		return nil, err
 	}
-	return d.launch(ctx, spec, guest, func(m *machine) error { return m.load(spec.Memory) })
+	return d.launch(ctx, spec, guest, func(m *machine) error {
+		dir, err := memory()
+		if err != nil {
+			return err
+		}
+		if err := checkImage(dir, spec); err != nil {
+			return err
+		}
+		return m.load(dir)
+	})
 }
 
 // checkImage refuses a snapshot that cannot be loaded into the machine.
-func checkImage(spec driver.Spec) error {
-	b, err := os.ReadFile(filepath.Join(spec.Memory, imageFile))
+func checkImage(dir string, spec driver.Spec) error {
+	b, err := os.ReadFile(filepath.Join(dir, imageFile))
 	if err != nil {
 		return err
 	}

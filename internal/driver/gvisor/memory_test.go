@@ -32,10 +32,10 @@ func snapshotMemory(t *testing.T, m driver.Machine) string {
 	return dir
 }
 
-func (l *lab) restored(t *testing.T, spec driver.Spec) (driver.Machine, *guest) {
+func (l *lab) restored(t *testing.T, spec driver.Spec, dir string) (driver.Machine, *guest) {
 	t.Helper()
 	begun := time.Now()
-	m, err := l.Restore(t.Context(), spec)
+	m, err := l.Restore(t.Context(), spec, func() (string, error) { return dir, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,8 +234,8 @@ func TestMemorySnapshot(t *testing.T) {
 	}
 
 	spec = l.spec("fork")
-	spec.NetNS, spec.Memory, spec.Hostname = second.ns, dir, "dinghy"
-	fork, fg := l.restored(t, spec)
+	spec.NetNS, spec.Hostname = second.ns, "dinghy"
+	fork, fg := l.restored(t, spec, dir)
 	if nonce2, n2 := counter(t, fg); nonce2 != nonce || n2 < n || n2 > at+1000 {
 		t.Errorf("the fork counts %d %d, the original was at %d %d", nonce2, n2, nonce, n)
 	}
@@ -279,14 +279,13 @@ func TestMemorySnapshot(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	nonce3, n3 := counter(t, ffg)
-	spec = l.spec("third")
-	spec.Memory = snapshotMemory(t, fromFiles)
-	_, tg := l.restored(t, spec)
+	_, tg := l.restored(t, l.spec("third"), snapshotMemory(t, fromFiles))
 	assertCounts(t, tg, nonce3, n3)
-	spec = l.spec("fourth")
-	spec.Memory = snapshotMemory(t, fork)
+	dir = snapshotMemory(t, fork)
 	_, n2 = counter(t, fg)
-	_, tg = l.restored(t, spec)
+	spec = l.spec("fourth")
+	spec.NetNS = newCable(t, "10.99.3.2/24").ns
+	_, tg = l.restored(t, spec, dir)
 	assertCounts(t, tg, nonce, n2)
 }
 
@@ -340,8 +339,8 @@ func TestRestoreHoldsToLimits(t *testing.T) {
 	spec.MemoryBytes = 128 << 20
 	m, g := l.start(t, spec)
 	g.ask("cpus")
-	spec.ID, spec.Memory = "fork", snapshotMemory(t, m)
-	fork, fg := l.restored(t, spec)
+	spec.ID = "fork"
+	fork, fg := l.restored(t, spec, snapshotMemory(t, m))
 	if got := fg.ask("child alloc 2000"); !strings.Contains(got, "signal: killed") {
 		t.Errorf("2000 MiB in a machine of 128: %s", got)
 	}
@@ -379,9 +378,8 @@ func TestRestoreRefuses(t *testing.T) {
 		}, skerry.CodeSnapshotIncompatible, "v0.0.1"},
 	} {
 		spec := l.spec("refused-" + test.name)
-		spec.Memory = dir
 		test.change(&spec)
-		m, err := l.Restore(t.Context(), spec)
+		m, err := l.Restore(t.Context(), spec, func() (string, error) { return dir, nil })
 		if err == nil {
 			m.Stop(t.Context())
 		}
@@ -410,8 +408,7 @@ func TestDamagedMemoryEndsTheMachine(t *testing.T) {
 			t.Fatal(err)
 		}
 		spec := l.spec(fmt.Sprintf("damaged-%d", i))
-		spec.Memory = dir
-		if m, err := l.Restore(t.Context(), spec); err == nil {
+		if m, err := l.Restore(t.Context(), spec, func() (string, error) { return dir, nil }); err == nil {
 			select {
 			case <-m.Done():
 				t.Logf("%s: %s", name, m.Reason())
