@@ -99,7 +99,8 @@ func (o *serveOptions) main(cmd *cobra.Command) error {
 		}
 		url, err := startBackground(o.state, args)
 		if errors.Is(err, errRunning) {
-			url, err = "", nil
+			fmt.Fprintf(cmd.OutOrStdout(), "sandboxd runs already, log in %s\n", logPath(o.state))
+			return nil
 		}
 		if err != nil {
 			return err
@@ -216,6 +217,10 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 	if err != nil {
 		return nil, nil, err
 	}
+	hostProcesses, err := boundProcesses(groups, log)
+	if err != nil {
+		return nil, nil, err
+	}
 	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), log)
 	if err != nil {
 		return nil, nil, err
@@ -235,17 +240,18 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
 	n, err := node.New(node.Config{
-		Dir:          filepath.Join(o.state, "sessions"),
-		Driver:       drv,
-		Networks:     networks,
-		Images:       images,
-		Agent:        agent,
-		Snapshots:    snapshots,
-		SnapshotWork: filepath.Join(o.state, "snapshots", "work"),
-		DiskBytes:    int64(o.diskGB) << 30,
-		Processes:    o.processes,
-		Output:       output.Config{Keep: int64(o.outputMB) << 20},
-		Log:          log,
+		Dir:           filepath.Join(o.state, "sessions"),
+		Driver:        drv,
+		Networks:      networks,
+		Images:        images,
+		Agent:         agent,
+		Snapshots:     snapshots,
+		SnapshotWork:  filepath.Join(o.state, "snapshots", "work"),
+		DiskBytes:     int64(o.diskGB) << 30,
+		Processes:     o.processes,
+		HostProcesses: hostProcesses,
+		Output:        output.Config{Keep: int64(o.outputMB) << 20},
+		Log:           log,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
@@ -256,6 +262,7 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {
 			err = errors.Join(err, groups.Close())
 		}
+		removeEmpty(filepath.Join(run, "machines"), filepath.Join(run, "netns"), run)
 		return err
 	}, nil
 }
@@ -269,7 +276,15 @@ func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
 	}
 	return snapshot.Open(snapshot.Options{
 		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30, Log: log,
+		Grace: -1, // the controller holds collections off until a snapshot is recorded
 	})
+}
+
+// removeEmpty removes folders that hold nothing.
+func removeEmpty(dirs ...string) {
+	for _, dir := range dirs {
+		_ = os.Remove(dir) // one that is in use has something in it
+	}
 }
 
 // instanceName tells servers on one machine apart: their cgroups, networks and

@@ -72,7 +72,7 @@ var (
 	createErrors = []skerry.Code{
 		skerry.CodeConflict, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeImageInvalid,
 		skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeUnavailable, skerry.CodeTooLarge,
-		skerry.CodeNotFound, skerry.CodeDiskFull,
+		skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible, skerry.CodeDiskFull,
 	}
 )
 
@@ -115,7 +115,7 @@ func (s *Server) sandboxRoutes() []route {
 		{
 			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change a sandbox's configuration",
 			request: updateRequest{}, response: sandboxResponse{}, handle: s.updateSandbox,
-			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
 		},
 		{
 			method: http.MethodDelete, path: sandboxPath, id: "deleteSandbox", summary: "Stop a sandbox and remove its name",
@@ -132,7 +132,7 @@ func (s *Server) snapshotRoutes() []route {
 			// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
 			method: http.MethodPost, path: sandboxPath + "/fork", mux: sandboxPath + anyAction, id: "forkSandbox",
 			summary: "Create a sandbox with another's configuration and files", request: forkRequest{}, response: runResponse{},
-			handle: s.forkSandbox, errors: append([]skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible}, createErrors...),
+			handle: s.forkSandbox, errors: createErrors,
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files, and what it runs if asked to, and stop it",

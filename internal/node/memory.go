@@ -107,7 +107,7 @@ func (s *session) fork(ctx context.Context, spec driver.Spec, setup guest.Setup,
 	})
 	<-saved
 	if failure != nil {
-		return source.failure(fmt.Errorf("save session %s: %w", of, failure))
+		return source.failure(notSaved(fmt.Errorf("save session %s: %w", of, failure)))
 	}
 	if err == nil {
 		err = os.Rename(dir, to)

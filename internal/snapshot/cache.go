@@ -116,16 +116,8 @@ func (c *cache) pin(name sum) *entry {
 		return nil
 	}
 	e.pins++
-	c.touch(e)
-	return e
-}
-
-// touch makes an entry the one that was used last.
-func (c *cache) touch(e *entry) {
 	e.used = time.Now()
-	if err := os.Chtimes(e.path, e.used, e.used); err != nil {
-		c.log.Warn("cannot note the use of a cached snapshot", "manifest", e.sum, "error", err)
-	}
+	return e
 }
 
 // unpin takes back a pin.
@@ -135,8 +127,10 @@ func (c *cache) unpin(e *entry) { c.morePins(e, -1) }
 func (c *cache) morePins(e *entry, n int) {
 	c.mu.Lock()
 	e.pins += n
+	idle := e.pins == 0
 	var gone []*entry
-	if e.pins == 0 {
+	if idle {
+		e.used = time.Now()
 		if e.dropped {
 			c.size -= e.size
 			gone = append(gone, e)
@@ -144,7 +138,20 @@ func (c *cache) morePins(e *entry, n int) {
 		gone = append(gone, c.evict()...)
 	}
 	c.mu.Unlock()
+	if idle && !slices.Contains(gone, e) {
+		c.noteUse(e)
+	}
 	c.discard(gone)
+}
+
+// noteUse writes down that an entry was used now. This is done when it is no
+// longer used, and without the lock, because the file system may make it wait
+// for the syncs of others.
+func (c *cache) noteUse(e *entry) {
+	now := time.Now()
+	if err := os.Chtimes(e.path, now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("cannot note the use of a cached snapshot", "manifest", e.sum, "error", err)
+	}
 }
 
 // drop makes an entry be found no more. It is removed when nobody uses it.
@@ -233,15 +240,14 @@ func (c *cache) discard(gone []*entry) {
 	}
 }
 
-// remove removes a folder of the cache. It moves it away first, so that a crash
+// remove removes a folder. It moves it away first if it can, so that a crash
 // leaves no part of it that looks like an entry.
 func (c *cache) remove(path string) {
 	away := c.newTmp()
-	err := os.Rename(path, away)
-	if err == nil {
-		err = os.RemoveAll(away)
+	if err := os.Rename(path, away); err != nil {
+		away = path
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(away); err != nil {
 		c.log.Warn("cannot remove a folder of the snapshot cache", "path", path, "error", err)
 	}
 }
@@ -282,9 +288,13 @@ func (c *cache) make(name sum, size int64, manifest []byte, pinned bool, fill fu
 	return e, nil
 }
 
-// adopt makes an entry of a folder that was added. If that is not possible the
+// adopt makes an entry of a folder that was added. If it does not fit the
 // folder is removed, as the snapshot has all that is in it.
 func (c *cache) adopt(name sum, size int64, manifest []byte, dir string) {
+	if size > c.limit {
+		c.remove(dir)
+		return
+	}
 	_, err := c.make(name, size, manifest, false, func(files string) error { return os.Rename(dir, files) })
 	if err != nil {
 		err = errors.Join(err, os.RemoveAll(dir))

@@ -58,7 +58,7 @@ var sentryVersion = sync.OnceValue(func() string {
 // SnapshotMemory implements driver.Machine.
 func (m *machine) SnapshotMemory(_ context.Context, dir string) error {
 	if err := m.snapshotMemory(dir); err != nil {
-		return fmt.Errorf("snapshot the memory of machine %s: %w", m.id, err)
+		return fmt.Errorf("snapshot the memory of machine %s: %w", m.id, withErrno(err))
 	}
 	return nil
 }

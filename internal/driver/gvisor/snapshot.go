@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"gvisor.dev/gvisor/pkg/sentry/checkpoint"
 	fspb "gvisor.dev/gvisor/pkg/sentry/fscheckpoint/fscheckpoint_proto_go_proto"
@@ -38,9 +39,17 @@ func (m *machine) Snapshot(ctx context.Context, dir string, attrs driver.AttrRea
 		err = completeTree(ctx, dir, attrs)
 	}
 	if err != nil {
-		return fmt.Errorf("snapshot machine %s: %w", m.id, err)
+		return fmt.Errorf("snapshot machine %s: %w", m.id, withErrno(err))
 	}
 	return nil
+}
+
+// withErrno finds a full disk in an error of the sentry's, which comes as text.
+func withErrno(err error) error {
+	if errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", unix.ENOSPC, err)
 }
 
 // Pause implements driver.Machine. The sentry and its helpers are frozen from
