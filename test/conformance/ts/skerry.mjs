@@ -47,9 +47,10 @@ export async function create(t, params) {
   return sandbox;
 }
 
+// remove leaves nothing of a sandbox, its snapshots neither.
 export async function remove(sandbox) {
   try {
-    await sandbox.delete();
+    await sandbox.delete({ deleteOrphanSnapshots: true });
   } catch (err) {
     if (err.response?.status !== 404) throw err; // a test may have deleted it
   }
