@@ -39,6 +39,10 @@ type machine struct {
 	vcpus  int
 	memory int64
 
+	// pausing is held by Pause and Resume.
+	pausing sync.Mutex
+	paused  bool
+
 	done chan struct{}
 	// reason is written before done is closed.
 	reason string
@@ -67,6 +71,8 @@ type state struct {
 	Sentry      string `json:"sentry,omitempty"`
 	VCPUs       int    `json:"vcpus,omitempty"`
 	MemoryBytes int64  `json:"memoryBytes,omitempty"`
+	// Paused says that the machine is, or may be, paused.
+	Paused bool `json:"paused,omitempty"`
 }
 
 func (m *machine) save() error {
@@ -75,7 +81,7 @@ func (m *machine) save() error {
 		StartTime: m.proc.start,
 		Network:   m.conf.Network == config.NetworkSandbox,
 		Control:   m.box.ControlSocketPath,
-		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory,
+		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Paused: m.paused,
 	})
 	if err != nil {
 		return err
@@ -120,10 +126,12 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 		d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{}),
 		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes,
 	}
-	// It may have been paused when the earlier process died.
-	if err := m.group.Thaw(); err != nil {
-		proc.close()
-		return nil, err
+	m.paused = st.Paused
+	if m.paused {
+		if err := m.endPause(); err != nil {
+			proc.close()
+			return nil, err
+		}
 	}
 	go m.watch()
 	return m, nil

@@ -52,14 +52,6 @@ func withErrno(err error) error {
 	return fmt.Errorf("%w: %w", unix.ENOSPC, err)
 }
 
-// Pause implements driver.Machine. The sentry and its helpers are frozen from
-// outside: that can be asked for twice, and undone by a process that does not
-// know whether it was done.
-func (m *machine) Pause(ctx context.Context) error { return m.group.Freeze(ctx) }
-
-// Resume implements driver.Machine.
-func (m *machine) Resume(context.Context) error { return m.group.Thaw() }
-
 // awaitFiles ends the machine if the files that it starts from turn out to be
 // unreadable. They are read while it runs already: whoever reads one that is
 // not there yet waits.
