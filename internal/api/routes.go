@@ -137,7 +137,7 @@ func (s *Server) snapshotRoutes() []route {
 		{
 			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files, and what it runs if asked to, and stop it",
 			request: snapshotRequest{}, response: createSnapshotResponse{}, handle: s.createSnapshot,
-			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull}, sessionErrors...),
+			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull, skerry.CodeConflict}, sessionErrors...),
 		},
 		{
 			method: http.MethodGet, path: snapshotsPath, id: "listSnapshots", summary: "List snapshots that are not deleted",

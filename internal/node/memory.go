@@ -57,6 +57,13 @@ func (n *Node) captured(id string) (string, error) {
 
 // writeMemory writes the machine with all that it runs into dir.
 func (s *session) writeMemory(ctx context.Context, dir string) error {
+	// gVisor gives a restored sandbox nothing in the place of descriptors that
+	// were handed in by an execution, and its sentry dies of any use of them
+	// (host.inode.afterLoad makes them -1, which its filter does not allow).
+	if s.attached {
+		return skerry.Errorf(skerry.CodeConflict,
+			"the memory of session %s cannot be saved: it has outlived a restart of the server, or was itself started from a snapshot of memory; stop the sandbox and start it again first", s.id)
+	}
 	b, err := json.Marshal(woken{Secret: s.secret, Agent: s.agent})
 	if err != nil {
 		return err
@@ -125,7 +132,7 @@ func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Set
 	if spec.Agent, err = s.node.agentImage(from.Agent); err != nil {
 		return err
 	}
-	s.agent = from.Agent
+	s.agent, s.attached = from.Agent, true
 	if err := s.saveState(); err != nil {
 		return err
 	}

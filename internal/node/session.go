@@ -26,10 +26,13 @@ type session struct {
 	// Set by start or adopt, before the session is seen by anyone else.
 	secret string
 	// agent is the name of the agent's image, "" if that is not known.
-	agent   string
-	lease   Lease
-	machine driver.Machine
-	guest   *guest.Client
+	agent string
+	// attached says that the connection to the agent was handed in while the
+	// machine ran: see writeMemory.
+	attached bool
+	lease    Lease
+	machine  driver.Machine
+	guest    *guest.Client
 
 	// ctx ends when this process lets go of the session; work counts the
 	// goroutines that end with it.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -107,26 +106,4 @@ func advance(bufs [][]byte, n int) [][]byte {
 }
 
 // Close implements Transport.
-func (d *Duplex) Close() error { return errors.Join(closeOrKeep(d.in), closeOrKeep(d.out)) }
-
-// kept are files that must never be closed.
-var kept struct {
-	sync.Mutex
-	files []*os.File
-}
-
-// closeOrKeep closes a file unless its host file has gone, as it has in a
-// restored sandbox for what was handed in by an execution. gVisor would then
-// close whatever has the descriptor's number now (host.inode.afterLoad forgets
-// the number, its mmapFile does not). There are two such files for each time
-// that a sandbox was restored.
-func closeOrKeep(f *os.File) error {
-	if _, err := f.Stat(); !errors.Is(err, unix.EBADF) {
-		return f.Close()
-	}
-	kept.Lock()
-	defer kept.Unlock()
-	kept.files = append(kept.files, f)
-	// Whoever waits for it waits no more.
-	return f.SetDeadline(time.Unix(1, 0))
-}
+func (d *Duplex) Close() error { return errors.Join(d.in.Close(), d.out.Close()) }
