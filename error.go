@@ -25,10 +25,12 @@ const (
 	CodeSandboxStopping     Code = "sandbox_stopping"
 	CodeSandboxSnapshotting Code = "sandbox_snapshotting"
 	CodeSnapshotNotFound    Code = "snapshot_not_found"
-	CodeTimeoutInvalid      Code = "sandbox_timeout_invalid"
-	CodeDiskFull            Code = "disk_full"
-	CodeImageInvalid        Code = "image_invalid"
-	CodeSourceFailed        Code = "source_failed"
+	// CodeSnapshotIncompatible: a memory snapshot of another version.
+	CodeSnapshotIncompatible Code = "snapshot_incompatible"
+	CodeTimeoutInvalid       Code = "sandbox_timeout_invalid"
+	CodeDiskFull             Code = "disk_full"
+	CodeImageInvalid         Code = "image_invalid"
+	CodeSourceFailed         Code = "source_failed"
 )
 
 // Error is a failure that a client may see: its message names what was wrong

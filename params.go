@@ -41,6 +41,8 @@ type SnapshotParams struct {
 	// Expiration is how long it is kept, 0 for ever; nil is as the sandbox
 	// says.
 	Expiration *Duration
+	// Memory has it hold what the session runs too.
+	Memory bool
 }
 
 // Page asks for one page of a listing. Cursor is opaque: the Next of the page

@@ -48,6 +48,8 @@ type Sandbox struct {
 	UpdatedAt        Time          `json:"updatedAt"`
 	// ExpiresAt is when the running session times out.
 	ExpiresAt Time `json:"expiresAt,omitzero"`
+	// PausedAt is that of the current session.
+	PausedAt Time `json:"pausedAt,omitzero"`
 
 	// Totals over the sessions that have ended.
 	TotalDuration     Duration `json:"totalDurationMs,omitempty"`
@@ -106,6 +108,9 @@ type Session struct {
 
 	// Persistent says that the files are kept when the session ends.
 	Persistent bool `json:"persistent"`
+	// PausedAt is set while the session is paused; its status is running then.
+	// Our own addition to the wire form, of the sandbox's too.
+	PausedAt Time `json:"pausedAt,omitzero"`
 	// ImageDigest names the file of the image that its files stand on; our own
 	// addition to the wire form.
 	ImageDigest string `json:"imageDigest,omitempty"`

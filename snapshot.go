@@ -14,7 +14,8 @@ const (
 	MaxKeepLast = 10
 )
 
-// Snapshot is a session's filesystem at one moment. It does not change.
+// Snapshot is a session's filesystem at one moment, and with Memory what the
+// session ran too. It does not change.
 type Snapshot struct {
 	ID    string `json:"id"`
 	Scope Scope  `json:"-"`
@@ -31,6 +32,9 @@ type Snapshot struct {
 	// SizeBytes is the size of what differs from the image.
 	SizeBytes      int64          `json:"sizeBytes"`
 	CreationMethod CreationMethod `json:"creationMethod,omitempty"`
+	// Memory says that sessions that start from it go on with the processes
+	// that ran when it was taken; our own addition to the wire form.
+	Memory bool `json:"memory,omitempty"`
 
 	// ExpiresAt is zero for a snapshot that is kept until it is deleted.
 	ExpiresAt  Time `json:"expiresAt,omitzero"`
@@ -51,6 +55,10 @@ type Base struct {
 	Digest string
 	// Runtime is what the sandbox had chosen.
 	Runtime string
+	// VCPUs and MemoryMB are what a session that starts from a snapshot with
+	// memory must have; 0 for other snapshots.
+	VCPUs    int
+	MemoryMB int
 }
 
 // Usable reports whether sessions can start from s.
@@ -128,4 +136,8 @@ type ForkParams struct {
 	// Live takes the files of a running source as they are at this moment,
 	// instead of those of its current snapshot. Our own addition.
 	Live bool
+	// Memory takes what a running source runs along: the fork goes on with its
+	// processes. Without a running source its current snapshot must have them.
+	// Our own addition.
+	Memory bool
 }

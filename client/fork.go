@@ -37,8 +37,11 @@ type ForkOptions struct {
 	// are writing meanwhile may be caught half-way. Our own addition to the
 	// public API.
 	Live bool
-	// Memory takes the running programs along. Our own addition too; see
-	// [IsNotImplemented] for a server that cannot.
+	// Memory takes the running programs along, without stopping the source:
+	// they go on from this moment with what they have in memory, in a network
+	// of the fork's own, in which the source's connections are cut off. The
+	// fork has the source's size. A source that does not run must have a
+	// snapshot with memory. Our own addition too.
 	Memory bool
 }
 

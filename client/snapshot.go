@@ -224,8 +224,10 @@ type TakeOptions struct {
 	// Expiration is how long the snapshot is kept, 0 for ever; nil is as the
 	// sandbox's SnapshotExpiration says. A minute at least.
 	Expiration *time.Duration
-	// Memory keeps the running programs too. Our own addition to the public
-	// API; see [IsNotImplemented] for a server that cannot.
+	// Memory keeps the running programs too: what starts from the snapshot
+	// goes on with them, in a network of its own, in which the connections
+	// that they had are cut off. It has the size of this session. Our own
+	// addition to the public API.
 	Memory bool
 }
 

@@ -1,7 +1,6 @@
 // Command skerry-agent is the first process of a sandbox. It serves the host
-// on the connected socket that it was started with as descriptor 3. Executed
-// once more with the argument "attach", it hands its descriptor 3 to the agent
-// that runs; with "describe", it tells of files what a snapshot needs to know.
+// on the pipes that it was started with as descriptors 3 and 4. Executed once
+// more with the argument "attach", it hands its own to the agent that runs; with "describe", it tells of files what a snapshot needs to know.
 package main
 
 import (
@@ -14,12 +13,15 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/agent"
 )
 
-// hostFD is the descriptor of the connection to the host.
-const hostFD = 3
+// fromHost and toHost are the descriptors of the connection to the host.
+const (
+	fromHost = 3
+	toHost   = 4
+)
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == "attach" {
-		exit(agent.Attach(hostFD, os.Getenv(agent.SecretEnv)))
+		exit(agent.Attach(fromHost, toHost, os.Getenv(agent.SecretEnv)))
 	}
 	if len(os.Args) == 2 && os.Args[1] == "describe" {
 		exit(agent.Describe(os.Stdin, os.Stdout))
@@ -28,7 +30,7 @@ func main() {
 		exit(fmt.Errorf("usage: %s [attach|describe]", os.Args[0]))
 	}
 	limitFootprint()
-	exit(agent.Run(context.Background(), hostFD))
+	exit(agent.Run(context.Background(), fromHost, toHost))
 }
 
 // limitFootprint keeps the agent small: there is one in every sandbox, and

@@ -148,8 +148,6 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 		h.refused("POST", "/v3/sandboxes", body, 501, skerry.CodeNotImplemented, field)
 		h.refused("PATCH", "/v2/sandboxes/a", body, 501, skerry.CodeNotImplemented, field)
 	}
-	h.refused("POST", "/v2/sandboxes/a/fork", `{"memory":true}`, 501, skerry.CodeNotImplemented, "memory")
-	h.refused("POST", "/v2/sandboxes/sessions/s/snapshot", `{"memory":true}`, 501, skerry.CodeNotImplemented, "memory")
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", `{"command":"cat","attachStdin":true}`, 501, skerry.CodeNotImplemented, "attachStdin")
 	for _, call := range []string{
 		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin", "GET /v2/sandboxes/drives",

@@ -265,6 +265,14 @@ func (s *stub) StopSession(context.Context, skerry.Scope, string) (*skerry.Run, 
 	return nil, s.err
 }
 
+func (s *stub) PauseSession(context.Context, skerry.Scope, string) (*skerry.Session, error) {
+	return nil, s.err
+}
+
+func (s *stub) ResumeSession(context.Context, skerry.Scope, string) (*skerry.Session, error) {
+	return nil, s.err
+}
+
 func (s *stub) ExtendTimeout(context.Context, skerry.Scope, string, skerry.Duration) (*skerry.Session, error) {
 	return nil, s.err
 }

@@ -72,7 +72,7 @@ var (
 	createErrors = []skerry.Code{
 		skerry.CodeConflict, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeImageInvalid,
 		skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeUnavailable, skerry.CodeTooLarge,
-		skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeDiskFull,
+		skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible, skerry.CodeDiskFull,
 	}
 )
 
@@ -108,7 +108,7 @@ func (s *Server) sandboxRoutes() []route {
 			detail: "With resume, a stop in progress is waited for and a new session is started, which can fail as in creating a sandbox. " +
 				"The answer comes once commands can run.",
 			errors: []skerry.Code{
-				skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeUnavailable, skerry.CodeImageInvalid,
+				skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible, skerry.CodeUnavailable, skerry.CodeImageInvalid,
 				skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeDiskFull,
 			},
 		},
@@ -135,9 +135,9 @@ func (s *Server) snapshotRoutes() []route {
 			handle: s.forkSandbox, errors: createErrors,
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files and stop it",
+			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files, and what it runs if asked to, and stop it",
 			request: snapshotRequest{}, response: createSnapshotResponse{}, handle: s.createSnapshot,
-			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull}, sessionErrors...),
+			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull, skerry.CodeConflict}, sessionErrors...),
 		},
 		{
 			method: http.MethodGet, path: snapshotsPath, id: "listSnapshots", summary: "List snapshots that are not deleted",
@@ -172,6 +172,18 @@ func (s *Server) sessionRoutes() []route {
 		{
 			method: http.MethodPost, path: sessionPath + "/stop", id: "stopSession", summary: "Stop a session; answers once it has stopped",
 			response: stopResponse{}, handle: s.stopSession, errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeDiskFull},
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/pause", id: "pauseSession", summary: "Pause a session: it uses no CPU until it is resumed",
+			response: pauseResponse{}, handle: s.pauseSession, errors: sessionErrors,
+			detail: "An addition to the public API. Its status stays running, with pausedAt; its timeout goes on. It is resumed by the call resume, " +
+				"by every call that needs what is in it (commands, files, terminals, signals), and by getSandbox with resume=true; what only reads " +
+				"what is known of it does not resume it. To pause a paused one is no error.",
+		},
+		{
+			method: http.MethodPost, path: sessionPath + "/resume", id: "resumeSession", summary: "Let a paused session go on",
+			response: pauseResponse{}, handle: s.resumeSession, errors: sessionErrors,
+			detail: "An addition to the public API. To resume one that is not paused is no error.",
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/extend-timeout", id: "extendTimeout", summary: "Let a session live longer",

@@ -46,6 +46,11 @@ type Service interface {
 	// sandbox's files were saved. It is idempotent. If it fails because they
 	// could not be saved, the session runs on.
 	StopSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
+	// PauseSession has a running session stand still: it uses no CPU, and its
+	// time goes on. ResumeSession lets it go on, as does every call that needs
+	// what is in it. Both are idempotent.
+	PauseSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
+	ResumeSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
 	ExtendTimeout(ctx context.Context, scope skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error)
 
 	// RunCommand starts a command and returns as soon as it runs. With attach

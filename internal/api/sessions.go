@@ -39,6 +39,22 @@ func (s *Server) stopSession(c *call) error {
 	return c.reply(stopResponse{Session: c.session(&run.Session), Sandbox: run.Sandbox, Snapshot: run.Snapshot})
 }
 
+func (s *Server) pauseSession(c *call) error {
+	session, err := s.service.PauseSession(c.r.Context(), c.scope, c.path("session"))
+	if err != nil {
+		return err
+	}
+	return c.reply(pauseResponse{Session: c.session(session)})
+}
+
+func (s *Server) resumeSession(c *call) error {
+	session, err := s.service.ResumeSession(c.r.Context(), c.scope, c.path("session"))
+	if err != nil {
+		return err
+	}
+	return c.reply(pauseResponse{Session: c.session(session)})
+}
+
 func (s *Server) extendTimeout(c *call) error {
 	var req extendRequest
 	if err := c.body(&req); err != nil {

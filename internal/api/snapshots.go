@@ -12,10 +12,9 @@ func (s *Server) createSnapshot(c *call) error {
 	if err := c.body(&req); err != nil {
 		return err
 	}
-	if req.Memory {
-		return skerry.NotImplemented("memory", "a snapshot of the memory")
-	}
-	run, err := s.service.CreateSnapshot(c.r.Context(), c.scope, c.path("session"), skerry.SnapshotParams{Expiration: req.Expiration})
+	run, err := s.service.CreateSnapshot(c.r.Context(), c.scope, c.path("session"), skerry.SnapshotParams{
+		Expiration: req.Expiration, Memory: req.Memory,
+	})
 	if err != nil {
 		return err
 	}
@@ -102,9 +101,6 @@ func (r *forkRequest) params() (p skerry.ForkParams, err error) {
 	if err := r.unbuiltFields.check(); err != nil {
 		return p, err
 	}
-	if r.Memory {
-		return p, skerry.NotImplemented("memory", "a fork of the memory")
-	}
 	if slices.Contains(reservedNames, r.Name) {
 		return p, skerry.Invalid("name", "%q is reserved", r.Name)
 	}
@@ -115,7 +111,7 @@ func (r *forkRequest) params() (p skerry.ForkParams, err error) {
 		return p, err
 	}
 	p = skerry.ForkParams{
-		Name: r.Name, Image: r.Image, Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Live: r.Live, Persistent: r.Persistent,
+		Name: r.Name, Image: r.Image, Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Live: r.Live, Memory: r.Memory, Persistent: r.Persistent,
 		SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(),
 	}
 	if r.Resources != nil {

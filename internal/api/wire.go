@@ -90,12 +90,12 @@ type forkRequest struct {
 	Env       map[string]string `json:"env,omitempty" doc:"Replaces the source's environment."`
 	Tags      map[string]string `json:"tags,omitempty" doc:"Replaces the source's tags."`
 	Live      bool              `json:"live,omitempty" doc:"Take the files of a running source as they are now, instead of those of its current snapshot. An addition to the public API."`
-	Memory    bool              `json:"memory,omitempty" doc:"Not supported yet."`
+	Memory    bool              `json:"memory,omitempty" doc:"Go on with the processes of a running source, which is not stopped, from this moment, in a network of the fork's own: connections of the source are cut off, its commands are not listed, and what they print is dropped. The size cannot be another. Without a running source its current snapshot must hold memory. A session that was itself started from memory, or that has outlived a restart of the server, cannot be forked so (409 conflict). An addition to the public API."`
 }
 
 type snapshotRequest struct {
 	Expiration *skerry.Duration `json:"expiration,omitempty" doc:"How long it is kept, in ms; 0 is for ever. As the sandbox says by default."`
-	Memory     bool             `json:"memory,omitempty" doc:"Not supported yet."`
+	Memory     bool             `json:"memory,omitempty" doc:"Save what runs too: a session that starts from the snapshot goes on with the processes, in a network and under a name of its own. Connections that they had are cut off; commands belong to the session that they were started in, are not listed in the new one, and what they print there is dropped. It can start in a machine of the same size alone, and only with the version of the isolation that it was taken with (422 snapshot_incompatible). A session that was itself started from memory, or that has outlived a restart of the server, cannot be saved so (409 conflict). An addition to the public API."`
 }
 
 type updateRequest struct {
@@ -236,6 +236,11 @@ type sandboxesResponse struct {
 type sessionResponse struct {
 	Session sessionView    `json:"session"`
 	Routes  []skerry.Route `json:"routes"`
+}
+
+// pauseResponse answers pause and resume.
+type pauseResponse struct {
+	Session sessionView `json:"session"`
 }
 
 type extendResponse struct {

@@ -133,6 +133,7 @@ func (a *app) root() *cobra.Command {
 		a.createCommand(), a.runCommand(), a.shCommand(),
 		a.execCommand(), a.connectCommand(),
 		a.listCommand(), a.stopCommand(), a.removeCommand(), a.copyCommand(),
+		a.pauseCommand(), a.resumeCommand(),
 		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(),
 		a.sessionsCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(),

@@ -132,6 +132,7 @@ func TestGolden(t *testing.T) {
 		{"config-bad", false, nil, []string{"config", "vcpus", "first", "many"}},
 		{"stop", false, nil, []string{"stop", "first", "second", "none", "first"}},
 		{"not-found", false, nil, []string{"stop", "none"}},
+		{"pause-not-found", false, nil, []string{"pause", "none"}},
 		{"create-taken", false, nil, []string{"create", "--name", "first"}},
 		{"create-not-implemented", false, nil, []string{"create", "-p", "3000"}},
 		{"create-persistent", false, nil, []string{"create", "--persistent"}},
@@ -221,7 +222,7 @@ printf '%s|' "${words[@]}" "$cword" "$cur" "$prev"`)
 
 func TestHelpOfEveryCommand(t *testing.T) {
 	home(t)
-	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "sessions list", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "login", "logout"} {
+	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "login", "logout"} {
 		got := invocation{}.run(t, append(strings.Fields(name), "--help")...)
 		if got.code != 0 || got.err != "" || !strings.Contains(got.out, "Examples:") {
 			t.Errorf("%q --help: %+v", name, got)

@@ -22,9 +22,12 @@ replace all variables and all tags.
 
 The files are those of the source's last stop or snapshot, or of its image if
 there was none. With --live they are those of this moment, and the source runs
-on.`,
+on. With --memory the programs go on in the fork too, from this moment: with what
+they have in memory, but in a network of their own, in which connections of the
+source are cut off. The fork has the size of the source then.`,
 		Example: `  sandbox fork demo --name attempt
   sandbox fork --live demo --vcpus 4 --tag stage=test
+  sandbox fork --memory demo
   sandbox fork demo --non-persistent --connect`,
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -65,7 +68,7 @@ on.`,
 		fs.Lookup(name).Usage = usage + " (default: the source's)"
 	}
 	fs.BoolVar(&live, "live", false, "take the files of a running source as they are now, without stopping it")
-	fs.BoolVar(&memory, "memory", false, "take running programs along (if the server can)")
+	fs.BoolVar(&memory, "memory", false, "take the running programs along, without stopping the source")
 	fs.BoolVar(&connect, "connect", false, "open a shell in it")
 	fs.BoolVar(&asJSON, "json", false, "print the sandbox as JSON in place of its name")
 	return cmd
@@ -98,6 +101,8 @@ func (a *app) fork(ctx context.Context, name string, opts client.ForkOptions, si
 	info := source.Info()
 	from := "its image"
 	switch {
+	case opts.Memory && info.Status == skerry.StatusRunning:
+		from = "its memory of this moment"
 	case opts.Live && info.Status == skerry.StatusRunning:
 		from = "its files of this moment"
 	case info.CurrentSnapshotID != "":
@@ -105,7 +110,7 @@ func (a *app) fork(ctx context.Context, name string, opts client.ForkOptions, si
 	case sb.Session().SourceSnapshotID != "":
 		from = clean(sb.Session().SourceSnapshotID)
 	}
-	if info.Status == skerry.StatusRunning && !opts.Live {
+	if info.Status == skerry.StatusRunning && !opts.Live && !opts.Memory {
 		fmt.Fprintf(a.Err, "%s %s is running, and what has changed in it since it started is not in the fork; --live takes it along.\n",
 			a.err.yellow("Warning:"), clean(name))
 	}

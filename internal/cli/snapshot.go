@@ -20,10 +20,14 @@ says that you know. The snapshot's id goes to standard output.
 New sandboxes can start from it with "sandbox create --snapshot", and a sandbox
 that is persistent (the default) goes on from it at its next "sandbox exec". Every
 stop of such a one takes a snapshot by itself. "sandbox fork --live" copies a
-sandbox without stopping it.`,
+sandbox without stopping it.
+
+With --memory the snapshot has the running programs too, and what starts from it
+goes on with them where they were, in a network of its own.`,
 		Example: `  sandbox snapshot --stop demo
   id=$(sandbox snapshot --stop --expiration 7d demo)
-  sandbox create --snapshot "$id"`,
+  sandbox create --snapshot "$id"
+  sandbox snapshot --stop --memory demo`,
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if !stop {
@@ -49,7 +53,7 @@ sandbox without stopping it.`,
 	fs := cmd.Flags()
 	fs.BoolVar(&stop, "stop", false, "confirm that the session ends")
 	fs.Var(&expiration, "expiration", "how long the snapshot is kept, or none for ever (default as the sandbox says)")
-	fs.BoolVar(&memory, "memory", false, "keep running programs too (if the server can)")
+	fs.BoolVar(&memory, "memory", false, "keep the running programs too")
 	fs.BoolVar(&silent, "silent", false, "say nothing, not the id either")
 	fs.BoolVar(&asJSON, "json", false, "print the snapshot as JSON in place of its id")
 	return cmd

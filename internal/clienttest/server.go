@@ -82,6 +82,7 @@ func Start(dir string) (s *Server, stop func()) {
 	mux.HandleFunc("GET /v2/sandboxes/snapshots/{id}", s.getSnapshot)
 	mux.HandleFunc("DELETE /v2/sandboxes/snapshots/{id}", s.deleteSnapshot)
 	mux.HandleFunc("POST /v2/sandboxes/{name}/fork", s.fork)
+	mux.HandleFunc("POST "+session+"/pause", s.live(s.pause))
 	mux.HandleFunc("POST "+session+"/extend-timeout", s.live(s.extend))
 	mux.HandleFunc("POST "+session+"/cmd", s.live(s.run))
 	mux.HandleFunc("GET "+session+"/cmd/{cmd}", s.command)
@@ -333,6 +334,9 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request) {
 		s.restore(sb)
 		s.start(sb, skerry.StatusRunning)
 	}
+	if session := s.session(sb.CurrentSessionID); session != nil && r.URL.Query().Get("resume") == "true" {
+		session.PausedAt, sb.PausedAt = skerry.Time{}, skerry.Time{}
+	}
 	run := s.runOf(sb)
 	run.Resumed = resume
 	answer(w, run)
@@ -501,6 +505,14 @@ func (s *Server) extend(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	session := s.session(r.PathValue("id"))
 	session.Timeout += body.Duration
+	answer(w, map[string]any{"session": session})
+}
+
+func (s *Server) pause(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	session := s.session(r.PathValue("id"))
+	session.PausedAt = skerry.At(time.Now())
 	answer(w, map[string]any{"session": session})
 }
 

@@ -51,7 +51,7 @@ func (c *Controller) RunCommand(ctx context.Context, scope skerry.Scope, session
 	if err := validateCommand(&p); err != nil {
 		return nil, nil, err
 	}
-	l, err := c.running(ctx, scope, sessionID)
+	l, err := c.awake(ctx, scope, sessionID)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -226,6 +226,11 @@ func (c *Controller) KillCommand(ctx context.Context, scope skerry.Scope, sessio
 	if now.Finished() {
 		return &now, nil
 	}
+	if l := c.liveSession(sessionID); l != nil {
+		if err := c.wake(context.WithoutCancel(ctx), l); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.cfg.Node.Signal(ctx, sessionID, id, signal); err != nil {
 		return nil, err
 	}
@@ -238,7 +243,7 @@ func (c *Controller) OpenTerminal(ctx context.Context, scope skerry.Scope, sessi
 	if err := validateTerminal(&p); err != nil {
 		return nil, err
 	}
-	l, err := c.running(ctx, scope, sessionID)
+	l, err := c.awake(ctx, scope, sessionID)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +259,7 @@ func (c *Controller) WriteFiles(ctx context.Context, scope skerry.Scope, session
 	if err := validatePath("x-cwd", dir); err != nil {
 		return err
 	}
-	l, err := c.running(ctx, scope, sessionID)
+	l, err := c.awake(ctx, scope, sessionID)
 	if err != nil {
 		return err
 	}
@@ -290,7 +295,7 @@ func (c *Controller) checkFile(ctx context.Context, scope skerry.Scope, sessionI
 	if err := errors.Join(validatePath("path", path), validatePath("cwd", cwd)); err != nil {
 		return nil, err
 	}
-	return c.running(ctx, scope, sessionID)
+	return c.awake(ctx, scope, sessionID)
 }
 
 // failure is what a client is told of an error of the node. A node knows that

@@ -130,6 +130,8 @@ type Controller struct {
 	// by the sandbox's id.
 	lives   map[string]*live
 	current map[string]*live
+	// keeping is the snapshots that are being made of what runs already.
+	keeping map[string]chan struct{}
 }
 
 // New returns a controller. Recover must be called before it is used.
@@ -161,6 +163,7 @@ func New(cfg Config) *Controller {
 		cancel:  cancel,
 		lives:   map[string]*live{},
 		current: map[string]*live{},
+		keeping: map[string]chan struct{}{},
 		garbage: make(chan struct{}, 1),
 	}
 }

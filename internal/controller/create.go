@@ -12,6 +12,7 @@ import (
 
 // CreateSandbox implements api.Service.
 func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
+	vcpus, memory := given(p.VCPUs), given(p.MemoryMB)
 	if err := c.validateCreate(&p); err != nil {
 		return nil, err
 	}
@@ -20,6 +21,9 @@ func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p sk
 		err = about(err, "source.snapshotId")
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := from.fit(&p, vcpus, memory); err != nil {
 		return nil, err
 	}
 	if from.snapshot != nil && p.Runtime == "" {
@@ -36,6 +40,9 @@ type basis struct {
 	image Image
 	// snapshot is nil for the image alone.
 	snapshot *skerry.Snapshot
+	// forkOf, if not "", is the session that the snapshot is still to be taken
+	// of, with its memory.
+	forkOf string
 }
 
 // basisOf finds what a sandbox's next session starts from: its current
@@ -50,6 +57,31 @@ func (c *Controller) basisOf(ctx context.Context, scope skerry.Scope, image, cur
 	}
 	from.snapshot, from.image, err = c.usableSnapshot(ctx, scope, current)
 	return from, err
+}
+
+// fit gives a sandbox the size that a memory snapshot must have, and refuses
+// another that was asked for.
+func (b basis) fit(p *skerry.CreateParams, vcpus, memory *int) error {
+	if b.snapshot == nil || !b.snapshot.Memory {
+		return nil
+	}
+	base := b.snapshot.Base
+	if vcpus != nil && *vcpus != base.VCPUs {
+		return skerry.Invalid("resources.vcpus", "must be %d, as when the memory snapshot was taken, is %d", base.VCPUs, *vcpus)
+	}
+	if memory != nil && *memory != base.MemoryMB {
+		return skerry.Invalid("resources.memory", "must be %d, as when the memory snapshot was taken, is %d", base.MemoryMB, *memory)
+	}
+	p.VCPUs, p.MemoryMB = base.VCPUs, base.MemoryMB
+	return nil
+}
+
+// given is nil for a number that was not.
+func given(n int) *int {
+	if n == 0 {
+		return nil
+	}
+	return &n
 }
 
 // create makes a sandbox of parameters that were checked.
@@ -230,9 +262,11 @@ func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
 // sessionSpec is what the node is told of a session. The environment's layers
 // are, from below: the image's own, PATH for the runtime, the sandbox's.
 func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
-	image, snapshot := from.image, ""
-	if from.snapshot != nil {
-		snapshot = from.snapshot.Manifest
+	image, snapshot, memory, capture := from.image, "", false, ""
+	if from.forkOf != "" {
+		capture = from.snapshot.ID
+	} else if from.snapshot != nil {
+		snapshot, memory = from.snapshot.Manifest, from.snapshot.Memory
 	}
 	env := maps.Clone(image.Env)
 	if env == nil {
@@ -247,6 +281,9 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		Hostname:    hostname(box.Name),
 		ImageDigest: image.Digest,
 		Snapshot:    snapshot,
+		Memory:      memory,
+		ForkOf:      from.forkOf,
+		Capture:     capture,
 		Runtime:     box.Runtime,
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,
@@ -309,7 +346,9 @@ func (c *Controller) resume(ctx context.Context, boxID string) (resumed bool, er
 		if !mine {
 			switch l.session().Status {
 			case skerry.StatusRunning:
-				return resumed, nil
+				if err := c.wake(context.WithoutCancel(ctx), l); err == nil || l.session().Status == skerry.StatusRunning {
+					return resumed, err
+				}
 			case skerry.StatusPending:
 				resumed = true
 				select {

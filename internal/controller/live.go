@@ -24,6 +24,9 @@ type live struct {
 	// ended is closed when the session is over and the store says so.
 	ended chan struct{}
 
+	// pausing is held by what pauses or resumes the session.
+	pausing sync.Mutex
+
 	mu  sync.Mutex
 	run skerry.Session
 	// ending is the attempt to end the session that is under way or has
@@ -134,7 +137,7 @@ func (c *Controller) editSession(ctx context.Context, l *live, change func(*sker
 // reflectSession makes a sandbox show the state of its current session.
 func reflectSession(box *skerry.Sandbox, run *skerry.Session) {
 	box.Status = run.Status
-	box.ExpiresAt = skerry.Time{}
+	box.ExpiresAt, box.PausedAt = skerry.Time{}, run.PausedAt
 	if run.Status == skerry.StatusRunning {
 		box.ExpiresAt = run.ExpiresAt()
 	}

@@ -24,12 +24,15 @@ type Node interface {
 	Stop(ctx context.Context, sessionID string) (Usage, error)
 	// Forget removes what Stop left: the output of the session's commands.
 	Forget(ctx context.Context, sessionID string) error
-	// Snapshot saves the session's files, as far as they differ from its
-	// image, for good. With hold the session is paused afterwards, so that
-	// nothing happens in it that is not saved, and Stop or Resume follows. If
-	// it fails the session goes on as before.
-	Snapshot(ctx context.Context, sessionID string, hold bool) (SavedFiles, error)
-	// Resume lets a paused session go on.
+	// Snapshot saves the session for good, also one that is paused. If it
+	// fails the session goes on.
+	Snapshot(ctx context.Context, sessionID string, how Saving) (SavedFiles, error)
+	// Keep makes a snapshot of a capture (see SessionSpec), Discard removes it.
+	Keep(ctx context.Context, captureID string) (SavedFiles, error)
+	Discard(ctx context.Context, captureID string) error
+	// Pause stops all that the session runs until Resume; a session that is
+	// paused already is no error, nor is one that is not.
+	Pause(ctx context.Context, sessionID string) error
 	Resume(ctx context.Context, sessionID string) error
 	// CollectSnapshots removes all saved files but those of the manifests in
 	// keep. The caller sees to it that no Snapshot is between its return and
@@ -77,8 +80,16 @@ type SessionSpec struct {
 	// ImageDigest names an image in the node's image store ("sha256:…").
 	ImageDigest string
 	// Snapshot is the manifest of the saved files that the session starts
-	// from; "" for the image alone.
+	// from; "" for the image alone. With Memory it goes on from what it ran when
+	// it was saved, and VCPUs and MemoryMB must be as they were then.
 	Snapshot string
+	Memory   bool
+	// ForkOf, if not "", is a running session of this node that the session
+	// goes on from in the place of a Snapshot with Memory. It goes on itself.
+	// What it is at this moment stays on the node as the capture of that id
+	// until Keep or Discard, but not if Start fails, nor when the service ends.
+	ForkOf  string
+	Capture string
 	// Runtime chooses what is first on PATH in the default image; empty for
 	// other images.
 	Runtime  string
@@ -86,6 +97,16 @@ type SessionSpec struct {
 	MemoryMB int
 	// Env is the environment of every command.
 	Env map[string]string
+}
+
+// Saving is what a snapshot shall be.
+type Saving struct {
+	// Hold has the session paused afterwards, so that nothing happens in it
+	// that is not saved; Stop or Resume follows.
+	Hold bool
+	// Memory saves what the session runs, and not only its files, as far as
+	// they differ from its image.
+	Memory bool
 }
 
 // SavedFiles is where a session's files were saved.

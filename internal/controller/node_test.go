@@ -2,6 +2,7 @@ package controller
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -26,6 +27,8 @@ type processNode struct {
 	onStop  func(id string)
 	// onSnapshot runs when the files are saved but Snapshot has not returned.
 	onSnapshot func(id string) error
+	// onKeep, if not nil, runs before a capture is kept.
+	onKeep func(id string)
 
 	mu       sync.Mutex
 	sessions map[string]*processSession
@@ -65,11 +68,23 @@ func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
 		return err
 	}
 	s := &processSession{spec: spec, dir: filepath.Join(n.dir, spec.ID), ended: make(chan struct{}), commands: map[string]*process{}}
-	if spec.Snapshot == "" {
+	if spec.ForkOf != "" {
+		if err := os.MkdirAll(filepath.Join(n.dir, savedDir), 0o700); err != nil {
+			return err
+		}
+		source, err := n.session(spec.ForkOf)
+		if err != nil {
+			return err
+		}
+		if err := copyTree(source.dir, filepath.Join(n.dir, savedDir, spec.Capture)); err != nil {
+			return err
+		}
+	}
+	if from := cmp.Or(spec.Capture, spec.Snapshot); from == "" {
 		if err := os.Mkdir(s.dir, 0o700); err != nil {
 			return err
 		}
-	} else if err := copyTree(filepath.Join(n.dir, savedDir, spec.Snapshot), s.dir); err != nil {
+	} else if err := copyTree(filepath.Join(n.dir, savedDir, from), s.dir); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -86,7 +101,7 @@ func copyTree(from, to string) error {
 	return exec.Command("cp", "-a", from, to).Run()
 }
 
-func (n *processNode) Snapshot(_ context.Context, id string, hold bool) (SavedFiles, error) {
+func (n *processNode) Snapshot(_ context.Context, id string, how Saving) (SavedFiles, error) {
 	s, err := n.session(id)
 	if err != nil {
 		return SavedFiles{}, err
@@ -104,9 +119,30 @@ func (n *processNode) Snapshot(_ context.Context, id string, hold bool) (SavedFi
 		}
 	}
 	n.mu.Lock()
-	s.held = hold
+	s.held = how.Hold
 	n.mu.Unlock()
 	return SavedFiles{Manifest: manifest, Size: 1}, nil
+}
+
+func (n *processNode) Keep(_ context.Context, id string) (SavedFiles, error) {
+	if n.onKeep != nil {
+		n.onKeep(id)
+	}
+	return SavedFiles{Manifest: id, Size: 1}, nil
+}
+
+func (n *processNode) Discard(_ context.Context, id string) error {
+	return os.RemoveAll(filepath.Join(n.dir, savedDir, id))
+}
+
+func (n *processNode) Pause(_ context.Context, id string) error {
+	s, err := n.session(id)
+	if err == nil {
+		n.mu.Lock()
+		s.held = true
+		n.mu.Unlock()
+	}
+	return err
 }
 
 func (n *processNode) Resume(_ context.Context, id string) error {

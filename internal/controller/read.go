@@ -50,6 +50,16 @@ func (c *Controller) UpdateSandbox(ctx context.Context, scope skerry.Scope, name
 	return c.runOf(ctx, box.ID, false)
 }
 
+// checkSize refuses a size in which a sandbox could not start again, as its
+// next session is to go on from a memory snapshot of another.
+func (c *Controller) checkSize(ctx context.Context, box *skerry.Sandbox) error {
+	from, err := c.basisOf(ctx, box.Scope, box.Image, box.CurrentSnapshotID, box.Source)
+	if err != nil {
+		return nil // the next session meets it, whatever its size
+	}
+	return from.fit(&skerry.CreateParams{}, &box.VCPUs, &box.MemoryMB)
+}
+
 // about says which field of a request an error that a client sees is about.
 func about(err error, field string) error {
 	e, ok := errors.AsType[*skerry.Error](err)
@@ -103,6 +113,13 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 			return nil, about(err, "currentSnapshotId")
 		}
 		box.CurrentSnapshotID = snap.ID
+	}
+	// What runs now is saved at its stop, without its memory.
+	saves := c.liveOf(box.ID) != nil && box.Persistent
+	if p.CurrentSnapshotID != nil || !saves && (p.VCPUs != nil || p.MemoryMB != nil) {
+		if err := c.checkSize(ctx, box); err != nil {
+			return nil, err
+		}
 	}
 	box.UpdatedAt = skerry.At(time.Now())
 	return box, c.cfg.Store.SaveSandbox(ctx, box)

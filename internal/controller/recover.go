@@ -76,7 +76,10 @@ func (c *Controller) adopt(ctx context.Context, l *live) error {
 	if err := c.spawn(func() { c.watch(l) }); err != nil {
 		return err
 	}
-	if l.session().Status != skerry.StatusSnapshotting {
+	if run := l.session(); run.Status != skerry.StatusSnapshotting {
+		if !run.PausedAt.IsZero() {
+			c.pauseAgain(ctx, l)
+		}
 		c.arm(l, 0)
 		return nil
 	}
@@ -113,7 +116,7 @@ func (c *Controller) bury(ctx context.Context, l *live) error {
 	}
 	now := skerry.At(time.Now())
 	err = c.transition(ctx, l, to, func(run *skerry.Session) {
-		run.Reason, run.StoppedAt = reason, now
+		run.Reason, run.StoppedAt, run.PausedAt = reason, now, skerry.Time{}
 		if to == skerry.StatusAborted {
 			run.AbortedAt = now
 		}

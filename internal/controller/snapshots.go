@@ -17,13 +17,15 @@ import (
 // saveAndStop takes a snapshot of a session that is to stop, and leaves the
 // session stopping. If it fails the session runs as before.
 func (c *Controller) saveAndStop(ctx context.Context, l *live, e *ending, how saving, asked skerry.Time) error {
-	err := c.transition(ctx, l, skerry.StatusSnapshotting, func(run *skerry.Session) { run.RequestedStopAt = asked })
+	err := c.transition(ctx, l, skerry.StatusSnapshotting, func(run *skerry.Session) {
+		run.RequestedStopAt, run.PausedAt = asked, skerry.Time{}
+	})
 	if err != nil {
 		return err
 	}
 	c.unnamed.RLock()
 	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, true)
+	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{Hold: true, Memory: how.memory})
 	if err == nil {
 		e.snapshot, err = c.commit(ctx, l, saved, how)
 		if err != nil {
@@ -53,6 +55,10 @@ func (c *Controller) commit(ctx context.Context, l *live, saved SavedFiles, how 
 		snap = newSnapshot(box, run, saved, how)
 		if run.Persistent {
 			box.CurrentSnapshotID = snap.ID
+			if snap.Memory {
+				// Its next session can have no other size.
+				box.VCPUs, box.MemoryMB = run.VCPUs, run.MemoryMB
+			}
 		}
 		return c.cfg.Store.CreateSnapshot(ctx, snap, box, run)
 	})
@@ -83,6 +89,10 @@ func newSnapshot(box *skerry.Sandbox, run *skerry.Session, saved SavedFiles, how
 		UpdatedAt:       now,
 		Base:            skerry.Base{Image: run.Image, Digest: run.ImageDigest, Runtime: run.Runtime},
 		Manifest:        saved.Manifest,
+	}
+	if how.memory {
+		snap.Memory = true
+		snap.Base.VCPUs, snap.Base.MemoryMB = run.VCPUs, run.MemoryMB
 	}
 	snap.ExpiresAt = expiry(now, keepFor(box, how.expiration))
 	return snap
@@ -124,7 +134,7 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 	if err != nil {
 		return nil, err
 	}
-	e, mine := c.beginStop(l, saving{method: skerry.CreatedManually, expiration: p.Expiration})
+	e, mine := c.beginStop(l, saving{method: skerry.CreatedManually, expiration: p.Expiration, memory: p.Memory})
 	if !mine {
 		// Another stop was quicker; the client resumes and asks again.
 		return nil, skerry.Errorf(skerry.CodeSandboxStopping, "session %s is stopping", l.id)
@@ -149,7 +159,7 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 func (c *Controller) snapshotLive(ctx context.Context, l *live) (*skerry.Snapshot, error) {
 	c.unnamed.RLock()
 	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, false)
+	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{})
 	if err != nil {
 		return nil, c.failure(ctx, l, err)
 	}
@@ -164,7 +174,7 @@ func (c *Controller) snapshotLive(ctx context.Context, l *live) (*skerry.Snapsho
 
 // GetSnapshot implements api.Service.
 func (c *Controller) GetSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	return c.cfg.Store.Snapshot(ctx, scope, id)
+	return c.snapshot(ctx, scope, id)
 }
 
 // ListSnapshots implements api.Service.
@@ -175,7 +185,7 @@ func (c *Controller) ListSnapshots(ctx context.Context, scope skerry.Scope, f sk
 // DeleteSnapshot implements api.Service. A sandbox that would start from the
 // snapshot meets CodeSnapshotNotFound from then on.
 func (c *Controller) DeleteSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+	snap, err := c.snapshot(ctx, scope, id)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +207,7 @@ func (c *Controller) drop(ctx context.Context, snap *skerry.Snapshot) error {
 
 // usable returns a snapshot that sessions can start from, with its image.
 func (c *Controller) usableSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, Image, error) {
-	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+	snap, err := c.snapshot(ctx, scope, id)
 	if err != nil {
 		if skerry.CodeOf(err) == skerry.CodeNotFound {
 			err = skerry.Errorf(skerry.CodeSnapshotNotFound, "there is no snapshot %q", id)

@@ -56,6 +56,8 @@ type saving struct {
 	// method is empty for a stop that lets the files go.
 	method     skerry.CreationMethod
 	expiration *skerry.Duration
+	// memory has the snapshot hold what the session runs too.
+	memory bool
 }
 
 // discarding is the stop that lets the files go.
@@ -117,7 +119,7 @@ func (c *Controller) stopNow(l *live, e *ending, how saving) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
 	defer cancel()
 	asked := skerry.At(time.Now())
-	stopping := func(run *skerry.Session) { run.RequestedStopAt = asked }
+	stopping := func(run *skerry.Session) { run.RequestedStopAt, run.PausedAt = asked, skerry.Time{} }
 	if l.session().Status == skerry.StatusPending {
 		if err := c.transition(ctx, l, skerry.StatusStopping, stopping); err == nil {
 			// The start sees that it is no longer wanted, and ends the session.
@@ -191,7 +193,7 @@ func (c *Controller) finish(ctx context.Context, l *live, status skerry.SessionS
 	now := skerry.At(time.Now())
 	err = c.transition(ctx, l, status, func(run *skerry.Session) {
 		run.Reason = reason
-		run.StoppedAt = now
+		run.StoppedAt, run.PausedAt = now, skerry.Time{}
 		if status == skerry.StatusAborted {
 			run.AbortedAt = now
 		}

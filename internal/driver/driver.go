@@ -14,6 +14,14 @@ type Driver interface {
 	// Start starts a machine and returns it with the host's end of its guest
 	// agent's connection. If it fails, or ctx ends, nothing is left behind.
 	Start(ctx context.Context, spec Spec) (Machine, net.Conn, error)
+	// Restore starts a machine that goes on from a folder that
+	// Machine.SnapshotMemory filled, in the place of spec.Snapshot. memory
+	// returns the folder; it is called when all else is ready, so that it can
+	// be filled meanwhile. RootFS, Agent, VCPUs and MemoryBytes must be as they
+	// were (CodeBadRequest), and so must this program's version of the isolation
+	// (skerry.CodeSnapshotIncompatible). The guest agent has lost its
+	// connection: Attach, with the secret that it had, makes one.
+	Restore(ctx context.Context, spec Spec, memory func() (dir string, err error)) (Machine, error)
 	// Recover returns the machines that an earlier process of this
 	// installation started and that still run, after removing whatever it
 	// left that is not a running machine.
@@ -60,6 +68,11 @@ type Machine interface {
 	// files are of one moment, in which nothing in the machine runs; it goes
 	// on afterwards. If it fails, what is in dir is of no use.
 	Snapshot(ctx context.Context, dir string, attrs AttrReader) error
+	// SnapshotMemory writes all that the machine is into dir, an empty folder:
+	// its files, its memory and its processes, at one moment. It goes on
+	// afterwards, connections and all, from which a machine that is restored
+	// finds itself cut off. If it fails, what is in dir is of no use.
+	SnapshotMemory(ctx context.Context, dir string) error
 	// Pause stops everything in the machine, the guest agent included, and
 	// Resume lets it go on.
 	Pause(ctx context.Context) error

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"time"
 
@@ -77,6 +76,18 @@ type call struct {
 // Connect sets a fresh sandbox up over its first connection, which the Client
 // owns from then on, also when Connect fails.
 func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
+	return setUp(ctx, conn, setup, wire.TypeSetup)
+}
+
+// Renew makes a sandbox that was restored from a snapshot of its memory another
+// one, over a connection that was attached with the secret of the sandbox that
+// was saved. From then on it is as after Connect: what it runs goes on, but the
+// Client knows nothing of it.
+func Renew(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
+	return setUp(ctx, conn, setup, wire.TypeRenew)
+}
+
+func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.Type) (*Client, Info, error) {
 	if setup.User == (User{}) {
 		setup.User = User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID}
 	}
@@ -91,7 +102,7 @@ func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client
 	err := req.Validate()
 	var r wire.Reply
 	if err == nil {
-		r, err = c.request(ctx, wire.TypeSetup, &req)
+		r, err = c.request(ctx, how, &req)
 	}
 	if err == nil && (r.Info == nil || r.Info.Version != wire.Version) {
 		err = errors.New("the agent speaks another version of the protocol")
@@ -252,7 +263,8 @@ func (c *Client) lost(err error) error {
 // reads, so one that does not has stopped.
 const writeTimeout = 30 * time.Second
 
-// transport carries frames over any connection, best over a *net.UnixConn.
+// transport carries frames over any connection, best over one that writes
+// several buffers at once.
 type transport struct{ io.ReadWriteCloser }
 
 // WriteVec implements wire.Transport.
@@ -262,10 +274,8 @@ func (t transport) WriteVec(bufs [][]byte) error {
 			return err
 		}
 	}
-	if conn, ok := t.ReadWriteCloser.(net.Conn); ok {
-		b := net.Buffers(bufs)
-		_, err := b.WriteTo(conn)
-		return err
+	if v, ok := t.ReadWriteCloser.(interface{ WriteVec([][]byte) error }); ok {
+		return v.WriteVec(bufs)
 	}
 	for _, b := range bufs {
 		if _, err := t.Write(b); err != nil {

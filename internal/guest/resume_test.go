@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -146,14 +145,11 @@ func TestHostKilled(t *testing.T) {
 		doomedHost(t)
 		return
 	}
-	s, conn := boot(t)
-	file, err := conn.(*net.UnixConn).File()
-	if err != nil {
-		t.Fatal(err)
-	}
+	ends, guestEnd := newPipes(t)
+	s := bootWith(t, guestEnd)
 	host := exec.Command(os.Args[0], "-test.run=^TestHostKilled$")
 	host.Env = append(os.Environ(), "GUEST_TEST_HOST=1")
-	host.ExtraFiles = []*os.File{file}
+	host.ExtraFiles = []*os.File{os.NewFile(uintptr(ends[0]), "in"), os.NewFile(uintptr(ends[1]), "out")}
 	out, err := host.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -161,8 +157,7 @@ func TestHostKilled(t *testing.T) {
 	if err := host.Start(); err != nil {
 		t.Fatal(err)
 	}
-	file.Close()
-	conn.Close()
+	closeFiles(host.ExtraFiles)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +192,7 @@ func TestHostKilled(t *testing.T) {
 // doomedHost stores some output, says how much, and reads on without storing
 // until it is killed.
 func doomedHost(t *testing.T) {
-	conn, err := net.FileConn(os.NewFile(3, "agent"))
+	conn, err := wire.NewDuplex(3, 4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +267,7 @@ func TestAttachBeforeSetupIsRefused(t *testing.T) {
 	s, conn := boot(t)
 	defer conn.Close()
 	// A Ping before Setup ends the connection, and shows that the agent is up.
-	link := wire.NewLink(testTransport{conn})
+	link := wire.NewLink(conn)
 	if err := link.Send(wire.TypePing, 0, 1, nil, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -285,21 +280,13 @@ func TestAttachBeforeSetupIsRefused(t *testing.T) {
 	}
 }
 
-// testTransport is for tests that speak frames themselves.
-type testTransport struct{ net.Conn }
-
-func (t testTransport) WriteVec(bufs [][]byte) error {
-	b := net.Buffers(bufs)
-	_, err := b.WriteTo(t.Conn)
-	return err
-}
-
 func TestAgentOutlivesBrokenHosts(t *testing.T) {
 	s, c := start(t)
 	p := mustStart(t, c, guest.StartSpec{ID: "steady", Name: "cat", Stdin: true, TTY: &guest.Size{Cols: 80, Rows: 24}})
 	frames := map[string]func(l *wire.Link) error{
 		"garbage":         nil,
 		"a second resume": func(l *wire.Link) error { return l.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version}) },
+		"a late renewal":  func(l *wire.Link) error { return l.SendJSON(wire.TypeRenew, 7, wire.Setup{}) },
 		"a late setup":    func(l *wire.Link) error { return l.SendJSON(wire.TypeSetup, 7, wire.Setup{}) },
 		"guest's frame":   func(l *wire.Link) error { return l.SendJSON(wire.TypeExit, 7, wire.Exit{}) },
 		"no JSON":         func(l *wire.Link) error { return l.Send(wire.TypeStart, 0, 7, []byte("{]"), nil) },
@@ -326,7 +313,7 @@ func TestAgentOutlivesBrokenHosts(t *testing.T) {
 		if send == nil {
 			conn.Write([]byte(strings.Repeat("garbage ", 100)))
 		} else {
-			link := wire.NewLink(testTransport{conn})
+			link := wire.NewLink(conn)
 			link.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version})
 			if name == "an id in use" {
 				link.SendJSON(wire.TypeStart, 1<<20, wire.Start{Key: "w", Name: "sleep", Args: []string{"100"}})

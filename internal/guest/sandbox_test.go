@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
 // These tests run the real agent as the init of its own pid, mount, network
@@ -126,40 +126,63 @@ type sandbox struct {
 	pid int
 }
 
-// newConn returns a connected pair: the host's end, and the guest's as a file.
-func newConn(t testing.TB) (net.Conn, *os.File) {
+// hostEnd is a connection over two pipes.
+type hostEnd struct{ *wire.Duplex }
+
+// newPipes returns the ends of a connection, the one for reading first.
+func newPipes(t testing.TB) (host [2]int, guest []*os.File) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	var down, up [2]int
+	for _, p := range []*[2]int{&down, &up} {
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return [2]int{up[0], down[1]}, []*os.File{os.NewFile(uintptr(down[0]), "guest"), os.NewFile(uintptr(up[1]), "guest")}
+}
+
+// newConn returns a connected pair: the host's end, and the guest's as files.
+func newConn(t testing.TB) (hostEnd, []*os.File) {
+	t.Helper()
+	host, guest := newPipes(t)
+	d, err := wire.NewDuplex(host[0], host[1])
 	if err != nil {
 		t.Fatal(err)
 	}
-	host := os.NewFile(uintptr(fds[0]), "host")
-	defer host.Close()
-	conn, err := net.FileConn(host)
-	if err != nil {
-		t.Fatal(err)
+	return hostEnd{d}, guest
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
 	}
-	return conn, os.NewFile(uintptr(fds[1]), "guest")
 }
 
 // boot starts an agent without setting it up.
-func boot(t testing.TB) (*sandbox, net.Conn) {
+func boot(t testing.TB) (*sandbox, hostEnd) {
 	t.Helper()
+	conn, guestEnd := newConn(t)
+	t.Cleanup(func() { conn.Close() })
+	return bootWith(t, guestEnd), conn
+}
+
+// bootWith starts an agent with the guest's ends of its connection.
+func bootWith(t testing.TB, guestEnd []*os.File) *sandbox {
+	t.Helper()
+	defer closeFiles(guestEnd)
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: it makes name spaces and mounts")
 	}
 	if err := buildAgent(); err != nil {
 		t.Fatal(err)
 	}
-	conn, guestEnd := newConn(t)
-	defer guestEnd.Close()
 	var log bytes.Buffer
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "enter-sandbox", t.TempDir(), agentBinary)
-	cmd.ExtraFiles = []*os.File{guestEnd}
+	cmd.ExtraFiles = guestEnd
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
@@ -169,14 +192,13 @@ func boot(t testing.TB) (*sandbox, net.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		conn.Close()
 		cmd.Process.Kill()
 		cmd.Wait() // killed: its error says nothing
 		if log.Len() > 0 {
 			t.Errorf("the agent had something to say: %s", log.String())
 		}
 	})
-	return &sandbox{t, cmd.Process.Pid}, conn
+	return &sandbox{t, cmd.Process.Pid}
 }
 
 // testContext bounds a test.
@@ -206,17 +228,17 @@ func start(t testing.TB) (*sandbox, *guest.Client) {
 
 // attach hands a new connection to the agent as the host does: by the agent's
 // own binary, executed in the sandbox.
-func (s *sandbox) attach(secret string) (net.Conn, error) {
+func (s *sandbox) attach(secret string) (hostEnd, error) {
 	s.t.Helper()
 	conn, guestEnd := newConn(s.t)
-	defer guestEnd.Close()
+	defer closeFiles(guestEnd)
 	cmd := exec.Command("nsenter", "-t", fmt.Sprint(s.pid), "-p", "-m", "-u", "-n", "-r", "-w", "/.agent", "attach")
 	cmd.Env = []string{"SKERRY_ATTACH_SECRET=" + secret}
-	cmd.ExtraFiles = []*os.File{guestEnd}
+	cmd.ExtraFiles = guestEnd
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("%w: %s", err, out)
+		return conn, fmt.Errorf("%w: %s", err, out)
 	}
 	return conn, nil
 }

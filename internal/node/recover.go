@@ -95,7 +95,7 @@ func (s *session) adopt(ctx context.Context) error {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
-	s.secret = st.Secret
+	s.secret, s.agent, s.attached = st.Secret, st.Agent, true
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
 	}

@@ -34,6 +34,8 @@ func (m *earlier) Stop(context.Context) error {
 	return nil
 }
 
+func (m *earlier) SnapshotMemory(context.Context, string) error { return nil }
+
 func (m *earlier) Attach(context.Context, string) (net.Conn, error) {
 	host, agent := net.Pipe()
 	go m.serve(wire.NewLink(pipe{agent}))
@@ -80,6 +82,9 @@ func (m *earlier) Resume(context.Context) error { return nil }
 type machines []driver.Machine
 
 func (m machines) Recover(context.Context) ([]driver.Machine, error) { return m, nil }
+func (m machines) Restore(context.Context, driver.Spec, func() (string, error)) (driver.Machine, error) {
+	return nil, errors.New("not in this test")
+}
 func (m machines) Start(context.Context, driver.Spec) (driver.Machine, net.Conn, error) {
 	return nil, nil, errors.New("not here")
 }

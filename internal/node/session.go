@@ -24,10 +24,15 @@ type session struct {
 	dir  string
 
 	// Set by start or adopt, before the session is seen by anyone else.
-	secret  string
-	lease   Lease
-	machine driver.Machine
-	guest   *guest.Client
+	secret string
+	// agent is the name of the agent's image, "" if that is not known.
+	agent string
+	// attached says that the connection to the agent was handed in while the
+	// machine ran: see writeMemory.
+	attached bool
+	lease    Lease
+	machine  driver.Machine
+	guest    *guest.Client
 
 	// ctx ends when this process lets go of the session; work counts the
 	// goroutines that end with it.
@@ -45,6 +50,9 @@ type session struct {
 	mu       sync.Mutex
 	stopping bool
 	live     bool
+	// frozen says that the machine stands still; thaws counts when it did.
+	frozen   bool
+	thaws    int
 	usage    controller.Usage
 	commands map[string]*command
 	// running counts the commands that have not ended, outputBytes what the
@@ -78,10 +86,11 @@ const stateFile = "session.json"
 type state struct {
 	Secret string `json:"secret"`
 	Lease  string `json:"lease"`
+	Agent  string `json:"agent,omitempty"`
 }
 
-func (s *session) save() error {
-	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID()})
+func (s *session) saveState() error {
+	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent})
 	if err != nil {
 		return err
 	}
@@ -115,9 +124,16 @@ func (s *session) heartbeat() {
 		case <-s.ctx.Done():
 			return
 		}
+		before, frozen := s.standstills()
+		if frozen {
+			continue
+		}
 		ctx, cancel := context.WithTimeout(s.ctx, heartbeatPatience*every)
 		err := s.guest.Ping(ctx)
 		cancel()
+		if after, frozen := s.standstills(); frozen || after != before {
+			continue // it could not answer
+		}
 		if errors.Is(err, context.DeadlineExceeded) {
 			s.node.cfg.Log.Warn("a guest agent does not answer", "session", s.id)
 			_ = s.guest.Close() // watch sees it and ends the session

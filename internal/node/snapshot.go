@@ -25,14 +25,14 @@ type Snapshots interface {
 }
 
 // Snapshot implements controller.Node.
-func (n *Node) Snapshot(ctx context.Context, id string, hold bool) (controller.SavedFiles, error) {
+func (n *Node) Snapshot(ctx context.Context, id string, how controller.Saving) (controller.SavedFiles, error) {
 	s, err := n.running(id)
 	if err != nil {
 		return controller.SavedFiles{}, err
 	}
 	s.saving.Lock()
 	defer s.saving.Unlock()
-	saved, err := s.snapshot(ctx, hold)
+	saved, err := s.snapshot(ctx, how)
 	if err != nil {
 		return controller.SavedFiles{}, s.failure(notSaved(fmt.Errorf("save session %s: %w", id, err)))
 	}
@@ -51,33 +51,63 @@ func notSaved(err error) error {
 	return err
 }
 
-func (s *session) snapshot(ctx context.Context, hold bool) (_ controller.SavedFiles, err error) {
-	dir, err := os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
+func (s *session) snapshot(ctx context.Context, how controller.Saving) (_ controller.SavedFiles, err error) {
+	dir, err := s.save(ctx, how)
 	if err != nil {
 		return controller.SavedFiles{}, err
 	}
-	// Gone already if it was kept.
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := s.capture(ctx, dir); err != nil {
-		return controller.SavedFiles{}, err
+	saved, err := s.node.keep(ctx, dir)
+	if err != nil && how.Hold {
+		err = errors.Join(err, s.thaw())
 	}
-	if hold {
-		if err := s.machine.Pause(ctx); err != nil {
-			return controller.SavedFiles{}, err
-		}
-	}
-	ref, err := s.node.cfg.Snapshots.Add(ctx, dir)
-	if err != nil {
-		if hold {
-			err = errors.Join(err, s.machine.Resume(context.WithoutCancel(ctx)))
-		}
-		return controller.SavedFiles{}, err
-	}
-	return controller.SavedFiles{Manifest: ref.Manifest, Size: ref.Size, Added: ref.Added}, nil
+	return saved, err
 }
 
-// capture writes the machine's files into dir, with the guest's help.
-func (s *session) capture(ctx context.Context, dir string) (err error) {
+// save writes the session into a new folder below SnapshotWork.
+func (s *session) save(ctx context.Context, how controller.Saving) (dir string, err error) {
+	dir, err = os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(dir))
+		}
+	}()
+	if _, frozen := s.standstills(); frozen {
+		// What saves the machine is frozen with it.
+		if err := s.thaw(); err != nil {
+			return "", err
+		}
+		if !how.Hold {
+			defer func() { err = errors.Join(err, s.freeze(context.WithoutCancel(ctx))) }()
+		}
+	}
+	write := s.writeFiles
+	if how.Memory {
+		write = s.writeMemory
+	}
+	if err := write(ctx, dir); err != nil {
+		return "", err
+	}
+	if how.Hold {
+		return dir, s.freeze(ctx)
+	}
+	return dir, nil
+}
+
+// keep makes a snapshot of a folder that save has filled. The folder is gone
+// afterwards.
+func (n *Node) keep(ctx context.Context, dir string) (controller.SavedFiles, error) {
+	ref, err := n.cfg.Snapshots.Add(ctx, dir)
+	if err != nil {
+		return controller.SavedFiles{}, errors.Join(err, os.RemoveAll(dir))
+	}
+	return controller.SavedFiles{Manifest: ref.Manifest, Size: ref.Size, Added: ref.Added}, os.RemoveAll(dir)
+}
+
+// writeFiles writes the machine's files into dir, with the guest's help.
+func (s *session) writeFiles(ctx context.Context, dir string) (err error) {
 	d, err := s.guest.Describe(ctx)
 	if err != nil {
 		return err
@@ -98,15 +128,6 @@ func attrsOf(known []guest.Attrs) []driver.Attrs {
 		attrs[i] = driver.Attrs{Missing: a.Missing, ModTime: a.ModTime, Xattrs: a.Xattrs}
 	}
 	return attrs
-}
-
-// Resume implements controller.Node.
-func (n *Node) Resume(ctx context.Context, id string) error {
-	s, err := n.find(id)
-	if err != nil {
-		return err
-	}
-	return s.machine.Resume(ctx)
 }
 
 // CollectSnapshots implements controller.Node.

@@ -5,8 +5,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
@@ -49,8 +51,8 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
 	}
-	s.secret = rand.Text()
-	if err := s.save(); err != nil {
+	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
+	if err := s.saveState(); err != nil {
 		return err
 	}
 	snapshot, release, err := s.node.loadSnapshot(ctx, spec.Snapshot)
@@ -58,23 +60,41 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		return err
 	}
 	defer release() // the machine holds the files open
-	machine, conn, err := cfg.Driver.Start(ctx, driver.Spec{
+	machine := driver.Spec{
 		ID:          s.id,
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
-		Snapshot:    snapshot,
 		Agent:       cfg.Agent,
 		NetNS:       s.lease.NetNSPath(),
 		VCPUs:       spec.VCPUs,
 		MemoryBytes: int64(spec.MemoryMB) << 20,
 		DiskBytes:   cfg.DiskBytes,
 		Processes:   cfg.hostProcesses(),
-	})
+	}
+	xattrs, err := s.node.xattrs(spec)
 	if err != nil {
 		return err
 	}
-	s.machine = machine
-	if err := s.greet(ctx, conn, spec); err != nil {
+	setup := guest.Setup{
+		Hostname:  spec.Hostname,
+		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
+		WorkDir:   skerry.WorkDir,
+		Env:       spec.Env,
+		Xattrs:    xattrs,
+		Resolv:    resolvConf(cfg.Networks.Resolvers()),
+		Processes: cfg.Processes,
+		Secret:    s.secret,
+	}
+	switch {
+	case spec.ForkOf != "":
+		err = s.fork(ctx, machine, setup, spec.ForkOf, spec.Capture)
+	case spec.Memory:
+		err = s.wake(ctx, machine, setup, snapshot)
+	default:
+		machine.Snapshot = snapshot
+		err = s.boot(ctx, machine, setup)
+	}
+	if err != nil {
 		return err
 	}
 	s.begin()
@@ -96,30 +116,30 @@ func (c *Config) hostProcesses() int {
 // xattrs are the extended attributes that the guest has to set: the image's,
 // unless the files come from a snapshot, which has them.
 func (n *Node) xattrs(spec controller.SessionSpec) (image.Xattrs, error) {
-	if spec.Snapshot != "" {
+	if spec.Snapshot != "" || spec.ForkOf != "" {
 		return nil, nil
 	}
 	return n.cfg.Images.Xattrs(spec.ImageDigest)
 }
 
-// greet sets the guest agent up.
-func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.SessionSpec) error {
-	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
-	defer cancel()
-	xattrs, err := s.node.xattrs(spec)
+// boot starts the session's machine.
+func (s *session) boot(ctx context.Context, spec driver.Spec, setup guest.Setup) error {
+	machine, conn, err := s.node.cfg.Driver.Start(ctx, spec)
 	if err != nil {
 		return err
 	}
-	client, _, err := guest.Connect(ctx, conn, guest.Setup{
-		Hostname:  spec.Hostname,
-		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
-		WorkDir:   skerry.WorkDir,
-		Env:       spec.Env,
-		Xattrs:    xattrs,
-		Resolv:    resolvConf(s.node.cfg.Networks.Resolvers()),
-		Processes: s.node.cfg.Processes,
-		Secret:    s.secret,
-	})
+	s.machine = machine
+	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
+	defer cancel()
+	return s.greet(ctx, conn, setup, guest.Connect)
+}
+
+// greeting is guest.Connect or guest.Renew.
+type greeting func(context.Context, io.ReadWriteCloser, guest.Setup) (*guest.Client, guest.Info, error)
+
+// greet sets the guest agent up.
+func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, how greeting) error {
+	client, _, err := how(ctx, conn, setup)
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
 	}

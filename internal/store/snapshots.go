@@ -20,9 +20,11 @@ func (s *Store) CreateSnapshot(ctx context.Context, snap *skerry.Snapshot, box *
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO snapshots (id, team_id, project_id, sandbox_id, sandbox_name, parent_id, status,
-			created_at, expires_at, base_image, base_digest, base_runtime, manifest, document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			created_at, expires_at, base_image, base_digest, base_runtime, manifest, document, memory, base_vcpus, base_memory_mb)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			snap.ID, snap.Scope.TeamID, snap.Scope.ProjectID, snap.SandboxID, snap.SandboxName, snap.ParentID, snap.Status,
-			snap.CreatedAt.Millis(), snap.ExpiresAt.Millis(), snap.Base.Image, snap.Base.Digest, snap.Base.Runtime, snap.Manifest, string(document))
+			snap.CreatedAt.Millis(), snap.ExpiresAt.Millis(), snap.Base.Image, snap.Base.Digest, snap.Base.Runtime, snap.Manifest, string(document),
+			snap.Memory, snap.Base.VCPUs, snap.Base.MemoryMB)
 		if err != nil || box == nil {
 			return err
 		}
@@ -49,7 +51,7 @@ func (s *Store) TouchSnapshot(ctx context.Context, id string, now skerry.Time) e
 
 // snapshotQuery is what scanSnapshot reads.
 const snapshotQuery = `SELECT snapshots.id, snapshots.team_id, snapshots.project_id, snapshots.sandbox_id, snapshots.base_image,
-	snapshots.base_digest, snapshots.base_runtime, snapshots.manifest, snapshots.document FROM snapshots `
+	snapshots.base_digest, snapshots.base_runtime, snapshots.manifest, snapshots.document, snapshots.memory, snapshots.base_vcpus, snapshots.base_memory_mb FROM snapshots `
 
 func scanSnapshot(row scanner) (*skerry.Snapshot, error) {
 	snap := &skerry.Snapshot{}
@@ -57,14 +59,16 @@ func scanSnapshot(row scanner) (*skerry.Snapshot, error) {
 	var scope skerry.Scope
 	var base skerry.Base
 	var box, manifest string
-	err := row.Scan(&id, &scope.TeamID, &scope.ProjectID, &box, &base.Image, &base.Digest, &base.Runtime, &manifest, &document)
+	var memory bool
+	err := row.Scan(&id, &scope.TeamID, &scope.ProjectID, &box, &base.Image, &base.Digest, &base.Runtime, &manifest, &document,
+		&memory, &base.VCPUs, &base.MemoryMB)
 	if err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal([]byte(document), snap); err != nil {
 		return nil, fmt.Errorf("snapshot %s is damaged: %w", id, err)
 	}
-	snap.ID, snap.Scope, snap.SandboxID, snap.Base, snap.Manifest = id, scope, box, base, manifest
+	snap.ID, snap.Scope, snap.SandboxID, snap.Base, snap.Manifest, snap.Memory = id, scope, box, base, manifest, memory
 	return snap, nil
 }
 

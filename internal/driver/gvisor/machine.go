@@ -31,17 +31,24 @@ type machine struct {
 	conf  *config.Config
 	proc  *process
 	group *cgroup.Group
+	// oci is nil for an adopted machine.
+	oci *specs.Spec
+	// sentry is the version of gVisor that runs the machine, "" for one from
+	// before they were written down; vcpus and memory are its limits.
+	sentry string
+	vcpus  int
+	memory int64
+
+	// pausing is held by Pause and Resume.
+	pausing sync.Mutex
+	paused  bool
 
 	done chan struct{}
 	// reason is written before done is closed.
 	reason string
 
-	// pausing is held while the machine is paused or resumed.
-	pausing sync.Mutex
-	paused  bool
-
 	// unloadable is set when the snapshot that it started from could not be
-	// read; loading counts awaitFiles.
+	// read; loading counts awaitFiles and awaitMemory.
 	unloadable atomic.Bool
 	loading    sync.WaitGroup
 
@@ -59,6 +66,13 @@ type state struct {
 	StartTime uint64 `json:"startTime"`
 	Network   bool   `json:"network"`
 	Control   string `json:"control"`
+	// These are of the machine as it was started, by another version of this
+	// program maybe.
+	Sentry      string `json:"sentry,omitempty"`
+	VCPUs       int    `json:"vcpus,omitempty"`
+	MemoryBytes int64  `json:"memoryBytes,omitempty"`
+	// Paused says that the machine is, or may be, paused.
+	Paused bool `json:"paused,omitempty"`
 }
 
 func (m *machine) save() error {
@@ -67,6 +81,7 @@ func (m *machine) save() error {
 		StartTime: m.proc.start,
 		Network:   m.conf.Network == config.NetworkSandbox,
 		Control:   m.box.ControlSocketPath,
+		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Paused: m.paused,
 	})
 	if err != nil {
 		return err
@@ -107,10 +122,16 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 	}
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
 	box.Pid.Store(pid)
-	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
-	if err := m.unpause(); err != nil {
-		proc.close()
-		return nil, fmt.Errorf("it cannot be resumed: %w", err)
+	m := &machine{
+		d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{}),
+		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes,
+	}
+	m.paused = st.Paused
+	if m.paused {
+		if err := m.endPause(); err != nil {
+			proc.close()
+			return nil, err
+		}
 	}
 	go m.watch()
 	return m, nil
@@ -167,11 +188,11 @@ func (m *machine) Attach(ctx context.Context, secret string) (net.Conn, error) {
 }
 
 func (m *machine) attach(ctx context.Context, secret string) (_ net.Conn, err error) {
-	host, guest, err := socketPair()
+	host, guest, err := newConnection()
 	if err != nil {
 		return nil, err
 	}
-	defer guest.Close()
+	defer guest.close()
 	defer func() {
 		if err != nil {
 			host.Close()
@@ -183,7 +204,7 @@ func (m *machine) attach(ctx context.Context, secret string) (_ net.Conn, err er
 	if err != nil {
 		return nil, err
 	}
-	files := map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null, agentFD: guest}
+	files := map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null, fromHostFD: guest.in, toHostFD: guest.out}
 	pid, err := m.box.Execute(m.conf, &control.ExecArgs{
 		Filename:         agentPath,
 		Argv:             []string{agentPath, "attach"},

@@ -1,103 +1,166 @@
 package gvisor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/control"
 )
 
-// A machine is paused by its own kernel, which stops all tasks; the sentry
-// itself sleeps then. It is not frozen from outside as well: that interrupts the
-// sentry in what it does with its helper processes, such as making one, and a
-// sentry that is interrupted there panics once it goes on.
+// A paused machine is one whose sentry has stopped its tasks and was then
+// stopped itself, by a signal. The cgroup's freezer would do both at once, but
+// the processes that sandboxed code runs in do not survive being frozen twice:
+// what their threads wait in is interrupted, and restarting that is a call
+// that their filter takes for one of the sandboxed code.
 //
-// The kernel counts how often it was stopped, and panics when it is let go once
-// too often, so a process that takes a machine over must know whether it was
-// stopped. pausingFile is there from before the kernel is asked until it has
-// been let go, and has something in it once it is known to have stopped.
+// Sentries count pauses and do not tell whether they are paused, so it is
+// written down before and after.
 
-const pausingFile = "pausing"
-
-// Pause implements driver.Machine. Pausing a machine that is paused has no
-// effect.
-func (m *machine) Pause(ctx context.Context) error {
+// Pause implements driver.Machine.
+func (m *machine) Pause(context.Context) error {
 	m.pausing.Lock()
 	defer m.pausing.Unlock()
 	if m.paused {
 		return nil
 	}
-	if err := m.markPausing(""); err != nil {
-		return err
-	}
-	if err := m.box.Pause(m.id); err != nil {
-		return err
-	}
 	m.paused = true
-	if err := m.markPausing("paused"); err != nil {
-		return errors.Join(err, m.resume())
-	}
-	return nil
-}
-
-func (m *machine) markPausing(how string) error {
-	if err := os.WriteFile(m.pausingPath(), []byte(how), 0o600); err != nil {
+	if err := m.save(); err != nil {
+		m.paused = false
 		return fmt.Errorf("pause machine %s: %w", m.id, err)
 	}
+	if err := m.box.Pause(m.id); err != nil {
+		m.paused = false
+		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.save()))
+	}
+	if err := m.stand(); err != nil {
+		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.goOn()))
+	}
 	return nil
 }
 
-// Resume implements driver.Machine. Resuming a machine that is not paused has
-// no effect.
+// stopWait is how long the threads of a sentry may take to stop. One that the
+// kernel is at work for stops later.
+const stopWait = time.Second
+
+// stand stops the sentry and returns when it has stopped.
+func (m *machine) stand() error {
+	if err := m.proc.send(unix.SIGSTOP); err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	late := time.After(stopWait)
+	for {
+		if stopped, err := m.proc.isStopped(); stopped || err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			return nil
+		case <-m.done:
+			return nil
+		}
+	}
+}
+
+// Resume implements driver.Machine.
 func (m *machine) Resume(context.Context) error {
 	m.pausing.Lock()
 	defer m.pausing.Unlock()
 	if !m.paused {
 		return nil
 	}
-	return m.resume()
+	if err := m.goOn(); err != nil {
+		return fmt.Errorf("resume machine %s: %w", m.id, err)
+	}
+	return nil
 }
 
-// resume undoes Pause; m.pausing is held.
-func (m *machine) resume() error {
+// goOn ends a pause; m.pausing is held.
+func (m *machine) goOn() error {
+	if err := m.proc.send(unix.SIGCONT); err != nil {
+		return err
+	}
 	if err := m.box.Resume(m.id); err != nil {
 		return err
 	}
 	m.paused = false
-	return os.Remove(m.pausingPath())
+	return m.save()
 }
 
-func (m *machine) pausingPath() string { return filepath.Join(m.d.machineDir(m.id), pausingFile) }
+// probeWait is how long a program that does nothing may take.
+const probeWait = 3 * time.Second
 
-// probeWait is how long a machine that runs may take to answer.
-const probeWait = 10 * time.Second
-
-// unpause lets a machine go that an earlier process has paused, or perhaps
-// just has not.
-func (m *machine) unpause() error {
-	mark, err := os.ReadFile(m.pausingPath())
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+// endPause lets an adopted machine go on that was written down as paused. The
+// earlier process may have ended while it paused or resumed it: then a program
+// that is to end at once shows whether anything runs.
+func (m *machine) endPause() error {
+	m.pausing.Lock()
+	defer m.pausing.Unlock()
+	stopped, err := m.proc.isStopped()
+	if err != nil || stopped {
+		return errors.Join(err, m.goOn())
 	}
+	pid, err := m.box.Execute(m.conf, &control.ExecArgs{
+		Filename: agentPath, Argv: []string{agentPath, "nothing"}, WorkingDirectory: "/", ContainerID: m.id,
+		FilePayload: control.NewFilePayload(map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null}, nil),
+	})
 	if err != nil {
 		return err
 	}
-	if len(mark) == 0 && m.answers() {
-		return os.Remove(m.pausingPath()) // the kernel was not asked yet
+	ended := make(chan error, 1)
+	go func() {
+		_, err := m.box.WaitPID(m.id, pid)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		m.paused = false
+		return errors.Join(err, m.save())
+	case <-time.After(probeWait):
+		return m.goOn()
 	}
-	return m.resume()
 }
 
-// answers says whether the machine's tasks run: the agent refuses a connection
-// without its secret, but at once.
-func (m *machine) answers() bool {
-	ctx, cancel := context.WithTimeout(context.Background(), probeWait)
-	defer cancel()
-	conn, err := m.attach(ctx, "")
-	if err == nil {
-		conn.Close()
+// send sends a signal; it is no error that the process has ended.
+func (p *process) send(sig unix.Signal) error {
+	conn, err := p.file.SyscallConn()
+	if err != nil {
+		return err
 	}
-	return ctx.Err() == nil
+	var kerr error
+	err = conn.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
+	if errors.Is(kerr, unix.ESRCH) {
+		kerr = nil
+	}
+	return errors.Join(err, kerr)
+}
+
+// isStopped says whether a signal has stopped all of the process's threads.
+func (p *process) isStopped() (bool, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid))
+	if err != nil || len(threads) == 0 {
+		return false, err
+	}
+	for _, stat := range threads {
+		b, err := os.ReadFile(stat)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // it has ended
+		}
+		if err != nil {
+			return false, err
+		}
+		// The state follows the name, which may hold anything.
+		if state := bytes.TrimSpace(b[bytes.LastIndexByte(b, ')')+1:]); len(state) == 0 || state[0] != 'T' {
+			return false, nil
+		}
+	}
+	return true, nil
 }

@@ -69,18 +69,7 @@ func (p *process) wait() (unix.WaitStatus, bool, error) {
 }
 
 // signal kills the process; one that has ended is no error.
-func (p *process) signal() error {
-	conn, err := p.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var kerr error
-	err = conn.Control(func(fd uintptr) { kerr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	if errors.Is(kerr, unix.ESRCH) {
-		kerr = nil
-	}
-	return errors.Join(err, kerr)
-}
+func (p *process) signal() error { return p.send(unix.SIGKILL) }
 
 // kill kills the process and returns when it has gone.
 func (p *process) kill(ctx context.Context) error {

@@ -56,14 +56,20 @@ func withErrno(err error) error {
 // unreadable. They are read while it runs already: whoever reads one that is
 // not there yet waits.
 func (m *machine) awaitFiles() {
-	err := m.box.WaitFSRestore(m.id)
-	if err == nil {
-		return
+	if err := m.box.WaitFSRestore(m.id); err != nil {
+		m.endUnloadable("files", err)
 	}
+}
+
+// endGrace is how long it may take to be known that a sentry has ended.
+const endGrace = 500 * time.Millisecond
+
+// endUnloadable ends a machine that runs without all that it started from.
+func (m *machine) endUnloadable(what string, err error) {
 	select {
-	case <-m.done: // it has ended anyway
-	default:
-		m.d.cfg.Log.Error("cannot load a machine's files", "machine", m.id, "error", err)
+	case <-m.done: // it has ended anyway, and that is the error
+	case <-time.After(endGrace):
+		m.d.cfg.Log.Error("cannot load what a machine starts from", "machine", m.id, "what", what, "error", err)
 		m.unloadable.Store(true)
 		_ = m.proc.signal() // watch sees whether it ends
 	}

@@ -2,7 +2,6 @@ package gvisor
 
 import (
 	"context"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,7 +103,8 @@ func TestDamagedSnapshotEndsTheMachine(t *testing.T) {
 
 func TestPause(t *testing.T) {
 	l := newLab(t)
-	m, g := l.start(t, l.spec("paused"))
+	spec := l.spec("paused")
+	m, g := l.start(t, spec)
 	g.ask("cpus")
 	if err := m.Pause(t.Context()); err != nil {
 		t.Fatal(err)
@@ -130,52 +130,45 @@ func TestPause(t *testing.T) {
 	if got := <-answer; got != "2" {
 		t.Errorf("after its pause the machine says %q", got)
 	}
+	// Again and again, with nothing in between.
+	for range 5 {
+		if err := m.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 3 {
+		if got := g.ask("child alloc 1"); !strings.Contains(got, `"1" <nil>`) {
+			t.Errorf("after many pauses a child says %q", got)
+		}
+	}
+	// An earlier process has paused it, or was about to.
+	for _, pause := range []func(context.Context) error{m.Pause, func(context.Context) error {
+		m.(*machine).paused = true
+		return m.(*machine).save()
+	}, func(context.Context) error {
+		return m.(*machine).box.Pause(spec.ID)
+	}} {
+		if err := pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		machines, err := l.Recover(t.Context())
+		if err != nil || len(machines) != 1 {
+			t.Fatal(machines, err)
+		}
+		if got := g.ask("cpus"); got != "2" {
+			t.Errorf("after it was adopted the machine says %q", got)
+		}
+		m.(*machine).paused = true
+		if err := m.(*machine).save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.(*machine).paused = false
 	// A paused machine can be stopped: the test's end does.
 	if err := m.Pause(t.Context()); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// TestRecoverResumes: a process that takes over finds a machine paused, or on
-// the way there, and lets it go on.
-func TestRecoverResumes(t *testing.T) {
-	for how, leave := range map[string]func(*machine) error{
-		"paused":      func(m *machine) error { return m.Pause(context.Background()) },
-		"about to be": func(m *machine) error { return os.WriteFile(m.pausingPath(), nil, 0o600) },
-		"half paused": func(m *machine) error {
-			return errors.Join(os.WriteFile(m.pausingPath(), nil, 0o600), m.box.Pause(m.id))
-		},
-	} {
-		t.Run(how, func(t *testing.T) {
-			l := newLab(t)
-			m, g := l.start(t, l.spec("taken-over"))
-			g.ask("cpus")
-			if err := leave(m.(*machine)); err != nil {
-				t.Fatal(err)
-			}
-			found, err := l.Recover(t.Context())
-			if err != nil || len(found) != 1 {
-				t.Fatalf("Recover() = %v, %v", found, err)
-			}
-			if got := g.ask("cpus"); got != "2" {
-				t.Errorf("the machine answers %q", got)
-			}
-			if _, err := os.Stat(m.(*machine).pausingPath()); !os.IsNotExist(err) {
-				t.Errorf("the mark of a pause is still there: %v", err)
-			}
-			// Pausing works as ever.
-			if err := found[0].Pause(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if err := found[0].Resume(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			if got := g.ask("cpus"); got != "2" {
-				t.Errorf("after a pause the machine answers %q", got)
-			}
-			if err := found[0].Stop(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
 	}
 }

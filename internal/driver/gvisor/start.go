@@ -29,8 +29,12 @@ const sentryMemory = 192 << 20
 // processes on the host.
 const helperOOMScore = 800
 
-// agentFD is the guest agent's file descriptor of the connection to the host.
-const agentFD = 3
+// fromHostFD and toHostFD are the guest agent's descriptors of its connection
+// to the host.
+const (
+	fromHostFD = 3
+	toHostFD   = 4
+)
 
 // Start implements driver.Driver.
 func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, net.Conn, error) {
@@ -42,78 +46,87 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, n
 }
 
 func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net.Conn, err error) {
+	host, guest, err := newConnection()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer guest.close()
+	m, err := d.launch(ctx, spec, guest, func(m *machine) error {
+		if err := m.box.StartRoot(m.conf, m.oci); err != nil {
+			return err
+		}
+		if spec.Snapshot != "" {
+			m.loading.Go(m.awaitFiles)
+		}
+		return nil
+	})
+	if err != nil {
+		host.Close()
+		return nil, nil, err
+	}
+	return m, host, nil
+}
+
+// launch makes a machine, puts it under its limits, and only then has begin
+// bring it to life. guest is the agent's end of its first connection.
+func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, begin func(*machine) error) (_ *machine, err error) {
 	dir := d.machineDir(spec.ID)
 	oci := ociSpec(spec, filepath.Join(dir, rootDir))
 	if err := writeBundle(dir, oci); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	var proc *process
+	m := &machine{
+		d: d, id: spec.ID, oci: oci, done: make(chan struct{}),
+		sentry: sentryVersion(), vcpus: spec.VCPUs, memory: spec.MemoryBytes,
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.abandon(ctx, spec.ID, proc))
+			err = errors.Join(withPanic(dir, err), d.abandon(ctx, spec.ID, m.proc))
 		}
 	}()
-	group, err := d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
+	m.group, err = d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
 		CPUs:        spec.VCPUs,
 		MemoryBytes: spec.MemoryBytes + sentryMemory,
 		Processes:   spec.Processes,
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	conf, err := d.runscConfig(spec.ID, spec.NetNS != "")
-	if err != nil {
-		return nil, nil, err
+	if m.conf, err = d.runscConfig(spec.ID, spec.NetNS != ""); err != nil {
+		return nil, err
 	}
-	host, guest, err := socketPair()
+	args, closeArgs, err := d.sandboxArgs(spec, m.group)
 	if err != nil {
-		return nil, nil, err
-	}
-	defer guest.Close()
-	defer func() {
-		if err != nil {
-			host.Close()
-		}
-	}()
-
-	args, closeArgs, err := d.sandboxArgs(spec, group)
-	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer closeArgs()
 	args.Spec = oci
 	args.BundleDir = dir
-	args.PassFiles = map[int]*os.File{agentFD: guest}
+	args.PassFiles = map[int]*os.File{fromHostFD: guest.in, toHostFD: guest.out}
 	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	box, err := sandbox.New(conf, args)
-	if err != nil {
-		return nil, nil, withPanic(dir, err)
+	if m.box, err = sandbox.New(m.conf, args); err != nil {
+		return nil, err
 	}
-	proc, err = openProcess(box.Getpid())
-	if err != nil {
-		return nil, nil, err
+	if m.proc, err = openProcess(m.box.Getpid()); err != nil {
+		return nil, err
 	}
-	if err := confine(group, proc.pid, args.CloneIntoCgroupFD == nil); err != nil {
-		return nil, nil, err
+	if err := confine(m.group, m.proc.pid, args.CloneIntoCgroupFD == nil); err != nil {
+		return nil, err
 	}
-	m := &machine{d: d, id: spec.ID, box: box, conf: conf, proc: proc, group: group, done: make(chan struct{})}
 	if err := m.save(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	// From here on sandboxed code runs.
 	if err := ctx.Err(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if err := box.StartRoot(conf, oci); err != nil {
-		return nil, nil, withPanic(dir, err)
+	if err := begin(m); err != nil {
+		return nil, err
 	}
 	go m.watch()
-	if spec.Snapshot != "" {
-		m.loading.Go(m.awaitFiles)
-	}
-	return m, host, nil
+	return m, nil
 }
 
 // sandboxArgs opens the files that a sentry is started with. runsc closes
@@ -206,23 +219,6 @@ func (d *Driver) abandon(ctx context.Context, id string, proc *process) error {
 		pid = running[id]
 	}
 	return d.sweep(ctx, id, pid)
-}
-
-// socketPair returns the two ends of the guest agent's connection.
-func socketPair() (net.Conn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("create the agent's connection: %w", err)
-	}
-	guest := os.NewFile(uintptr(fds[1]), "guest")
-	f := os.NewFile(uintptr(fds[0]), "host")
-	defer f.Close()
-	conn, err := net.FileConn(f)
-	if err != nil {
-		guest.Close()
-		return nil, nil, fmt.Errorf("create the agent's connection: %w", err)
-	}
-	return conn, guest, nil
 }
 
 func closeAll(files []*os.File) {

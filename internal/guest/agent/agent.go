@@ -49,10 +49,10 @@ type Agent struct {
 	stopping bool
 }
 
-// Run serves the host on the connected socket fd, and on every one that is
-// attached later, until ctx ends or the process gets SIGTERM or SIGINT. It
+// Run serves the host on a connection of two pipes, whose ends for reading and
+// for writing in and out are, and on every one that is attached later, until ctx ends or the process gets SIGTERM or SIGINT. It
 // then ends all commands.
-func Run(ctx context.Context, fd int) error {
+func Run(ctx context.Context, in, out int) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// A pid 1 is not to die of these, and ignoring them would be inherited by
@@ -62,13 +62,13 @@ func Run(ctx context.Context, fd int) error {
 	defer signal.Stop(ignored)
 
 	// What the agent was started with is not for the commands. A kernel without
-	// the call has nothing but the connection, which newTransport sees to.
+	// the call has nothing but the connection, which NewDuplex sees to.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
 	carrying, hangUp := context.WithCancel(context.Background())
 	defer hangUp()
 
-	t, err := newTransport(fd)
+	t, err := wire.NewDuplex(in, out)
 	if err != nil {
 		return err
 	}
@@ -270,6 +270,17 @@ func (a *Agent) isStopping() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.stopping
+}
+
+// disown lets all processes go.
+func (a *Agent) disown() {
+	a.mu.Lock()
+	procs := a.processes()
+	clear(a.procs)
+	a.mu.Unlock()
+	for _, p := range procs {
+		p.disown()
+	}
 }
 
 // forget drops a process that has ended.

@@ -10,12 +10,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
 // A new connection comes in by a second process of the agent's own binary,
-// which the host executes in the sandbox with the connection as descriptor 3.
-// It hands the descriptor to the agent over an abstract unix socket: one
-// packet of the secret with the descriptor beside it, answered by one byte.
+// which the host executes in the sandbox with the connection as descriptors 3
+// and 4. It hands them to the agent over an abstract unix socket: one packet of
+// the secret with the descriptors beside it, answered by one byte.
 //
 // Everything in the sandbox can connect to that socket. It gets nothing for
 // it: the agent talks to root alone, wants the secret that the host gave it in
@@ -130,17 +132,18 @@ func (d *door) hear(fd int) error {
 	if err := f.SetDeadline(time.Now().Add(doorPatience)); err != nil {
 		return err
 	}
-	secret, conn, err := receiveSecret(raw)
+	secret, in, out, err := receiveSecret(raw)
 	if err != nil {
 		return err
 	}
 	setup, _ := d.a.config()
 	if setup == nil || !sameSecret(secret, []byte(setup.Secret)) {
-		unix.Close(conn)
+		unix.Close(in)
+		unix.Close(out)
 		f.Write([]byte{doorRefused}) // a caller that does not listen is none of ours
 		return errors.New("wrong secret")
 	}
-	t, err := newTransport(conn)
+	t, err := wire.NewDuplex(in, out)
 	if err != nil {
 		return err
 	}
@@ -161,8 +164,8 @@ func sameSecret(a, b []byte) bool {
 	return diff == 0
 }
 
-// receiveSecret returns the packet and the one socket that came with it.
-func receiveSecret(raw syscall.RawConn) (secret []byte, conn int, err error) {
+// receiveSecret returns the packet and the two pipes that came with it.
+func receiveSecret(raw syscall.RawConn) (secret []byte, in, out int, err error) {
 	buf, oob := make([]byte, maxSecret), make([]byte, unix.CmsgSpace(4*4))
 	var n, oobn int
 	waitErr := raw.Read(func(fd uintptr) bool {
@@ -173,19 +176,19 @@ func receiveSecret(raw syscall.RawConn) (secret []byte, conn int, err error) {
 		err = waitErr
 	}
 	if err != nil {
-		return nil, -1, fmt.Errorf("receiving a connection: %w", err)
+		return nil, -1, -1, fmt.Errorf("receiving a connection: %w", err)
 	}
 	fds, err := rights(oob[:oobn])
 	if err != nil {
-		return nil, -1, err
+		return nil, -1, -1, err
 	}
-	if len(fds) != 1 || !isSocket(fds[0]) {
+	if len(fds) != 2 || !isPipe(fds[0]) || !isPipe(fds[1]) {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
-		return nil, -1, fmt.Errorf("received %d descriptors, want one socket", len(fds))
+		return nil, -1, -1, fmt.Errorf("received %d descriptors, want two pipes", len(fds))
 	}
-	return buf[:n], fds[0], nil
+	return buf[:n], fds[0], fds[1], nil
 }
 
 // rights returns all descriptors of a control message.
@@ -203,14 +206,14 @@ func rights(oob []byte) ([]int, error) {
 	return fds, nil
 }
 
-func isSocket(fd int) bool {
+func isPipe(fd int) bool {
 	var st unix.Stat_t
-	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
 }
 
-// Attach hands the connected socket fd to the agent of this sandbox and
+// Attach hands a connection of two pipes to the agent of this sandbox and
 // returns once the agent has taken it.
-func Attach(fd int, secret string) error {
+func Attach(in, out int, secret string) error {
 	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("attaching: %w", err)
@@ -224,7 +227,7 @@ func Attach(fd int, secret string) error {
 	if err := unix.Connect(s, &unix.SockaddrUnix{Name: doorName}); err != nil {
 		return fmt.Errorf("attaching: %w", err)
 	}
-	if err := unix.Sendmsg(s, []byte(secret), unix.UnixRights(fd), nil, 0); err != nil {
+	if err := unix.Sendmsg(s, []byte(secret), unix.UnixRights(in, out), nil, 0); err != nil {
 		return fmt.Errorf("attaching: %w", err)
 	}
 	var answer [1]byte

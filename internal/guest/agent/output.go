@@ -19,14 +19,15 @@ type output struct {
 	id     uint32 // of the process
 	stream uint8
 
-	mu      sync.Mutex
-	changed sync.Cond // space became free, or the output was closed
-	ring    []byte    // its length is a power of two, or nil
-	base    int64     // acknowledged
-	end     int64     // produced
-	filling bool      // the pump reads into the ring right now
-	busy    bool      // it has needed the full ring before
-	closed  bool      // nobody will ask for the bytes any more
+	mu       sync.Mutex
+	changed  sync.Cond // space became free, or the output was closed
+	ring     []byte    // its length is a power of two, or nil
+	base     int64     // acknowledged
+	end      int64     // produced
+	filling  bool      // the pump reads into the ring right now
+	busy     bool      // it has needed the full ring before
+	closed   bool      // nobody will ask for the bytes any more
+	disowned bool      // nor for what is still to come, which is read and dropped
 
 	// sending serializes the senders; link and sent are under it.
 	sending sync.Mutex
@@ -109,6 +110,9 @@ func (o *output) commit(n int) {
 	defer o.mu.Unlock()
 	o.filling = false
 	o.end += int64(n)
+	if o.disowned {
+		o.base = o.end
+	}
 }
 
 // add appends p, which must fit the window, as the agent's own words.
@@ -204,6 +208,18 @@ func (o *output) produced() int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.end
+}
+
+// disown drops the bytes that are left and all that follow.
+func (o *output) disown() {
+	o.sending.Lock()
+	o.link = nil
+	o.sending.Unlock()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.disowned = true
+	o.base = o.end
+	o.changed.Signal()
 }
 
 // close drops the bytes that are left, and ends a wait for space. The ring is

@@ -338,6 +338,24 @@ func (p *process) forget() bool {
 	return done
 }
 
+// disown lets the process go on although nobody will ask for it any more. Who
+// typed into its terminal has gone.
+func (p *process) disown() {
+	for _, o := range p.outs {
+		o.disown()
+	}
+	if !p.tty {
+		return
+	}
+	p.stdin.close()
+	p.signal(unix.SIGHUP, false)
+	time.AfterFunc(hangUpGrace, func() { p.signal(unix.SIGKILL, false) })
+}
+
+// hangUpGrace is how long a command may take to end after its terminal was
+// hung up.
+const hangUpGrace = 2 * time.Second
+
 // stdin carries what the host writes to a process. It ends with the connection
 // that it began on.
 type stdin struct {

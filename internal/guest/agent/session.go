@@ -18,7 +18,7 @@ import (
 type session struct {
 	a *Agent
 	l *wire.Link
-	// ready is set by the first frame: Setup or Resume. Only the receiving
+	// ready is set by the first frame: Setup, Resume or Renew. Only the receiving
 	// goroutine touches it.
 	ready bool
 
@@ -45,13 +45,18 @@ func (s *session) run() error {
 		if err != nil {
 			return err
 		}
-		if !s.ready && h.Type != wire.TypeSetup && h.Type != wire.TypeResume {
+		if !s.ready && !opening(h.Type) {
 			return fmt.Errorf("%w: type %d comes first", errProtocol, h.Type)
 		}
 		if err := s.frame(h); err != nil {
 			return err
 		}
 	}
+}
+
+// opening says whether a frame may be the first of a connection.
+func opening(t wire.Type) bool {
+	return t == wire.TypeSetup || t == wire.TypeResume || t == wire.TypeRenew
 }
 
 // end gives back what the connection held. The processes stay.
@@ -83,6 +88,8 @@ func (s *session) frame(h wire.Header) error {
 		return decode(s, h, s.setup)
 	case wire.TypeResume:
 		return decode(s, h, s.resume)
+	case wire.TypeRenew:
+		return decode(s, h, s.renew)
 	case wire.TypeStart:
 		return decode(s, h, func(id uint32, req *wire.Start) error {
 			return s.begin(id, req.Validate(), nil, func() error { return s.a.start(s.l, id, req) })
@@ -190,7 +197,30 @@ func (s *session) setup(id uint32, req *wire.Setup) error {
 	if err := req.Validate(); err != nil {
 		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailInvalid, "%v", err))
 	}
-	user, err := (&preparer{hostname: setHostname, limit: limitProcesses, plainTmp: unmountTmp}).prepare(req)
+	return s.prepare(id, req, &preparer{hostname: setHostname, limit: limitProcesses, plainTmp: unmountTmp})
+}
+
+// renew gives a restored sandbox its new identity.
+func (s *session) renew(id uint32, req *wire.Setup) error {
+	if setup, _ := s.a.config(); setup == nil || s.ready {
+		return fmt.Errorf("%w: Renew out of turn", errProtocol)
+	}
+	s.a.disown()
+	if err := s.claim(id); err != nil {
+		return err
+	}
+	if err := req.Validate(); err != nil {
+		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailInvalid, "%v", err))
+	}
+	// The limit of processes and /tmp are as the first Setup has left them.
+	return s.prepare(id, req, &preparer{
+		hostname: setHostname, limit: func(int) error { return nil }, plainTmp: func() error { return nil },
+	})
+}
+
+// prepare makes the sandbox what a Setup asks for.
+func (s *session) prepare(id uint32, req *wire.Setup, p *preparer) error {
+	user, err := p.prepare(req)
 	if err != nil {
 		return s.reply(id, wire.Reply{}, err)
 	}

@@ -5,7 +5,7 @@
 //
 // # Connection
 //
-// The two sides are joined by one connected stream socket. Everything that
+// The two sides are joined by a pipe in each direction. Everything that
 // they do goes over it, in frames. Either side takes the other for hostile or
 // broken: what breaks a rule below ends the connection, and nothing else.
 //
@@ -35,6 +35,7 @@
 //	type       from   payload
 //	Setup      host   JSON Setup            first frame of the first connection
 //	Resume     host   JSON Resume           first frame of every later one; Listing
+//	Renew      host   JSON Setup            first frame in a restored sandbox, in the place of Resume
 //	Start      host   JSON Start            run a command
 //	WriteTar   host   JSON PathRequest      extract the Data of stream 0 until EOF
 //	ReadFile   host   JSON PathRequest      Reply with the size, then Data of stream 1, then EOF
@@ -71,4 +72,13 @@
 // (those it was told, within what it still has), and then sends the rest, and
 // the Exit again where it was not forgotten. Standard input, uploads and
 // downloads end with the connection that they began on.
+//
+// # Renewal
+//
+// A sandbox that was restored from a snapshot of its memory wakes up with the
+// agent of another session: with its secret, its name and its processes. The
+// host attaches with that secret once, and Renew gives the agent those of the
+// new session; the old secret opens nothing from then on. The processes go on,
+// but are nobody's: they are in no listing, nothing is said of their ends, and
+// what they print is read and dropped. Terminals are hung up.
 package wire

@@ -63,6 +63,7 @@ const (
 	TypeAbort
 	// TypeListing is a Reply that lists processes, and so may be long.
 	TypeListing
+	TypeRenew
 	typeEnd
 )
 
@@ -88,6 +89,7 @@ var payloadBounds = [typeEnd]struct{ min, max uint32 }{
 	TypeCancel:   {0, 0},
 	TypeAbort:    {2, maxReply},
 	TypeListing:  {2, maxListing},
+	TypeRenew:    {2, maxRequest},
 }
 
 // MaxPayload returns the longest payload of a frame of type t, 0 for a type

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 const attachSocket = "@test-agent"
@@ -27,6 +29,8 @@ func main() {
 		attach()
 	case os.Args[1] == "alloc":
 		alloc()
+	case os.Args[1] == "count":
+		count()
 	case os.Args[1] == "sleep":
 		select {}
 	}
@@ -38,13 +42,13 @@ func serve() {
 	if err != nil {
 		panic(err)
 	}
-	go answer(3)
+	go answer(3, 4)
 	for {
 		c, err := l.AcceptUnix()
 		if err != nil {
 			panic(err)
 		}
-		oob := make([]byte, syscall.CmsgSpace(4))
+		oob := make([]byte, syscall.CmsgSpace(8))
 		_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
 		if err != nil {
 			panic(err)
@@ -57,12 +61,12 @@ func serve() {
 		if err != nil {
 			panic(err)
 		}
-		go answer(uintptr(fds[0]))
+		go answer(uintptr(fds[0]), uintptr(fds[1]))
 		c.Close()
 	}
 }
 
-// attach hands file descriptor 3 to the agent that serves.
+// attach hands file descriptors 3 and 4 to the agent that serves.
 func attach() {
 	if os.Getenv("SKERRY_ATTACH_SECRET") != "right" {
 		os.Exit(7)
@@ -71,22 +75,27 @@ func attach() {
 	if err != nil {
 		os.Exit(8)
 	}
-	if _, _, err := c.WriteMsgUnix([]byte{1}, syscall.UnixRights(3), nil); err != nil {
+	if _, _, err := c.WriteMsgUnix([]byte{1}, syscall.UnixRights(3, 4), nil); err != nil {
 		os.Exit(9)
 	}
 	c.Read(make([]byte, 1))
 }
 
-func answer(fd uintptr) {
-	f := os.NewFile(fd, "host")
-	conn, err := net.FileConn(f)
-	if err != nil {
-		panic(err)
-	}
-	lines := bufio.NewScanner(conn)
+// files are never closed: see the connection of the real agent.
+var files struct {
+	sync.Mutex
+	all []*os.File
+}
+
+func answer(in, out uintptr) {
+	r, w := os.NewFile(in, "in"), os.NewFile(out, "out")
+	files.Lock()
+	files.all = append(files.all, r, w)
+	files.Unlock()
+	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
-		fmt.Fprintf(conn, "%s\n", do(words[0], words[1:]))
+		fmt.Fprintf(w, "%s\n", do(words[0], words[1:]))
 	}
 }
 
@@ -137,10 +146,46 @@ func do(verb string, args []string) string {
 			}
 		}
 		return strings.Join(seen, " ")
+	case "count":
+		// A process of its own that writes down how far it has come.
+		return fmt.Sprint(exec.Command("/proc/self/exe", "count", args[0]).Start())
+	case "read":
+		b, err := os.ReadFile(args[0])
+		return fmt.Sprintf("%s %v", b, err)
+	case "address":
+		addrs, err := net.InterfaceAddrs()
+		return fmt.Sprint(addrs, " ", err)
+	case "dial":
+		var err error
+		dialed, err = net.Dial("tcp", args[0])
+		return fmt.Sprint(err)
+	case "echo":
+		dialed.SetDeadline(time.Now().Add(5 * time.Second))
+		fmt.Fprintln(dialed, args[0])
+		line, err := bufio.NewReader(dialed).ReadString('\n')
+		return fmt.Sprintf("%q %v", line, err)
 	case "exit":
 		os.Exit(1)
 	}
 	return "unknown verb"
+}
+
+// dialed is the connection that "dial" made.
+var dialed net.Conn
+
+// count keeps a number that only this process knows, and a counter, in a file.
+func count() {
+	nonce := rand.Uint64()
+	for i := 0; ; i++ {
+		line := fmt.Sprintf("%d %d", nonce, i)
+		if err := os.WriteFile(os.Args[2]+".new", []byte(line), 0o600); err != nil {
+			panic(err)
+		}
+		if err := os.Rename(os.Args[2]+".new", os.Args[2]); err != nil {
+			panic(err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // fill writes so many MiB to a file and says how it went.
