@@ -137,13 +137,15 @@ func (p *process) isEnded() bool {
 
 // exited is called by the reaper, while the pid is still the process's own.
 func (p *process) exited(status unix.WaitStatus) {
+	// Before the end is told: a pump that hears of it lifts the interruption
+	// and reads the rest, which one that came later would cut off.
+	for _, s := range p.srcs {
+		s.interrupt()
+	}
 	p.mu.Lock()
 	p.status, p.running, p.endedAt = status, false, time.Now()
 	close(p.ended)
 	p.mu.Unlock()
-	for _, s := range p.srcs {
-		s.interrupt()
-	}
 }
 
 // follow carries the process's streams until it has ended and all that it
