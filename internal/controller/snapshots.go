@@ -143,6 +143,10 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 		return nil, c.failure(ctx, l, err)
 	}
 	run, err := c.GetSession(ctx, scope, sessionID)
+	if skerry.CodeOf(err) == skerry.CodeNotFound {
+		// The sandbox was deleted just now; the snapshot is there.
+		run, err = &skerry.Run{Session: l.session()}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
