@@ -6,6 +6,7 @@ package driver
 import (
 	"context"
 	"net"
+	"os"
 	"time"
 )
 
@@ -42,6 +43,22 @@ type Spec struct {
 	// Snapshot is a folder that Machine.Snapshot filled; the machine's files
 	// start from it. Empty for the image alone.
 	Snapshot string
+	// Mounts are the host's file trees that the machine sees beside its own.
+	// Machine.Snapshot leaves them out.
+	Mounts []Mount
+}
+
+// Mount shows a file tree of the host to a machine. Nothing that is in the
+// tree is ever executed, followed or opened as a device by the host.
+type Mount struct {
+	// Path is where the machine sees the tree: absolute, and not at, above or
+	// below another mount's. A directory that is missing there is made.
+	Path string
+	// Tree is a detached mount (open_tree(2), fsmount(2)). The machine's is the
+	// only place it is attached to, so it goes with the machine, whatever ends
+	// that. The caller closes its own reference after Start.
+	Tree     *os.File
+	ReadOnly bool
 }
 
 // Machine is a running isolated machine.

@@ -25,11 +25,13 @@ import (
 
 // machine is one sandbox.
 type machine struct {
-	d     *Driver
-	id    string
-	box   *sandbox.Sandbox
-	conf  *config.Config
-	proc  *process
+	d    *Driver
+	id   string
+	box  *sandbox.Sandbox
+	conf *config.Config
+	proc *process
+	// gofer serves the mounts; nil for a machine without.
+	gofer *process
 	group *cgroup.Group
 
 	done chan struct{}
@@ -37,9 +39,10 @@ type machine struct {
 	reason string
 
 	// unloadable is set when the snapshot that it started from could not be
-	// read; loading counts awaitFiles.
-	unloadable atomic.Bool
-	loading    sync.WaitGroup
+	// read, unserved when its gofer has ended.
+	unloadable, unserved atomic.Bool
+	// work counts the goroutines that Stop waits for.
+	work sync.WaitGroup
 
 	stop sync.Once
 	err  error
@@ -55,15 +58,22 @@ type state struct {
 	StartTime uint64 `json:"startTime"`
 	Network   bool   `json:"network"`
 	Control   string `json:"control"`
+	// GoferPID is 0 for a machine without mounts.
+	GoferPID       int    `json:"goferPid,omitempty"`
+	GoferStartTime uint64 `json:"goferStartTime,omitempty"`
 }
 
 func (m *machine) save() error {
-	b, err := json.Marshal(state{
+	st := state{
 		PID:       m.proc.pid,
 		StartTime: m.proc.start,
 		Network:   m.conf.Network == config.NetworkSandbox,
 		Control:   m.box.ControlSocketPath,
-	})
+	}
+	if m.gofer != nil {
+		st.GoferPID, st.GoferStartTime = m.gofer.pid, m.gofer.start
+	}
+	b, err := json.Marshal(st)
 	if err != nil {
 		return err
 	}
@@ -74,10 +84,10 @@ func (m *machine) save() error {
 	return os.Rename(path+".tmp", path)
 }
 
-// adopt takes over a machine that an earlier process started. pid is where
-// its sentry was found, 0 if it was not.
-func (d *Driver) adopt(id string, pid int) (*machine, error) {
-	if pid == 0 {
+// adopt takes over a machine that an earlier process started, of which procs
+// were found.
+func (d *Driver) adopt(id string, procs found) (_ *machine, err error) {
+	if procs.sentry == 0 {
 		return nil, errors.New("it has no sentry")
 	}
 	b, err := os.ReadFile(filepath.Join(d.machineDir(id), stateFile))
@@ -88,29 +98,62 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return nil, fmt.Errorf("its state is damaged: %w", err)
 	}
-	proc, err := openProcess(pid)
+	proc, err := adoptProcess(procs.sentry, st.PID, st.StartTime)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("its sentry: %w", err)
 	}
-	if proc.pid != st.PID || proc.start != st.StartTime {
-		proc.close()
-		return nil, fmt.Errorf("process %d is not the sentry that was started", pid)
+	var gofer *process
+	defer func() {
+		if err != nil {
+			proc.close()
+			if gofer != nil {
+				gofer.close()
+			}
+		}
+	}()
+	if st.GoferPID != 0 {
+		if gofer, err = adoptProcess(procs.gofer, st.GoferPID, st.GoferStartTime); err != nil {
+			return nil, fmt.Errorf("its gofer: %w", err)
+		}
 	}
 	conf, err := d.runscConfig(id, st.Network)
 	if err != nil {
-		proc.close()
 		return nil, err
 	}
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
-	box.Pid.Store(pid)
-	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
+	box.Pid.Store(proc.pid)
+	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, gofer: gofer, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
 	// It may have been paused when the earlier process died.
 	if err := m.group.Thaw(); err != nil {
-		proc.close()
 		return nil, err
 	}
-	go m.watch()
+	m.begin()
 	return m, nil
+}
+
+// adoptProcess opens the process that was found to run if it is the one that
+// was started.
+func adoptProcess(running, pid int, start uint64) (*process, error) {
+	if running == 0 {
+		return nil, errors.New("it does not run")
+	}
+	p, err := openProcess(running)
+	if err != nil {
+		return nil, err
+	}
+	if p.pid != pid || p.start != start {
+		p.close()
+		return nil, fmt.Errorf("process %d is not the one that was started", running)
+	}
+	return p, nil
+}
+
+// begin watches the machine's processes.
+func (m *machine) begin() {
+	go m.watch()
+	if m.gofer != nil {
+		m.work.Go(m.watchGofer)
+	}
 }
 
 // nobody is the host user that sentries run as.
@@ -133,6 +176,9 @@ func (m *machine) watch() {
 		m.reason = fmt.Sprintf("the sandbox was killed by signal %d", ws.Signal())
 	default:
 		m.reason = "the sandbox's guest agent ended"
+	}
+	if m.unserved.Load() {
+		m.reason = "the process that serves the sandbox's drives ended"
 	}
 	if m.unloadable.Load() {
 		m.reason = "the snapshot that the sandbox started from could not be read"
@@ -228,8 +274,14 @@ func (m *machine) release(ctx context.Context) error {
 	} else {
 		<-m.done
 	}
-	m.loading.Wait()
+	if m.gofer != nil {
+		errs = append(errs, m.gofer.signal())
+	}
+	m.work.Wait()
 	m.proc.close()
+	if m.gofer != nil {
+		m.gofer.close()
+	}
 	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("stop machine %s: %w", m.id, err)

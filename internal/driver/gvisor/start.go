@@ -43,14 +43,14 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, n
 
 func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net.Conn, err error) {
 	dir := d.machineDir(spec.ID)
-	oci := ociSpec(spec, filepath.Join(dir, rootDir))
-	if err := writeBundle(dir, oci); err != nil {
+	oci := ociSpec(spec, dir)
+	if err := writeBundle(dir, oci, len(spec.Mounts)); err != nil {
 		return nil, nil, err
 	}
-	var proc *process
+	var proc, server *process
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, d.abandon(ctx, spec.ID, proc))
+			err = errors.Join(err, d.abandon(ctx, spec.ID, proc, server))
 		}
 	}()
 	group, err := d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
@@ -87,6 +87,18 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
 		return nil, nil, err
 	}
+	if len(spec.Mounts) > 0 {
+		g, err := d.startGofer(conf, spec, args)
+		if err != nil {
+			return nil, nil, err
+		}
+		server = g
+		if args.CloneIntoCgroupFD == nil {
+			if err := group.Add(server.pid); err != nil {
+				return nil, nil, fmt.Errorf("limit the gofer: %w", err)
+			}
+		}
+	}
 	box, err := sandbox.New(conf, args)
 	if err != nil {
 		return nil, nil, withPanic(dir, err)
@@ -98,7 +110,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 	if err := confine(group, proc.pid, args.CloneIntoCgroupFD == nil); err != nil {
 		return nil, nil, err
 	}
-	m := &machine{d: d, id: spec.ID, box: box, conf: conf, proc: proc, group: group, done: make(chan struct{})}
+	m := &machine{d: d, id: spec.ID, box: box, conf: conf, proc: proc, gofer: server, group: group, done: make(chan struct{})}
 	if err := m.save(); err != nil {
 		return nil, nil, err
 	}
@@ -109,9 +121,9 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 	if err := box.StartRoot(conf, oci); err != nil {
 		return nil, nil, withPanic(dir, err)
 	}
-	go m.watch()
+	m.begin()
 	if spec.Snapshot != "" {
-		m.loading.Go(m.awaitFiles)
+		m.work.Go(m.awaitFiles)
 	}
 	return m, host, nil
 }
@@ -194,18 +206,24 @@ func confine(group *cgroup.Group, sentry int, move bool) error {
 	return nil
 }
 
-// abandon removes what a failed start has made.
-func (d *Driver) abandon(ctx context.Context, id string, proc *process) error {
+// abandon removes what a failed start has made. The processes are nil as far
+// as the start did not come to know them.
+func (d *Driver) abandon(ctx context.Context, id string, sentry, gofer *process) error {
 	// The caller's ctx may be what ended the start.
 	ctx = context.WithoutCancel(ctx)
-	pid := 0
-	if proc != nil {
-		pid = proc.pid
-		proc.close()
-	} else if running, err := sentries(d.cfg.Dir); err == nil {
-		pid = running[id]
+	var procs found
+	if all, err := running(d.cfg.Dir); err == nil {
+		procs = all[id]
 	}
-	return d.sweep(ctx, id, pid)
+	if sentry != nil {
+		procs.sentry = sentry.pid
+		defer sentry.close()
+	}
+	if gofer != nil {
+		procs.gofer = gofer.pid
+		defer gofer.close()
+	}
+	return d.sweep(ctx, id, procs)
 }
 
 // socketPair returns the two ends of the guest agent's connection.
