@@ -33,6 +33,7 @@ type basis struct {
 	image Image
 	// snapshot is nil for the image alone.
 	snapshot *skerry.Snapshot
+	mounts   []DriveMount
 }
 
 // basisOf finds what a sandbox's next session starts from: its current
@@ -50,7 +51,10 @@ func (c *Controller) basisOf(ctx context.Context, scope skerry.Scope, image, cur
 }
 
 // create makes a sandbox of parameters that were checked.
-func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (*skerry.Run, error) {
+func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (_ *skerry.Run, err error) {
+	if from.mounts, err = c.findDrives(ctx, scope, p.Mounts); err != nil {
+		return nil, err
+	}
 	now := skerry.At(time.Now())
 	box := &skerry.Sandbox{
 		ID:                 skerry.NewID(skerry.PrefixSandbox),
@@ -69,6 +73,7 @@ func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.Cr
 		NetworkPolicy:      &skerry.NetworkPolicy{Mode: "allow-all"},
 		SnapshotExpiration: p.SnapshotExpiration,
 		Retention:          p.Retention,
+		Mounts:             p.Mounts,
 		Status:             skerry.StatusPending,
 		StatusUpdatedAt:    now,
 		Cwd:                skerry.WorkDir,
@@ -131,6 +136,11 @@ func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, from b
 	}
 	if from.snapshot != nil {
 		run.SourceSnapshotID = from.snapshot.ID
+	}
+	for _, m := range from.mounts {
+		if !m.Frozen {
+			run.DriveIDs = append(run.DriveIDs, m.DriveID)
+		}
 	}
 	box.CurrentSessionID = run.ID
 	box.Status, box.StatusUpdatedAt = run.Status, now
@@ -248,6 +258,7 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,
 		Env:         env,
+		Mounts:      from.mounts,
 	}
 }
 
@@ -350,6 +361,9 @@ func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, m
 	}
 	from, err := c.basisOf(ctx, box.Scope, box.Image, box.CurrentSnapshotID, box.Source)
 	if err != nil {
+		return nil, false, err
+	}
+	if from.mounts, err = c.findDrives(ctx, box.Scope, box.Mounts); err != nil {
 		return nil, false, err
 	}
 	l, err := c.nextSession(ctx, boxID, from)

@@ -80,6 +80,12 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 	if p.Retention != nil || p.ClearRetention {
 		box.Retention = p.Retention
 	}
+	if p.Mounts != nil {
+		if _, err := c.findDrives(ctx, scope, p.Mounts); err != nil {
+			return nil, err
+		}
+		box.Mounts = p.Mounts
+	}
 	if p.CurrentSnapshotID != nil {
 		snap, _, err := c.usableSnapshot(ctx, scope, *p.CurrentSnapshotID)
 		if err != nil {

@@ -33,7 +33,8 @@ func (s *session) printed(t *testing.T, size int) string {
 }
 
 func TestOutputOfASessionIsBounded(t *testing.T) {
-	n, err := New(Config{Dir: filepath.Join(t.TempDir(), "sessions"), OutputTotal: 1 << 20, Log: slog.New(slog.DiscardHandler)})
+	dir := t.TempDir()
+	n, err := New(Config{Dir: filepath.Join(dir, "sessions"), SnapshotWork: filepath.Join(dir, "work"), OutputTotal: 1 << 20, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,9 @@ import (
 
 // Recover implements controller.Node.
 func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
+	if err := n.cfg.Drives.Recover(ctx); err != nil {
+		return nil, fmt.Errorf("recover drives: %w", err)
+	}
 	machines, err := n.cfg.Driver.Recover(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("recover machines: %w", err)
@@ -96,7 +99,7 @@ func (s *session) adopt(ctx context.Context) error {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
-	s.secret = st.Secret
+	s.secret, s.drives = st.Secret, st.Drives
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
 	}

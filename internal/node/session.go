@@ -13,6 +13,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
 )
@@ -28,6 +29,10 @@ type session struct {
 	lease   Lease
 	machine driver.Machine
 	guest   *guest.Client
+	// drives are those that the session has for writing; mounts are all that
+	// this process acquired for it.
+	drives []string
+	mounts []*drive.Mount
 
 	// ctx ends when this process lets go of the session; work counts the
 	// goroutines that end with it.
@@ -78,10 +83,12 @@ const stateFile = "session.json"
 type state struct {
 	Secret string `json:"secret"`
 	Lease  string `json:"lease"`
+	// Drives are those that the session has for writing.
+	Drives []string `json:"drives,omitempty"`
 }
 
 func (s *session) save() error {
-	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID()})
+	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Drives: s.drives})
 	if err != nil {
 		return err
 	}
@@ -203,7 +210,7 @@ func (s *session) release(ctx context.Context) error {
 	}
 	s.cancel()
 	s.work.Wait()
-	errs = append(errs, s.closeLogs())
+	errs = append(errs, s.closeLogs(), s.unmount(ctx))
 	if s.lease != nil {
 		errs = append(errs, s.lease.Release(ctx))
 	}

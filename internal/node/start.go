@@ -48,6 +48,10 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
 	}
+	mounts, err := s.mount(ctx, spec.Mounts)
+	if err != nil {
+		return err
+	}
 	s.secret = rand.Text()
 	if err := s.save(); err != nil {
 		return err
@@ -62,6 +66,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
 		Snapshot:    snapshot,
+		Mounts:      mounts,
 		Agent:       cfg.Agent,
 		NetNS:       s.lease.NetNSPath(),
 		VCPUs:       spec.VCPUs,
@@ -76,6 +81,9 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		return err
 	}
 	s.machine = machine
+	if err := s.detachMounts(); err != nil {
+		return err
+	}
 	if err := s.greet(ctx, conn, spec); err != nil {
 		return err
 	}
