@@ -58,7 +58,8 @@ type Page struct {
 // SandboxFilter narrows and orders a listing of sandboxes.
 type SandboxFilter struct {
 	Page
-	// SortBy is "createdAt" (default), "name" or "statusUpdatedAt".
+	// SortBy is "createdAt" (default), "name", "statusUpdatedAt" or
+	// "currentSnapshotId".
 	SortBy     string
 	NamePrefix string
 	// Tags must all be carried with the given values.

@@ -186,11 +186,14 @@ func TestListPages(t *testing.T) {
 
 func TestUpdateSendsWhatChanges(t *testing.T) {
 	s, sb := sandbox(t)
+	id := s.AddSnapshot("box").ID
 	minute, four := time.Minute, 4
 	for want, opts := range map[string]client.UpdateOptions{
 		`{}`: {},
-		`{"resources":{"vcpus":4},"timeout":60000}`: {Timeout: &minute, VCPUs: &four},
-		`{"env":{"A":"b"},"tags":{}}`:               {Env: map[string]string{"A": "b"}, Tags: map[string]string{}},
+		`{"resources":{"vcpus":4},"timeout":60000}`:                 {Timeout: &minute, VCPUs: &four},
+		`{"keepLastSnapshots":null,"persistent":false}`:             {ClearKeepLastSnapshots: true, Persistent: new(bool)},
+		`{"currentSnapshotId":"` + id + `","snapshotExpiration":0}`: {CurrentSnapshotID: &id, SnapshotExpiration: new(time.Duration)},
+		`{"env":{"A":"b"},"tags":{}}`:                               {Env: map[string]string{"A": "b"}, Tags: map[string]string{}},
 	} {
 		if err := sb.Update(t.Context(), opts); err != nil {
 			t.Fatal(err)
@@ -216,8 +219,8 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("the timeout went from %s to %s, %v", before, sb.Session().Timeout, err)
 	}
 	for range 2 {
-		if session, err := sb.Stop(ctx); err != nil || session.Status != skerry.StatusStopped {
-			t.Errorf("stop: %s, %v", session.Status, err)
+		if stopped, err := sb.Stop(ctx); err != nil || stopped.Session.Status != skerry.StatusStopped {
+			t.Errorf("stop: %s, %v", stopped.Session.Status, err)
 		}
 	}
 	first := sb.Session().ID
@@ -434,7 +437,7 @@ func TestFiles(t *testing.T) {
 	if b, err := sb.ReadFile(ctx, "a/b.bin"); err != nil || string(b) != binary {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if info, err := os.Stat(filepath.Join(s.Dir, "a/b.bin")); err != nil || info.Mode().Perm() != 0o750 {
+	if info, err := os.Stat(filepath.Join(s.WorkDir("box"), "a/b.bin")); err != nil || info.Mode().Perm() != 0o750 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	if _, err := sb.Open(ctx, "none"); !client.IsNotFound(err) {
@@ -447,7 +450,7 @@ func TestFiles(t *testing.T) {
 	if err := sb.WriteFiles(ctx, "new", fsys); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(filepath.Join(s.Dir, "new/x/1")); err != nil || string(b) != "one" {
+	if b, err := os.ReadFile(filepath.Join(s.WorkDir("box"), "new/x/1")); err != nil || string(b) != "one" {
 		t.Errorf("read %q, %v", b, err)
 	}
 	if err := sb.WriteFile(ctx, "/outside-of-it", nil, 0o600); client.CodeOf(err) != skerry.CodeBadRequest {
@@ -463,7 +466,7 @@ func TestUploadAfterStopIsRepeatedWhole(t *testing.T) {
 	if err := sb.WriteFile(t.Context(), "f", []byte("content"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(filepath.Join(s.Dir, "f")); err != nil || string(b) != "content" {
+	if b, err := os.ReadFile(filepath.Join(s.WorkDir("box"), "f")); err != nil || string(b) != "content" {
 		t.Errorf("read %q, %v", b, err)
 	}
 }
@@ -479,13 +482,13 @@ func TestCopy(t *testing.T) {
 	must(t, os.Symlink("deep/run.sh", filepath.Join(src, "link")))
 
 	done, err := sb.CopyTo(ctx, src, "app")
-	if err != nil || done.Path != filepath.Join(s.Dir, "app") {
+	if err != nil || done.Path != filepath.Join(s.WorkDir("box"), "app") {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	if done, err = sb.CopyTo(ctx, filepath.Join(src, "data"), "app"); err != nil || done.Path != filepath.Join(s.Dir, "app/data") {
+	if done, err = sb.CopyTo(ctx, filepath.Join(src, "data"), "app"); err != nil || done.Path != filepath.Join(s.WorkDir("box"), "app/data") {
 		t.Fatalf("into a directory: %+v, %v", done, err)
 	}
-	must(t, os.Symlink("/etc/passwd", filepath.Join(s.Dir, "app", "evil")))
+	must(t, os.Symlink("/etc/passwd", filepath.Join(s.WorkDir("box"), "app", "evil")))
 	back := filepath.Join(local, "back")
 	done, err = sb.CopyFrom(ctx, "app", back)
 	if err != nil {
@@ -506,7 +509,7 @@ func TestCopy(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(back, "deep", "empty")); err != nil || !info.IsDir() {
 		t.Errorf("the empty directory: %v", err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(s.Dir, "tmp.*")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(s.WorkDir("box"), "tmp.*")); len(left) != 0 {
 		t.Errorf("left in the sandbox: %q", left)
 	}
 	if done, err = sb.CopyFrom(ctx, "app/deep/run.sh", local+"/"); err != nil || done.Path != filepath.Join(local, "run.sh") {

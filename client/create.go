@@ -20,7 +20,9 @@ type CreateOptions struct {
 	// most.
 	Runtime string
 	Image   string
-	// Source is what the working directory is filled from.
+	// Source is what the working directory is filled from, or the snapshot
+	// that the whole filesystem is taken from, see [FromSnapshot]. A snapshot
+	// brings its image along.
 	Source *skerry.Source
 	// Timeout ends each session, five minutes after its start by default.
 	Timeout time.Duration
@@ -31,7 +33,9 @@ type CreateOptions struct {
 	Env map[string]string
 	// Tags are for finding the sandbox again.
 	Tags map[string]string
-	// Persistent keeps the filesystem from one session to the next.
+	// Persistent keeps the filesystem from one session to the next: each stop
+	// takes a snapshot. Nil is true. A sandbox that is not persistent starts
+	// anew each time, and its stop is quicker.
 	Persistent *bool
 	// Ports are published: reachable from outside.
 	Ports []int
@@ -39,12 +43,15 @@ type CreateOptions struct {
 	NetworkPolicy *NetworkPolicy
 	// Mounts attaches drives, by the path they appear at.
 	Mounts map[string]Mount
-	// SnapshotExpiration is how long a snapshot is kept; 0 is for ever.
+	// SnapshotExpiration is how long a snapshot is kept, 30 days by default, a
+	// minute at least; 0 is for ever.
 	SnapshotExpiration *time.Duration
-	KeepLastSnapshots  *KeepLastSnapshots
-	Region             string
-	FailoverRegions    []string
-	NetworkID          string
+	// KeepLastSnapshots bounds how many are kept; nil is all of them until
+	// they expire.
+	KeepLastSnapshots *KeepLastSnapshots
+	Region            string
+	FailoverRegions   []string
+	NetworkID         string
 }
 
 // NetworkPolicy is what a sandbox may reach. Either Mode is "allow-all" or
@@ -78,14 +85,9 @@ type Mount struct {
 	Mode  string `json:"mode,omitempty"`
 }
 
-// KeepLastSnapshots is how many snapshots of a sandbox are kept.
-type KeepLastSnapshots struct {
-	Count int `json:"count"`
-	// Expiration of those that are kept; nil is the sandbox's own.
-	Expiration *skerry.Duration `json:"expiration,omitempty"`
-	// DeleteEvicted: the others are deleted at once (default) or expire.
-	DeleteEvicted *bool `json:"deleteEvicted,omitempty"`
-}
+// KeepLastSnapshots is which snapshots of a sandbox are kept. It is applied
+// when the sandbox's next snapshot is taken.
+type KeepLastSnapshots = skerry.Retention
 
 // resources is the wire form of a machine's size.
 type resources struct {

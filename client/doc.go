@@ -12,6 +12,11 @@
 // is stopped or times out. A call that needs a session resumes the sandbox if
 // it has stopped, unless [Options].NoResume is set.
 //
+// What becomes of the files when a session ends is the sandbox's choice: a
+// persistent one (the default) is saved as a [Snapshot] and goes on from there,
+// another starts anew. A snapshot is also what new sandboxes can start from;
+// [Sandbox.Fork] does so with the configuration of an existing one.
+//
 // # Errors
 //
 // What the server refuses is an [*Error] with the HTTP status and a code;

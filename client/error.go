@@ -76,6 +76,12 @@ func IsUnauthorized(err error) bool {
 // feature.
 func IsNotImplemented(err error) bool { return hasStatus(err, http.StatusNotImplemented) }
 
+// IsSnapshotNotFound reports whether err says that a snapshot that a sandbox
+// would start from is deleted, has expired or never was. A sandbox whose
+// current snapshot is gone can be given another one, or be deleted and created
+// anew.
+func IsSnapshotNotFound(err error) bool { return CodeOf(err) == skerry.CodeSnapshotNotFound }
+
 // IsStopped reports whether err says that the session has ended or is ending.
 func IsStopped(err error) bool {
 	e, ok := errors.AsType[*Error](err)

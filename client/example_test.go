@@ -250,6 +250,157 @@ func ExampleClient_GetSandbox() {
 	// Output: mine running
 }
 
+// Files outlive a stop, and a snapshot is where other sandboxes can start.
+func ExampleSandbox_Snapshot() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{Name: "prepared"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.DeleteSandbox(ctx, "prepared", client.DeleteOptions{OrphanSnapshots: true})
+	if err := sb.WriteFile(ctx, "packages.txt", []byte("all installed"), 0o644); err != nil {
+		log.Fatal(err)
+	}
+
+	week := 7 * 24 * time.Hour
+	snap, err := sb.Snapshot(ctx, client.TakeOptions{Expiration: &week})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("after the snapshot:", sb.Session().Status)
+
+	other, err := c.CreateSandbox(ctx, client.CreateOptions{Source: snap.Source()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer other.Delete(ctx)
+	out, err := other.Command(ctx, "cat", "packages.txt").Output()
+	fmt.Printf("in a new sandbox: %s %v\n", out, err)
+
+	// The next command on the first one resumes it.
+	out, err = sb.Command(ctx, "cat", "packages.txt").Output()
+	fmt.Printf("in the first: %s %v\n", out, err)
+	// Output:
+	// after the snapshot: stopped
+	// in a new sandbox: all installed <nil>
+	// in the first: all installed <nil>
+}
+
+// Try something in a copy of a sandbox that goes on meanwhile.
+func ExampleSandbox_Fork() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer sb.Delete(ctx)
+	if err := sb.WriteFile(ctx, "plan.txt", []byte("the old plan"), 0o644); err != nil {
+		log.Fatal(err)
+	}
+
+	keep := false
+	fork, err := sb.Fork(ctx, client.ForkOptions{Live: true, Persistent: &keep, Tags: map[string]string{"attempt": "1"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer fork.Delete(ctx)
+	if err := fork.Command(ctx, "sh", "-c", "printf 'a new plan' > plan.txt").Run(); err != nil {
+		log.Fatal(err)
+	}
+
+	for _, sb := range []*client.Sandbox{sb, fork} {
+		b, err := sb.ReadFile(ctx, "plan.txt")
+		fmt.Printf("%s: %s %v\n", sb.Session().Status, b, err)
+	}
+	// Output:
+	// running: the old plan <nil>
+	// running: a new plan <nil>
+}
+
+// Go back to how the files were at an earlier stop.
+func ExampleSandbox_Update() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{KeepLastSnapshots: &client.KeepLastSnapshots{Count: 3}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.DeleteSandbox(ctx, sb.Name(), client.DeleteOptions{OrphanSnapshots: true})
+	for _, text := range []string{"good", "bad"} {
+		if err := sb.WriteFile(ctx, "state", []byte(text), 0o644); err != nil {
+			log.Fatal(err)
+		}
+		if _, err := sb.Stop(ctx); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	current, err := c.GetSnapshot(ctx, sb.Info().CurrentSnapshotID)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for node, err := range current.Ancestors(ctx) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		if err := sb.Update(ctx, client.UpdateOptions{CurrentSnapshotID: &node.Snapshot.ID}); err != nil {
+			log.Fatal(err)
+		}
+		break // the parent
+	}
+	b, err := sb.ReadFile(ctx, "state")
+	fmt.Printf("%s %v\n", b, err)
+	// Output: good <nil>
+}
+
+// The snapshots of a sandbox, and an end to all but the latest.
+func ExampleSandbox_Snapshots() {
+	ctx := context.Background()
+	c, err := client.FromEnvironment()
+	if err != nil {
+		log.Fatal(err)
+	}
+	sb, err := c.CreateSandbox(ctx, client.CreateOptions{Name: "kept"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.DeleteSandbox(ctx, "kept", client.DeleteOptions{OrphanSnapshots: true})
+	for range 2 {
+		if err := sb.Resume(ctx); err != nil {
+			log.Fatal(err)
+		}
+		if _, err := sb.Stop(ctx); err != nil {
+			log.Fatal(err)
+		}
+	}
+	for snap, err := range sb.Snapshots(ctx, client.SnapshotOptions{}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		current := snap.ID == sb.Info().CurrentSnapshotID
+		fmt.Println(snap.CreationMethod, current)
+		if !current {
+			if _, err := c.DeleteSnapshot(ctx, snap.ID); err != nil {
+				log.Fatal(err)
+			}
+		}
+	}
+	// Output:
+	// automatic true
+	// automatic false
+}
+
 func ExampleNew() {
 	c, err := client.New(client.Options{URL: "https://sandboxes.example.com/", Token: "secret"})
 	fmt.Println(c.URL(), err)

@@ -23,7 +23,8 @@ type ListOptions struct {
 	Limit int
 	// Cursor is where to start: the Next of a page.
 	Cursor string
-	// SortBy is "createdAt" (default), "name" or "statusUpdatedAt".
+	// SortBy is "createdAt" (default), "name", "statusUpdatedAt" or
+	// "currentSnapshotId".
 	SortBy string
 	// Ascending puts the oldest, or the first in the alphabet, first.
 	Ascending bool

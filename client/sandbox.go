@@ -101,12 +101,21 @@ func (c *Client) getSandbox(ctx context.Context, name string, resume bool) (runB
 
 // callSandbox makes a call on the path of a sandbox.
 func (c *Client) callSandbox(ctx context.Context, r request, name string, out any) error {
+	path, err := sandboxPath(name)
+	if err != nil {
+		return err
+	}
+	r.path = path
+	return c.call(ctx, r, out)
+}
+
+// sandboxPath is the path of the sandbox of that name.
+func sandboxPath(name string) (string, error) {
 	if name == "" || name == "." || name == ".." { // would be the path of something else
-		return &Error{Status: http.StatusBadRequest, Code: skerry.CodeBadRequest, Field: "name",
+		return "", &Error{Status: http.StatusBadRequest, Code: skerry.CodeBadRequest, Field: "name",
 			Message: strconv.Quote(name) + " is not the name of a sandbox"}
 	}
-	r.path = "/v2/sandboxes/" + url.PathEscape(name)
-	return c.call(ctx, r, out)
+	return "/v2/sandboxes/" + url.PathEscape(name), nil
 }
 
 // Refresh asks the server for the current state.
@@ -133,11 +142,17 @@ type UpdateOptions struct {
 	Ports         []int
 	NetworkPolicy *NetworkPolicy
 	// Mounts, if not nil, replace all mounts.
-	Mounts             map[string]Mount
+	Mounts map[string]Mount
+	// SnapshotExpiration is how long later snapshots are kept; 0 is for ever.
 	SnapshotExpiration *time.Duration
-	KeepLastSnapshots  *KeepLastSnapshots
-	CurrentSnapshotID  *string
-	Region             *string
+	// KeepLastSnapshots replaces the retention as a whole;
+	// ClearKeepLastSnapshots lifts it.
+	KeepLastSnapshots      *KeepLastSnapshots
+	ClearKeepLastSnapshots bool
+	// CurrentSnapshotID has the next session start from that snapshot, of
+	// whatever sandbox of the project.
+	CurrentSnapshotID *string
+	Region            *string
 	// FailoverRegions, if not nil, replace the list.
 	FailoverRegions []string
 	// NetworkID: the empty string disconnects.
@@ -175,6 +190,7 @@ func (o UpdateOptions) body() map[string]any {
 	setIf(body, "ports", o.Ports != nil, o.Ports)
 	setIf(body, "networkPolicy", o.NetworkPolicy != nil, o.NetworkPolicy)
 	setIf(body, "mounts", o.Mounts != nil, o.Mounts)
+	setIf(body, "keepLastSnapshots", o.ClearKeepLastSnapshots, nil)
 	setIf(body, "keepLastSnapshots", o.KeepLastSnapshots != nil, o.KeepLastSnapshots)
 	setIf(body, "currentSnapshotId", o.CurrentSnapshotID != nil, o.CurrentSnapshotID)
 	setIf(body, "region", o.Region != nil, o.Region)
@@ -209,11 +225,14 @@ func (sb *Sandbox) Update(ctx context.Context, opts UpdateOptions) error {
 
 // DeleteOptions change what Delete does.
 type DeleteOptions struct {
-	// OrphanSnapshots deletes the snapshots that no other sandbox needs too.
+	// OrphanSnapshots deletes the sandbox's snapshots too, but for those that
+	// another sandbox would start from. Otherwise they stay until they expire.
 	OrphanSnapshots bool
 }
 
-// Delete stops the session and removes the sandbox.
+// Delete stops the session and removes the sandbox. The files of the session
+// are not saved before; snapshots stay until they expire, see
+// [Client.DeleteSandbox] for an end to them too.
 func (sb *Sandbox) Delete(ctx context.Context) error {
 	return sb.c.DeleteSandbox(ctx, sb.name, DeleteOptions{})
 }

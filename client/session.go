@@ -36,19 +36,29 @@ func (sb *Sandbox) Resume(ctx context.Context) error {
 	return err
 }
 
-// Stop ends the current session and returns it once it has stopped. Stopping
+// Stopped is what a stop came to.
+type Stopped struct {
+	Session skerry.Session
+	// Snapshot is what the stop has saved: nil if the sandbox is not
+	// persistent, and if the session had ended before.
+	Snapshot *Snapshot
+}
+
+// Stop ends the current session and returns once it has stopped. The files of
+// a persistent sandbox are saved; if that fails, the session runs on. Stopping
 // a session that has ended is not an error.
-func (sb *Sandbox) Stop(ctx context.Context) (skerry.Session, error) {
+func (sb *Sandbox) Stop(ctx context.Context) (Stopped, error) {
 	var answer struct {
-		Session skerry.Session  `json:"session"`
-		Sandbox *skerry.Sandbox `json:"sandbox"`
+		Session  skerry.Session   `json:"session"`
+		Sandbox  *skerry.Sandbox  `json:"sandbox"`
+		Snapshot *skerry.Snapshot `json:"snapshot"`
 	}
 	r := request{
 		method: http.MethodPost, path: sessionPath(sb.Session().ID) + "/stop",
 		query: sb.c.scope(""), repeatable: true,
 	}
 	if err := sb.c.call(ctx, r, &answer); err != nil {
-		return skerry.Session{}, err
+		return Stopped{}, err
 	}
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
@@ -56,7 +66,11 @@ func (sb *Sandbox) Stop(ctx context.Context) (skerry.Session, error) {
 	if answer.Sandbox != nil {
 		sb.info = *answer.Sandbox
 	}
-	return answer.Session, nil
+	stopped := Stopped{Session: answer.Session}
+	if answer.Snapshot != nil {
+		stopped.Snapshot = newSnapshot(sb.c, *answer.Snapshot)
+	}
+	return stopped, nil
 }
 
 // ExtendTimeout lets the current session live longer by d.

@@ -17,8 +17,11 @@ import (
 const readyFD = 3
 
 // startBackground starts this program again, detached, and waits until it
-// serves. It returns the URL that the server listens at.
+// serves. It returns the URL that the server listens at, or errRunning.
 func startBackground(state string, args []string) (string, error) {
+	if pid, err := runningPID(state); err != nil || pid != 0 {
+		return "", errors.Join(err, errRunning)
+	}
 	if err := os.MkdirAll(state, 0o711); err != nil {
 		return "", err
 	}

@@ -105,7 +105,8 @@ func (o *serveOptions) main(cmd *cobra.Command) error {
 		}
 		url, err := startBackground(o.state, args)
 		if errors.Is(err, errRunning) {
-			url, err = "", nil
+			fmt.Fprintf(cmd.OutOrStdout(), "sandboxd runs already, log in %s\n", logPath(o.state))
+			return nil
 		}
 		if err != nil {
 			return err
@@ -223,6 +224,10 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 	if err != nil {
 		return nil, nil, err
 	}
+	hostProcesses, err := boundProcesses(groups, log)
+	if err != nil {
+		return nil, nil, err
+	}
 	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), log)
 	if err != nil {
 		return nil, nil, err
@@ -246,18 +251,19 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
 	n, err := node.New(node.Config{
-		Dir:          filepath.Join(o.state, "sessions"),
-		Driver:       drv,
-		Networks:     networks,
-		Images:       images,
-		Agent:        agent,
-		Snapshots:    snapshots,
-		SnapshotWork: filepath.Join(o.state, "snapshots", "work"),
-		Drives:       drives,
-		DiskBytes:    int64(o.diskGB) << 30,
-		Processes:    o.processes,
-		Output:       output.Config{Keep: int64(o.outputMB) << 20},
-		Log:          log,
+		Dir:           filepath.Join(o.state, "sessions"),
+		Driver:        drv,
+		Networks:      networks,
+		Images:        images,
+		Agent:         agent,
+		Snapshots:     snapshots,
+		SnapshotWork:  filepath.Join(o.state, "snapshots", "work"),
+		Drives:        drives,
+		DiskBytes:     int64(o.diskGB) << 30,
+		Processes:     o.processes,
+		HostProcesses: hostProcesses,
+		Output:        output.Config{Keep: int64(o.outputMB) << 20},
+		Log:           log,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
@@ -268,6 +274,7 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {
 			err = errors.Join(err, groups.Close())
 		}
+		removeEmpty(filepath.Join(run, "machines"), filepath.Join(run, "netns"), run)
 		return err
 	}, nil
 }
@@ -282,6 +289,13 @@ func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
 	return snapshot.Open(snapshot.Options{
 		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30, Log: log,
 	})
+}
+
+// removeEmpty removes folders that hold nothing.
+func removeEmpty(dirs ...string) {
+	for _, dir := range dirs {
+		_ = os.Remove(dir) // one that is in use has something in it
+	}
 }
 
 // instanceName tells servers on one machine apart: their cgroups, networks and

@@ -73,7 +73,7 @@ var (
 	createErrors = []skerry.Code{
 		skerry.CodeConflict, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeImageInvalid,
 		skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeUnavailable, skerry.CodeTooLarge,
-		skerry.CodeNotFound, skerry.CodeDiskFull,
+		skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeDiskFull,
 	}
 )
 
@@ -116,7 +116,7 @@ func (s *Server) sandboxRoutes() []route {
 		{
 			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change a sandbox's configuration",
 			request: updateRequest{}, response: sandboxResponse{}, handle: s.updateSandbox,
-			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
 		},
 		{
 			method: http.MethodDelete, path: sandboxPath, id: "deleteSandbox", summary: "Stop a sandbox and remove its name",
@@ -133,7 +133,7 @@ func (s *Server) snapshotRoutes() []route {
 			// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
 			method: http.MethodPost, path: sandboxPath + "/fork", mux: sandboxPath + anyAction, id: "forkSandbox",
 			summary: "Create a sandbox with another's configuration and files", request: forkRequest{}, response: runResponse{},
-			handle: s.forkSandbox, errors: append([]skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound}, createErrors...),
+			handle: s.forkSandbox, errors: createErrors,
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files and stop it",

@@ -210,7 +210,7 @@ type treeQuery struct {
 type listSandboxesQuery struct {
 	Limit      int      `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
 	Cursor     string   `json:"cursor" doc:"The next of the page before."`
-	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt" doc:"What to order by, createdAt by default."`
+	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt|currentSnapshotId" doc:"What to order by, createdAt by default."`
 	SortOrder  string   `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
 	NamePrefix string   `json:"namePrefix" doc:"What names start with."`
 	Tags       []string `json:"tags" doc:"key:value that a sandbox must carry; all of them if repeated."`

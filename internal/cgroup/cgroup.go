@@ -41,6 +41,8 @@ type Usage struct {
 // hierarchy is one version of the kernel's interface.
 type hierarchy interface {
 	create(name string, l Limits) error
+	// bound limits the processes of the parent group.
+	bound(processes int) error
 	usage(name string) (Usage, error)
 	// dirs returns the directories that make up the group.
 	dirs(name string) []string
@@ -86,6 +88,14 @@ func New(parent string) (*Manager, error) {
 		return nil, fmt.Errorf("set up cgroup v1: %w", err)
 	}
 	return &Manager{parent: parent, h: h}, nil
+}
+
+// Bound holds all groups together to a number of processes and threads.
+func (m *Manager) Bound(processes int) error {
+	if err := m.h.bound(processes); err != nil {
+		return fmt.Errorf("bound the processes of all groups: %w", err)
+	}
+	return nil
 }
 
 // Version is 1 or 2.

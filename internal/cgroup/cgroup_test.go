@@ -198,3 +198,55 @@ func TestParseMounts(t *testing.T) {
 		t.Error("a malformed line was accepted")
 	}
 }
+
+func TestBoundHoldsAllGroupsTogether(t *testing.T) {
+	m := testManager(t)
+	if err := m.Bound(3); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"one", "two"} {
+		g, err := m.Create(name, Limits{Processes: 100})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer g.Remove(context.Background())
+		cmd := exec.Command("sh", "-c", "read x; sleep 100 & exec sleep 100")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer cmd.Wait()
+		defer cmd.Process.Kill()
+		if err := g.Add(cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(in)
+		in.Close()
+	}
+	// Four are wanted, three can be had, whichever comes last.
+	deadline := time.After(10 * time.Second)
+	for {
+		one, err := m.Open("one").Processes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		two, err := m.Open("two").Processes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(one)+len(two) > 3 {
+			t.Fatalf("%d processes run under a bound of 3", len(one)+len(two))
+		}
+		if len(one)+len(two) == 3 {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%d processes run, want 3", len(one)+len(two))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}

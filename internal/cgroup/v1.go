@@ -86,6 +86,10 @@ func (h *v1) create(name string, l Limits) error {
 	return nil
 }
 
+func (h *v1) bound(processes int) error {
+	return write(h.dir("pids", ""), "pids.max", strconv.Itoa(processes))
+}
+
 func (h *v1) usage(name string) (Usage, error) {
 	cpu, err := readInt(h.dir("cpuacct", name), "cpuacct.usage")
 	if err != nil {

@@ -104,6 +104,10 @@ func (h *v2) create(name string, l Limits) error {
 	return nil
 }
 
+func (h *v2) bound(processes int) error {
+	return write(h.base, "pids.max", strconv.Itoa(processes))
+}
+
 func (h *v2) usage(name string) (Usage, error) {
 	dir := h.dir(name)
 	cpu, err := readField(dir, "cpu.stat", "usage_usec")

@@ -84,7 +84,8 @@ const rootHelp = `Run code in isolated sandboxes on a Skerry server.
 
 A sandbox is a small Linux machine that starts in a blink and is thrown away
 when you like. It has a name; each run of it is a session, which ends when you
-stop it or when its timeout is over (five minutes unless you say otherwise).`
+stop it or when its timeout is over (five minutes unless you say otherwise). Its
+files are saved then, and the next session goes on with them.`
 
 const rootExample = `  # A command in a new sandbox that is removed afterwards
   sandbox run --rm -- node -e 'console.log(process.version)'
@@ -96,6 +97,7 @@ const rootExample = `  # A command in a new sandbox that is removed afterwards
   sandbox create --name demo --timeout 1h
   sandbox cp ./app demo:app
   sandbox exec demo --workdir app -- npm test
+  sandbox fork --live demo --name attempt
   sandbox rm demo`
 
 const scopeHelp = `
@@ -131,13 +133,11 @@ func (a *app) root() *cobra.Command {
 		a.createCommand(), a.runCommand(), a.shCommand(),
 		a.execCommand(), a.connectCommand(),
 		a.listCommand(), a.stopCommand(), a.removeCommand(), a.copyCommand(),
+		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(),
 		a.sessionsCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(),
 	)
-	root.AddCommand(unbuilt(
-		"snapshot", "taking a snapshot", "snapshots", "managing snapshots",
-		"fork", "forking a sandbox", "drives", "managing drives",
-	)...)
+	root.AddCommand(unbuilt("drives", "managing drives")...)
 	completion(root)
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + scopeHelp + "{{end}}")
 	return root

@@ -28,6 +28,35 @@ func (a *app) completeAll(cmd *cobra.Command, given []string, prefix string) ([]
 	return a.names(cmd.Context(), prefix, given), cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeSnapshots completes ids of snapshots, each once.
+func (a *app) completeSnapshots(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return a.snapshotIDs(cmd.Context(), prefix, given), cobra.ShellCompDirectiveNoFileComp
+}
+
+// snapshotIDs asks the server for the latest snapshots.
+func (a *app) snapshotIDs(ctx context.Context, prefix string, but []string) []string {
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, completeWait)
+	defer cancel()
+	c, err := a.client()
+	if err != nil {
+		return nil
+	}
+	page, err := c.ListSnapshotsPage(ctx, "", client.SnapshotOptions{Limit: 100})
+	if err != nil {
+		return nil
+	}
+	var ids []string
+	for _, s := range page.Items {
+		if strings.HasPrefix(s.ID, prefix) && !slices.Contains(but, s.ID) {
+			ids = append(ids, clean(s.ID)+"\t"+clean(s.SandboxName)+", "+a.ago(s.CreatedAt))
+		}
+	}
+	return ids
+}
+
 // names asks the server for names that begin with prefix. No answer is no
 // completion: the tab key has no place for an error.
 func (a *app) names(ctx context.Context, prefix string, but []string) []string {

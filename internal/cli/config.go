@@ -19,11 +19,11 @@ func (a *app) configCommand() *cobra.Command {
 session on. What the server cannot do yet it refuses, and says so.`,
 		Example: `  sandbox config list demo
   sandbox config timeout demo 1h
-  sandbox config tags demo --tag team=web --tag stage=test`,
+  sandbox config tags demo --tag team=web --tag stage=test
+  sandbox config keep-last-snapshots demo 3`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.configListCommand(), a.configTagsCommand(), a.configPortsCommand(), a.configMountsCommand(), a.configPolicyCommand())
-	cmd.AddCommand(unbuilt("keep-last-snapshots-for", "keeping snapshots", "delete-evicted-snapshots", "keeping snapshots")...)
 	for _, s := range settings {
 		cmd.AddCommand(a.settingCommand(s))
 	}
@@ -67,18 +67,55 @@ var settings = []setting{
 	{"current-snapshot", "SNAPSHOT", "Change the snapshot that the next session starts from", "snap_…", func(s string) (client.UpdateOptions, error) {
 		return client.UpdateOptions{CurrentSnapshotID: &s}, nil
 	}},
-	{"snapshot-expiration", "DURATION|none", "Change how long snapshots are kept", "30d", func(s string) (client.UpdateOptions, error) {
+	{"snapshot-expiration", "DURATION|none", "Change how long later snapshots are kept", "30d", func(s string) (client.UpdateOptions, error) {
 		d := duration{none: true}
 		err := d.Set(s)
 		return client.UpdateOptions{SnapshotExpiration: &d.d}, asUsage(err)
 	}},
-	{"keep-last-snapshots", "COUNT", "Keep only the latest snapshots (1 to 10)", "3", func(s string) (client.UpdateOptions, error) {
+	{"keep-last-snapshots", "COUNT", "Keep only the latest snapshots (1 to 10), or all of them (0)", "3", func(s string) (client.UpdateOptions, error) {
 		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 || n > 10 {
-			return client.UpdateOptions{}, usagef("%q is not a number from 1 to 10", s)
+		if err != nil || n < 0 || n > skerry.MaxKeepLast {
+			return client.UpdateOptions{}, usagef("%q is not a number from 1 to %d, or 0 to keep all", s, skerry.MaxKeepLast)
+		}
+		if n == 0 {
+			return client.UpdateOptions{ClearKeepLastSnapshots: true}, nil
 		}
 		return client.UpdateOptions{KeepLastSnapshots: &client.KeepLastSnapshots{Count: n}}, nil
 	}},
+	{"keep-last-snapshots-for", "DURATION|none", "Change how long the snapshots are kept that keep-last-snapshots keeps", "7d", func(s string) (client.UpdateOptions, error) {
+		d := duration{none: true}
+		err := d.Set(s)
+		return client.UpdateOptions{KeepLastSnapshots: &client.KeepLastSnapshots{Expiration: (*skerry.Duration)(&d.d)}}, asUsage(err)
+	}},
+	{"delete-evicted-snapshots", "true|false", "Delete what keep-last-snapshots does not keep at once, or let it expire", "false", func(s string) (client.UpdateOptions, error) {
+		yes, err := yesNo(s)
+		return client.UpdateOptions{KeepLastSnapshots: &client.KeepLastSnapshots{DeleteEvicted: &yes}}, err
+	}},
+}
+
+// complete fills in what a change of the retention leaves as it is: the API
+// replaces it as a whole.
+func complete(change *client.KeepLastSnapshots, sb *client.Sandbox) error {
+	current := sb.Info().Retention
+	if change == nil {
+		return nil
+	}
+	if current == nil {
+		if change.Count == 0 {
+			return fmt.Errorf("%[1]s keeps all its snapshots; say how many first: sandbox config keep-last-snapshots %[1]s COUNT", clean(sb.Name()))
+		}
+		return nil
+	}
+	if change.Count == 0 {
+		change.Count = current.Count
+	}
+	if change.Expiration == nil {
+		change.Expiration = current.Expiration
+	}
+	if change.DeleteEvicted == nil {
+		change.DeleteEvicted = current.DeleteEvicted
+	}
+	return nil
 }
 
 func asUsage(err error) error {
@@ -98,8 +135,13 @@ func yesNo(s string) (bool, error) {
 func (a *app) settingCommand(s setting) *cobra.Command {
 	return &cobra.Command{
 		Use: s.name + " NAME " + s.value, Short: s.short, Args: args(cobra.ExactArgs(2)),
-		Example:           "  sandbox config " + s.name + " demo " + s.example,
-		ValidArgsFunction: a.completeFirst,
+		Example: "  sandbox config " + s.name + " demo " + s.example,
+		ValidArgsFunction: func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			if s.name == "current-snapshot" && len(given) == 1 {
+				return a.completeSnapshots(cmd, nil, prefix)
+			}
+			return a.completeFirst(cmd, given, prefix)
+		},
 		RunE: func(cmd *cobra.Command, given []string) error {
 			opts, err := s.parse(given[1])
 			if err != nil {
@@ -115,6 +157,9 @@ func (a *app) update(cmd *cobra.Command, name string, opts client.UpdateOptions,
 	defer a.spin("Updating "+clean(name)+"…", false)()
 	sb, err := a.sandbox(cmd.Context(), name, false)
 	if err != nil {
+		return err
+	}
+	if err := complete(opts.KeepLastSnapshots, sb); err != nil {
 		return err
 	}
 	if err := sb.Update(cmd.Context(), opts); err != nil {
@@ -267,6 +312,9 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		{"Memory", memory(sb.MemoryMB)},
 		{"Timeout", timeout},
 		{"Persistent", strconv.FormatBool(sb.Persistent)},
+		{"Current snapshot", or(sb.CurrentSnapshotID)},
+		{"Snapshot expiration", expiration(sb.SnapshotExpiration)},
+		{"Keep last snapshots", retention(sb.Retention)},
 		{"Network policy", network},
 		{"Ports", portList(ports)},
 		{"Region", or(sb.Region)},
@@ -275,4 +323,38 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		rows = append(rows, []cell{{clean(r[0]), a.out.bold}, plain(r[1])})
 	}
 	a.table([]string{"FIELD", "VALUE"}, rows)
+}
+
+// expiration says how long snapshots are kept.
+func expiration(d *skerry.Duration) string {
+	switch {
+	case d == nil:
+		return days(skerry.DefaultSnapshotExpiration) + " (default)"
+	case *d == 0:
+		return "none"
+	}
+	return days(d.Std())
+}
+
+// days writes a span to be read, in days if it is that long.
+func days(d time.Duration) string {
+	const day = 24 * time.Hour
+	if d >= day && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	return span(d)
+}
+
+func retention(r *skerry.Retention) string {
+	if r == nil {
+		return "all"
+	}
+	text := strconv.Itoa(r.Count)
+	if r.Expiration != nil {
+		text += " for " + expiration(r.Expiration)
+	}
+	if r.DeleteEvicted != nil && !*r.DeleteEvicted {
+		text += ", the others expire"
+	}
+	return text
 }

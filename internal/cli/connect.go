@@ -6,8 +6,8 @@ func (a *app) connectCommand() *cobra.Command {
 	var f execFlags
 	cmd := &cobra.Command{
 		Use: "connect [flags] NAME", Aliases: []string{"ssh", "shell"}, Short: "Open a shell in an existing sandbox",
-		Long: `Open a shell in an existing sandbox. A sandbox whose session has ended gets a new
-one. The tool ends with the exit code of the shell. While the shell is open, the
+		Long: `Open a shell in an existing sandbox. A sandbox whose session has ended is resumed.
+The tool ends with the exit code of the shell. While the shell is open, the
 session's timeout is extended as needed.`,
 		Example: `  sandbox connect demo
   sandbox ssh --sudo --workdir /etc demo`,
@@ -22,7 +22,7 @@ session's timeout is extended as needed.`,
 				return err
 			}
 			a.warnMissing(&f.env)
-			sb, err := a.sandbox(cmd.Context(), given[0], true)
+			sb, err := a.resumed(cmd.Context(), given[0], false)
 			if err != nil {
 				return err
 			}

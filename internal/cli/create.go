@@ -29,22 +29,32 @@ type createFlags struct {
 	allowDomains, allowCIDRs, denyCIDR []string
 }
 
-func (f *createFlags) register(cmd *cobra.Command, getenv func(string) string) {
+func (f *createFlags) register(cmd *cobra.Command, a *app) {
+	f.registerShared(cmd, a.Getenv)
+	fs := cmd.Flags()
+	fs.StringVar(&f.runtime, "runtime", "", "what comes first on PATH in the default image: node24 (default), node22, python3.13")
+	fs.StringVar(&f.image, "image", "", "OCI image to start from, in place of the default one")
+	fs.StringVarP(&f.snapshot, "snapshot", "s", "", "start from the snapshot of this id")
+	fs.StringArrayVar(&f.mounts, "mount", nil, "attach a drive: drive:/path[:read-write|snapshot] (repeatable)")
+	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"node24", "node22", "python3.13"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("snapshot", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		return a.completeSnapshots(cmd, nil, prefix)
+	})
+}
+
+// registerShared is for the flags that creating and forking have in common.
+func (f *createFlags) registerShared(cmd *cobra.Command, getenv func(string) string) {
 	fs := cmd.Flags()
 	f.env.getenv = getenv
 	f.snapshotExpiration.none, f.keepFor.none = true, true
 	f.deleteEvicted.choices = []string{"true", "false"}
 	f.policy.choices = []string{"allow-all", "deny-all"}
 	fs.StringVar(&f.name, "name", "", "name, unique in the project (default: made up)")
-	fs.StringVar(&f.runtime, "runtime", "", "what comes first on PATH in the default image: node24 (default), node22, python3.13")
-	fs.StringVar(&f.image, "image", "", "OCI image to start from, in place of the default one")
 	fs.Var(&f.timeout, "timeout", "how long a session may last, such as 30s, 5m or 2h (default 5m)")
 	fs.IntVar(&f.vcpus, "vcpus", 0, "number of virtual CPUs, with 2048 MiB of memory each (default 2)")
 	fs.IntSliceVarP(&f.ports, "publish-port", "p", nil, "make a port reachable from outside (repeatable)")
-	fs.StringVarP(&f.snapshot, "snapshot", "s", "", "start from the snapshot of this id")
 	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the value from here (repeatable)")
 	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
-	fs.StringArrayVar(&f.mounts, "mount", nil, "attach a drive: drive:/path[:read-write|snapshot] (repeatable)")
 	fs.StringVar(&f.region, "region", "", "region to run in")
 	fs.StringVar(&f.failover, "failover-regions", "", "comma-separated regions to fail over to, or none")
 	fs.StringVar(&f.networkID, "network-id", "", "private network to connect to")
@@ -53,10 +63,9 @@ func (f *createFlags) register(cmd *cobra.Command, getenv func(string) string) {
 	fs.Var(&f.keepFor, "keep-last-snapshots-for", "how long those are kept, or none for ever")
 	fs.Var(&f.deleteEvicted, "delete-evicted-snapshots", "delete the others at once (default) or let them expire")
 	registerPolicy(cmd, &f.policy, &f.allowDomains, &f.allowCIDRs, &f.denyCIDR)
-	fs.BoolVar(&f.nonPersistent, "non-persistent", false, "drop the files when a session ends (what this version always does)")
-	fs.BoolVar(&f.persistent, "persistent", false, "keep the files when a session ends (if the server can)")
+	fs.BoolVar(&f.nonPersistent, "non-persistent", false, "drop the files when a session ends")
+	fs.BoolVar(&f.persistent, "persistent", false, "keep the files when a session ends, for the next one (default)")
 	fs.BoolVar(&f.silent, "silent", false, "say nothing about the sandbox")
-	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"node24", "node22", "python3.13"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func registerPolicy(cmd *cobra.Command, mode *choice, domains, allow, deny *[]string) {
@@ -90,6 +99,8 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 	switch {
 	case f.runtime != "" && f.image != "":
 		return o, usagef("--runtime and --image cannot be combined")
+	case f.snapshot != "" && f.image != "":
+		return o, usagef("--snapshot and --image cannot be combined: a snapshot has its own image")
 	case f.persistent && f.nonPersistent:
 		return o, usagef("--persistent and --non-persistent cannot be combined")
 	case f.vcpus < 0:
@@ -98,7 +109,7 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 		return o, usagef("--timeout must be longer than nothing")
 	}
 	if f.snapshot != "" {
-		o.Source = &skerry.Source{Type: "snapshot", SnapshotID: f.snapshot}
+		o.Source = client.FromSnapshot(f.snapshot)
 	}
 	switch {
 	case f.persistent:
@@ -176,14 +187,14 @@ func (a *app) createCommand() *cobra.Command {
 		Long: `Create a sandbox, start its first session, and print its name.
 
 The name goes to standard output, all else to standard error, so that
-"name=$(sandbox create)" works. The session ends after --timeout; the next
-"sandbox exec" starts another, with the files as they were in the image: this
-version does not keep files from one session to the next, which the npm tool
-does unless --non-persistent is given.
+"name=$(sandbox create)" works. The session ends after --timeout, and its files
+are saved as a snapshot; the next "sandbox exec" goes on from there. With
+--non-persistent they are dropped, and each session starts anew.
 
 Flags for what the server cannot do yet are passed to it, and it says so.`,
 		Example: `  sandbox create --name demo --timeout 1h --tag team=web
   sandbox create --runtime python3.13 --env API_URL=http://example.com
+  sandbox create --snapshot snap_… --keep-last-snapshots 3
   sandbox create --vcpus 4 --connect`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if connect {
@@ -207,7 +218,7 @@ Flags for what the server cannot do yet are passed to it, and it says so.`,
 			return a.shell(cmd.Context(), sb, shellOptions{})
 		},
 	}
-	f.register(cmd, a.Getenv)
+	f.register(cmd, a)
 	cmd.Flags().BoolVar(&connect, "connect", false, "open a shell in it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the sandbox as JSON in place of its name")
 	return cmd

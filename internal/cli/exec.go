@@ -54,7 +54,7 @@ func (a *app) execCommand() *cobra.Command {
 		Use: "exec [flags] NAME [flags] [--] COMMAND [ARG...]", Short: "Run a command in an existing sandbox",
 		Long: `Run a command in an existing sandbox, and end with its exit code.
 
-A sandbox whose session has ended gets a new one. Standard output and standard
+A sandbox whose session has ended is resumed. Standard output and standard
 error of the command stay apart. The first Ctrl-C interrupts the remote command,
 the second kills it. The command's standard input is empty; use --interactive
 for one that you want to type into.
@@ -79,7 +79,7 @@ that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
 			if f.timeout.set && f.timeout.d <= 0 {
 				return usagef("--timeout must be longer than nothing")
 			}
-			sb, err := a.sandbox(cmd.Context(), name, true)
+			sb, err := a.resumed(cmd.Context(), name, f.silent)
 			if err != nil {
 				return err
 			}
@@ -119,6 +119,23 @@ func (a *app) sandbox(ctx context.Context, name string, resume bool) (*client.Sa
 		return nil, err
 	}
 	return c.GetSandbox(ctx, name, client.GetOptions{Resume: resume})
+}
+
+// resumed gets a sandbox by its name, with a session that runs.
+func (a *app) resumed(ctx context.Context, name string, silent bool) (*client.Sandbox, error) {
+	stop := a.spin("Waiting for "+clean(name)+" to run…", silent)
+	defer stop()
+	begin := a.Now()
+	sb, err := a.sandbox(ctx, name, true)
+	stop()
+	if err == nil && sb.Resumed() {
+		from := ""
+		if id := sb.Session().SourceSnapshotID; id != "" {
+			from = " from " + clean(id)
+		}
+		a.hint(!silent, "Resumed %s%s in %s.", clean(name), from, a.Now().Sub(begin).Round(time.Millisecond))
+	}
+	return sb, err
 }
 
 // exec runs a command and returns its exit code as an error.

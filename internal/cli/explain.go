@@ -59,12 +59,24 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 			message = "you are not logged in: there is no access token"
 		}
 		hint = "log in with 'sandbox login', or give a token with --token or SKERRY_TOKEN."
+	case client.IsSnapshotNotFound(e):
+		hint = "'sandbox snapshots list' shows those that there are; 'sandbox config current-snapshot' gives a sandbox another one."
+	case client.IsNotFound(e) && aboutSnapshots(cmd, e):
+		hint = "'sandbox snapshots list' shows those that there are."
 	case client.IsNotFound(e) && e.Field == "":
 		hint = "'sandbox list --all' shows the sandboxes of this project."
 	case client.IsConflict(e):
 		hint = "choose another --name, or use the existing sandbox with 'sandbox exec'."
 	}
 	return message, hint
+}
+
+// aboutSnapshots reports whether what was not found is a snapshot.
+func aboutSnapshots(cmd *cobra.Command, e *client.Error) bool {
+	if e.Field == "currentSnapshotId" || e.Field == "source.snapshotId" {
+		return true
+	}
+	return cmd != nil && cmd.HasParent() && cmd.Parent().Name() == "snapshots" && cmd.Name() != "tree"
 }
 
 // flagOf names the flag, or the argument of config, for a field of a request.
@@ -76,8 +88,9 @@ var flagOf = map[string]string{
 	"networkPolicy": "network-policy", "networkId": "network-id",
 	"failoverRegions": "failover-regions", "cwd": "workdir",
 	"snapshotExpiration": "snapshot-expiration", "keepLastSnapshots": "keep-last-snapshots",
-	"currentSnapshotId": "current-snapshot",
-	"teamId":            "scope", "slug": "scope", "projectId": "project", "project": "project",
+	"keepLastSnapshots.count": "keep-last-snapshots", "keepLastSnapshots.expiration": "keep-last-snapshots-for",
+	"currentSnapshotId": "current-snapshot", "snapshotId": "snapshot",
+	"teamId": "scope", "slug": "scope", "projectId": "project", "project": "project",
 }
 
 // spelled returns what the user of cmd knows a field of a request by.

@@ -22,9 +22,13 @@ type listFlags struct {
 }
 
 func (f *listFlags) register(cmd *cobra.Command, what string) {
+	cmd.Flags().BoolVarP(&f.all, "all", "a", false, "show all "+what+", not only those that run")
+	f.registerPage(cmd)
+}
+
+func (f *listFlags) registerPage(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	f.order.choices = []string{"asc", "desc"}
-	fs.BoolVarP(&f.all, "all", "a", false, "show all "+what+", not only those that run")
 	fs.Var(&f.order, "sort-order", "ascending or descending (default desc)")
 	fs.IntVar(&f.limit, "limit", skerry.DefaultPageSize, "how many at most")
 	fs.StringVar(&f.cursor, "cursor", "", "go on where a listing before ended")
@@ -84,7 +88,7 @@ func (a *app) listCommand() *cobra.Command {
 	var f listFlags
 	var prefix string
 	var tags pairs
-	sortBy := choice{choices: []string{"createdAt", "name", "statusUpdatedAt"}}
+	sortBy := choice{choices: []string{"createdAt", "name", "statusUpdatedAt", "currentSnapshotId"}}
 	cmd := &cobra.Command{
 		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List sandboxes", Args: args(cobra.NoArgs),
 		Long: `List the project's sandboxes: those that run, the latest first, unless flags say

@@ -169,7 +169,7 @@ func TestOutputIsStreamedByteByByte(t *testing.T) {
 	}
 	r := bufio.NewReader(out)
 	reads(t, r, "no newline")
-	if err := os.WriteFile(s.Dir+"/go", nil, 0o644); err != nil {
+	if err := os.WriteFile(s.WorkDir("box")+"/go", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	rest, err := io.ReadAll(r)

@@ -12,13 +12,15 @@ func (a *app) removeCommand() *cobra.Command {
 	var opts client.DeleteOptions
 	cmd := &cobra.Command{
 		Use: "remove [flags] NAME [NAME...]", Aliases: []string{"rm"}, Short: "Remove sandboxes for good", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Stop one or more sandboxes and remove them, with all files in them, for good. If
-one cannot be removed, the others are all the same, and the tool ends with 1.`,
+		Long: `Stop one or more sandboxes and remove them for good, with what has changed since
+they last stopped. Their snapshots stay until they expire, unless
+--delete-orphan-snapshots is given. If one cannot be removed, the others are all
+the same, and the tool ends with 1.`,
 		Example: `  sandbox rm demo
   sandbox ls --all --json | jq -r '.sandboxes[].name' | xargs sandbox rm`,
 		ValidArgsFunction: a.completeAll,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.each(cmd.Context(), "Removing", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
+			return a.each(cmd.Context(), "Removing", "sandboxes", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
 				return "Removed " + a.err.cyan(clean(name)) + ".", c.DeleteSandbox(ctx, name, opts)
 			})
 		},

@@ -29,8 +29,8 @@ output is all that goes to standard output. The first Ctrl-C interrupts the
 remote command, the second kills it; --rm and --stop are honoured all the same.
 
 What follows COMMAND belongs to it, flags included. Different from the npm tool,
-the sandbox's name is not written to standard output, and files are not kept
-when the sandbox stops (as with --non-persistent).`,
+the sandbox's name is not written to standard output. A sandbox that is made for
+--rm is not persistent: nothing of it is saved.`,
 		Example: `  sandbox run --rm -- node -e 'console.log(1 + 1)'
   sandbox run --runtime python3.13 --rm python3 -c 'print(1 + 1)'
   sandbox run --name demo --timeout 1h --stop npm test
@@ -52,7 +52,7 @@ when the sandbox stops (as with --non-persistent).`,
 			if err != nil {
 				return err
 			}
-			return a.leave(cmd.Context(), sb, remove, stop, func() error {
+			return a.leave(cmd.Context(), sb, remove, stop, c.silent, func() error {
 				if connect {
 					if err := a.shell(cmd.Context(), sb, shellOptions{silent: c.silent}); err != nil && !isExitCode(err) {
 						return err
@@ -64,7 +64,7 @@ when the sandbox stops (as with --non-persistent).`,
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	c.register(cmd, a.Getenv)
+	c.register(cmd, a)
 	f.register(cmd)
 	f.registerInteractive(cmd, "")
 	cmd.Flags().BoolVar(&connect, "connect", false, "open a shell in it first")
@@ -81,7 +81,7 @@ func isExitCode(err error) bool {
 // runSandbox gets the sandbox that --name names, or creates one.
 func (a *app) runSandbox(ctx context.Context, f *createFlags) (*client.Sandbox, error) {
 	if f.name != "" {
-		sb, err := a.sandbox(ctx, f.name, true)
+		sb, err := a.resumed(ctx, f.name, f.silent)
 		if err == nil || !client.IsNotFound(err) {
 			a.warnMissing(&f.env)
 			return sb, err
@@ -91,7 +91,7 @@ func (a *app) runSandbox(ctx context.Context, f *createFlags) (*client.Sandbox, 
 }
 
 // leave runs fn and then removes or stops the sandbox, whatever fn came to.
-func (a *app) leave(ctx context.Context, sb *client.Sandbox, remove, stop bool, fn func() error) error {
+func (a *app) leave(ctx context.Context, sb *client.Sandbox, remove, stop, silent bool, fn func() error) error {
 	err := fn()
 	if !remove && !stop {
 		return err
@@ -104,7 +104,9 @@ func (a *app) leave(ctx context.Context, sb *client.Sandbox, remove, stop bool, 
 			leaveErr = nil
 		}
 	} else {
+		done := a.spin("Stopping "+clean(sb.Name())+"…", silent)
 		_, leaveErr = sb.Stop(ctx)
+		done()
 	}
 	if leaveErr == nil {
 		return err

@@ -73,7 +73,7 @@ ended too, the latest first.`,
 func (a *app) sessionTable(list []skerry.Session, all bool) {
 	title := []string{"ID", "STATUS", "CREATED", "VCPUS", "MEMORY", "IMAGE/RUNTIME", "TIMEOUT", "DURATION"}
 	if all {
-		title = append(title, "CPU", "NETWORK (OUT/IN)")
+		title = append(title, "CPU", "NETWORK (OUT/IN)", "STARTED FROM")
 	}
 	rows := make([][]cell, 0, len(list))
 	for _, s := range list {
@@ -93,7 +93,7 @@ func (a *app) sessionTable(list []skerry.Session, all bool) {
 			if s.Network != nil {
 				out, in = s.Network.Egress, s.Network.Ingress
 			}
-			row = append(row, plain(cpu(s.ActiveCPU)), plain(network(out, in)))
+			row = append(row, plain(cpu(s.ActiveCPU)), plain(network(out, in)), plain(or(s.SourceSnapshotID)))
 		}
 		rows = append(rows, row)
 	}

@@ -32,13 +32,13 @@ shell. While the shell is open, the session's timeout is extended as needed.`,
 			if err != nil {
 				return err
 			}
-			return a.leave(cmd.Context(), sb, remove, false, func() error {
+			return a.leave(cmd.Context(), sb, remove, false, c.silent, func() error {
 				return a.shell(cmd.Context(), sb, shellOptions{noExtend: noExtend, silent: c.silent})
 			})
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // a command is answered with a hint, its flags too
-	c.register(cmd, a.Getenv)
+	c.register(cmd, a)
 	cmd.Flags().BoolVar(&remove, "rm", false, "remove the sandbox when the shell ends")
 	cmd.Flags().BoolVar(&noExtend, "no-extend-timeout", false, "let the session time out under the shell")
 	return cmd

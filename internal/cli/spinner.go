@@ -33,6 +33,7 @@ func (a *app) animate(text string, quit <-chan struct{}) {
 	tick := time.NewTicker(spinnerDelay)
 	defer tick.Stop()
 	frames := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏")
+	begin := time.Now()
 	for i := 0; ; i++ {
 		select {
 		case <-quit:
@@ -41,7 +42,11 @@ func (a *app) animate(text string, quit <-chan struct{}) {
 			}
 			return
 		case <-tick.C:
-			fmt.Fprintf(a.Err, "\r%s %s\x1b[K", a.err.cyan(string(frames[i%len(frames)])), text)
+			since := ""
+			if d := time.Since(begin); d >= time.Second { // long enough to wonder whether it goes on
+				since = a.err.dim(" " + d.Truncate(time.Second).String())
+			}
+			fmt.Fprintf(a.Err, "\r%s %s%s\x1b[K", a.err.cyan(string(frames[i%len(frames)])), text, since)
 			tick.Reset(80 * time.Millisecond)
 		}
 	}

@@ -21,50 +21,58 @@ func (a *app) stopCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "stop NAME [NAME...]", Short: "Stop the session of sandboxes", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Stop the current session of one or more sandboxes. The names stay, and the next
-"sandbox exec" starts a new session. Stopping what has stopped is no failure. If
-one cannot be stopped, the others are all the same, and the tool ends with 1.`,
+		Long: `Stop the current session of one or more sandboxes. The names stay, the files are
+saved unless the sandbox is not persistent, and the next "sandbox exec" goes on
+with them. Stopping what has stopped is no failure. If one cannot be stopped, the
+others are all the same, and the tool ends with 1.`,
 		Example:           "  sandbox stop demo other",
 		ValidArgsFunction: a.completeAll,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			sessions := make(map[string]skerry.Session)
+			results := make(map[string]client.Stopped)
 			var mu sync.Mutex
-			err := a.each(cmd.Context(), "Stopping", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
+			err := a.each(cmd.Context(), "Stopping", "sandboxes", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
 				sb, err := c.GetSandbox(ctx, name, client.GetOptions{})
 				if err != nil {
 					return "", err
 				}
-				session, err := sb.Stop(ctx)
+				stopped, err := sb.Stop(ctx)
 				if err != nil {
 					return "", err
 				}
 				mu.Lock()
 				defer mu.Unlock()
-				sessions[name] = session
-				return "Stopped " + a.err.cyan(clean(name)) + used(session) + ".", nil
+				results[name] = stopped
+				return "Stopped " + a.err.cyan(clean(name)) + a.outcome(stopped) + ".", nil
 			})
 			if !asJSON {
 				return err
 			}
-			list := []skerry.Session{}
+			sessions, snapshots := []skerry.Session{}, []skerry.Snapshot{}
 			for _, name := range names {
-				if s, ok := sessions[name]; ok {
-					list = append(list, s)
+				if r, ok := results[name]; ok {
+					sessions = append(sessions, r.Session)
+					if r.Snapshot != nil {
+						snapshots = append(snapshots, r.Snapshot.Info())
+					}
 				}
 			}
-			if jsonErr := a.json(map[string]any{"sessions": list}); jsonErr != nil {
+			if jsonErr := a.json(map[string]any{"sessions": sessions, "snapshots": snapshots}); jsonErr != nil {
 				return jsonErr
 			}
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print the stopped sessions as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the stopped sessions, and the snapshots that were taken, as JSON")
 	return cmd
 }
 
-// used says what a session came to.
-func used(s skerry.Session) string {
+// outcome says what a session came to, and what is kept of it.
+func (a *app) outcome(stopped client.Stopped) string {
+	s := stopped.Session
 	var parts []string
+	if snap := stopped.Snapshot; snap != nil {
+		parts = append(parts, "saved "+size(snap.Info().SizeBytes)+" as "+a.err.cyan(clean(snap.ID())))
+	}
 	if s.Duration > 0 {
 		parts = append(parts, "it ran "+span(time.Duration(s.Duration)))
 	}
@@ -80,9 +88,9 @@ func used(s skerry.Session) string {
 	return " (" + strings.Join(parts, "; ") + ")"
 }
 
-// each does something to every name, several at a time, and tells the outcomes
+// each does something to every name of a kind, several at a time, and tells the outcomes
 // in the order of the names.
-func (a *app) each(ctx context.Context, doing string, names []string,
+func (a *app) each(ctx context.Context, doing string, kind string, names []string,
 	do func(context.Context, *client.Client, string) (done string, err error)) error {
 	c, err := a.client()
 	if err != nil {
@@ -96,7 +104,7 @@ func (a *app) each(ctx context.Context, doing string, names []string,
 	}
 	what := unique[0]
 	if len(unique) > 1 {
-		what = fmt.Sprintf("%d sandboxes", len(unique))
+		what = fmt.Sprintf("%d %s", len(unique), kind)
 	}
 	stop := a.spin(doing+" "+clean(what)+"…", false)
 	done, errs := make([]string, len(unique)), make([]error, len(unique))

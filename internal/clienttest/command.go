@@ -55,11 +55,12 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 	}
 	json.NewDecoder(r.Body).Decode(&body)
 	c := &command{proc: exec.Command(body.Command, body.Args...), done: make(chan struct{}), more: make(chan struct{})}
-	c.proc.Dir = s.Dir
+	dir := s.workDir(r.PathValue("id"))
+	c.proc.Dir = dir
 	if body.Cwd != "" {
 		c.proc.Dir = body.Cwd
 	}
-	c.proc.Env = append(os.Environ(), "TMPDIR="+s.Dir)
+	c.proc.Env = append(os.Environ(), "TMPDIR="+dir)
 	for k, v := range body.Env {
 		c.proc.Env = append(c.proc.Env, k+"="+v)
 	}
@@ -234,7 +235,7 @@ func (s *Server) killAll() {
 }
 
 func (s *Server) interactive(w http.ResponseWriter, r *http.Request) {
-	answer(w, map[string]string{"url": "ws://" + r.Host + "/terminal", "token": "one+time/ticket"})
+	answer(w, map[string]string{"url": "ws://" + r.Host + "/terminal/" + r.PathValue("id"), "token": "one+time/ticket"})
 }
 
 // terminal runs an interactive command on a pseudo-terminal of this machine.
@@ -261,7 +262,7 @@ func (s *Server) terminal(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	proc := exec.Command(start.Command, start.Args...)
-	proc.Dir, proc.Env = s.Dir, append(os.Environ(), start.Env...)
+	proc.Dir, proc.Env = s.workDir(r.PathValue("id")), append(os.Environ(), start.Env...)
 	tty, err := pty.StartWithSize(proc, &pty.Winsize{Cols: start.Cols, Rows: start.Rows})
 	if err != nil {
 		return

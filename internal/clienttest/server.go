@@ -5,11 +5,8 @@
 package clienttest
 
 import (
-	"archive/tar"
-	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -37,14 +34,18 @@ var Epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 // Server is the stand-in.
 type Server struct {
 	URL string
-	// Dir is the working directory of every sandbox.
-	Dir string
+	// dir is where all is kept, see [Server.WorkDir].
+	dir string
 	// Intercept, when set before the first request, may answer a request
 	// itself and return true.
 	Intercept func(w http.ResponseWriter, r *http.Request) bool
 
 	mu        sync.Mutex
 	sandboxes map[string]*skerry.Sandbox
+	made      int               // sandboxes, those that are gone too
+	dirs      map[string]string // by the name of the sandbox
+	sources   map[string]string // the snapshot that it was created from
+	snapshots []*skerry.Snapshot
 	sessions  []*skerry.Session
 	commands  map[string]*command
 	requests  []string
@@ -61,7 +62,10 @@ func New(t testing.TB) *Server {
 
 // Start starts a server whose sandboxes work in dir.
 func Start(dir string) (s *Server, stop func()) {
-	s = &Server{Dir: dir, sandboxes: map[string]*skerry.Sandbox{}, commands: map[string]*command{}}
+	s = &Server{
+		dir: dir, sandboxes: map[string]*skerry.Sandbox{}, commands: map[string]*command{},
+		dirs: map[string]string{}, sources: map[string]string{},
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v2/sandboxes", s.create)
 	mux.HandleFunc("POST /v3/sandboxes", s.create)
@@ -72,6 +76,12 @@ func Start(dir string) (s *Server, stop func()) {
 	mux.HandleFunc("DELETE /v2/sandboxes/{name}", s.delete)
 	const session = "/v2/sandboxes/sessions/{id}"
 	mux.HandleFunc("POST "+session+"/stop", s.stop)
+	mux.HandleFunc("POST "+session+"/snapshot", s.live(s.snapshot))
+	mux.HandleFunc("GET /v2/sandboxes/snapshots", s.listSnapshots)
+	mux.HandleFunc("GET /v2/sandboxes/snapshots/tree", s.snapshotTree)
+	mux.HandleFunc("GET /v2/sandboxes/snapshots/{id}", s.getSnapshot)
+	mux.HandleFunc("DELETE /v2/sandboxes/snapshots/{id}", s.deleteSnapshot)
+	mux.HandleFunc("POST /v2/sandboxes/{name}/fork", s.fork)
 	mux.HandleFunc("POST "+session+"/extend-timeout", s.live(s.extend))
 	mux.HandleFunc("POST "+session+"/cmd", s.live(s.run))
 	mux.HandleFunc("GET "+session+"/cmd/{cmd}", s.command)
@@ -81,7 +91,7 @@ func Start(dir string) (s *Server, stop func()) {
 	mux.HandleFunc("POST "+session+"/fs/read", s.live(s.read))
 	mux.HandleFunc("POST "+session+"/fs/mkdir", s.live(s.mkdir))
 	mux.HandleFunc("POST "+session+"/interactive", s.live(s.interactive))
-	mux.HandleFunc("GET /terminal", s.terminal)
+	mux.HandleFunc("GET /terminal/{id}", s.terminal)
 	hs := httptest.NewServer(s.front(mux))
 	s.URL = hs.URL
 	return s, func() {
@@ -108,7 +118,7 @@ func (s *Server) front(next http.Handler) http.Handler {
 		if s.Intercept != nil && s.Intercept(w, r) {
 			return
 		}
-		if r.URL.Path != "/terminal" && r.Header.Get("Authorization") != "Bearer "+Token {
+		if !strings.HasPrefix(r.URL.Path, "/terminal/") && r.Header.Get("Authorization") != "Bearer "+Token {
 			Refuse(w, http.StatusUnauthorized, skerry.CodeUnauthorized, "the token is not valid")
 			return
 		}
@@ -144,9 +154,13 @@ func (s *Server) LastBody(prefix string) string {
 
 // Refuse answers with an error in the form of the API.
 func Refuse(w http.ResponseWriter, status int, code skerry.Code, message string) {
+	refuse(w, status, &skerry.Error{Code: code, Message: message})
+}
+
+func refuse(w http.ResponseWriter, status int, e *skerry.Error) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(map[string]any{"error": &skerry.Error{Code: code, Message: message}})
+	json.NewEncoder(w).Encode(map[string]any{"error": e})
 }
 
 func answer(w http.ResponseWriter, v any) {
@@ -159,24 +173,58 @@ func answer(w http.ResponseWriter, v any) {
 func (s *Server) Add(name string, status skerry.SessionStatus) *skerry.Sandbox {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := time.Duration(len(s.sandboxes))
-	created := skerry.At(Epoch.Add(n * time.Minute))
+	created := skerry.At(Epoch.Add(time.Duration(len(s.sandboxes)) * time.Minute))
 	sb := &skerry.Sandbox{
 		Name: name, VCPUs: 2, MemoryMB: 4096, Runtime: "node24", Region: skerry.Region, Timeout: skerry.Duration(skerry.DefaultTimeout),
-		CreatedAt: created, UpdatedAt: created, Cwd: s.Dir,
+		CreatedAt: created, UpdatedAt: created,
 	}
-	s.sandboxes[name] = sb
+	s.add(sb)
 	s.start(sb, status)
 	return sb
+}
+
+// add takes a sandbox in; s.mu is held.
+func (s *Server) add(sb *skerry.Sandbox) {
+	sb.Cwd = filepath.Join(s.dir, "work", strconv.Itoa(s.made))
+	s.made++
+	s.dirs[sb.Name] = sb.Cwd
+	s.sandboxes[sb.Name] = sb
+	must(os.MkdirAll(sb.Cwd, 0o755))
+}
+
+// must is for what fails only if the machine does.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// WorkDir returns the working directory of a sandbox. It is the one part of it
+// that snapshots keep.
+func (s *Server) WorkDir(sandbox string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dirs[sandbox]
+}
+
+// workDir returns the working directory of the sandbox of a session.
+func (s *Server) workDir(sessionID string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if session := s.session(sessionID); session != nil {
+		return s.dirs[session.SandboxName]
+	}
+	return ""
 }
 
 // start gives a sandbox a session; s.mu is held.
 func (s *Server) start(sb *skerry.Sandbox, status skerry.SessionStatus) *skerry.Session {
 	session := &skerry.Session{
 		ID: fmt.Sprintf("sbx_%024d", len(s.sessions)+1), SandboxName: sb.Name, VCPUs: sb.VCPUs, MemoryMB: sb.MemoryMB, Runtime: sb.Runtime,
-		Region: skerry.Region, Timeout: sb.Timeout, Cwd: s.Dir, Status: status,
+		Region: skerry.Region, Timeout: sb.Timeout, Cwd: sb.Cwd, Status: status, Persistent: sb.Persistent,
 		RequestedAt: sb.CreatedAt, StartedAt: sb.CreatedAt, CreatedAt: sb.CreatedAt, UpdatedAt: sb.CreatedAt,
 	}
+	session.SourceSnapshotID = s.startsFrom(sb)
 	s.sessions = append(s.sessions, session)
 	sb.CurrentSessionID, sb.Status = session.ID, status
 	sb.ExpiresAt = session.ExpiresAt()
@@ -205,35 +253,59 @@ func (s *Server) runOf(sb *skerry.Sandbox) runBody {
 
 func (s *Server) create(w http.ResponseWriter, r *http.Request) {
 	var body struct {
-		Name    string            `json:"name"`
-		Ports   []int             `json:"ports"`
-		Timeout skerry.Duration   `json:"timeout"`
-		Tags    map[string]string `json:"tags"`
-		Persist bool              `json:"persistent"`
+		Name               string            `json:"name"`
+		Ports              []int             `json:"ports"`
+		Timeout            skerry.Duration   `json:"timeout"`
+		Tags               map[string]string `json:"tags"`
+		Persistent         *bool             `json:"persistent"`
+		Source             *skerry.Source    `json:"source"`
+		SnapshotExpiration *skerry.Duration  `json:"snapshotExpiration"`
+		KeepLastSnapshots  *skerry.Retention `json:"keepLastSnapshots"`
 	}
 	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 		Refuse(w, http.StatusBadRequest, skerry.CodeBadRequest, err.Error())
 		return
 	}
-	if len(body.Ports) > 0 || body.Persist {
-		e := skerry.NotImplemented("", "Publishing ports or keeping files")
-		Refuse(w, http.StatusNotImplemented, e.Code, e.Message)
+	if len(body.Ports) > 0 {
+		refuse(w, http.StatusNotImplemented, skerry.NotImplemented("ports", "publishing ports"))
 		return
 	}
 	s.mu.Lock()
-	taken := s.sandboxes[body.Name] != nil
-	if body.Name == "" {
-		body.Name = fmt.Sprintf("made-up-%d", len(s.sandboxes)+1)
+	defer s.mu.Unlock()
+	sb := &skerry.Sandbox{
+		Name: body.Name, Tags: body.Tags, Persistent: body.Persistent == nil || *body.Persistent,
+		VCPUs: 2, MemoryMB: 4096, Runtime: "node24", Region: skerry.Region, Timeout: body.Timeout,
+		SnapshotExpiration: body.SnapshotExpiration, Retention: body.KeepLastSnapshots,
 	}
-	s.mu.Unlock()
-	if taken {
+	source := ""
+	if body.Source != nil {
+		source = body.Source.SnapshotID
+	}
+	s.begin(w, sb, source)
+}
+
+// begin starts the first session of a new sandbox from a snapshot, if it is
+// not "", and answers; s.mu is held.
+func (s *Server) begin(w http.ResponseWriter, sb *skerry.Sandbox, source string) {
+	if s.sandboxes[sb.Name] != nil {
 		Refuse(w, http.StatusConflict, skerry.CodeConflict, "the name is taken")
 		return
 	}
-	sb := s.Add(body.Name, skerry.StatusRunning)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	sb.Tags = body.Tags
+	if sb.Name == "" {
+		sb.Name = fmt.Sprintf("made-up-%d", len(s.sandboxes)+1)
+	}
+	if sb.Timeout == 0 {
+		sb.Timeout = skerry.Duration(skerry.DefaultTimeout)
+	}
+	sb.CreatedAt = skerry.At(Epoch.Add(time.Duration(len(s.sandboxes)) * time.Minute))
+	sb.UpdatedAt = sb.CreatedAt
+	s.sources[sb.Name] = source
+	if !s.usable(w, sb) {
+		return
+	}
+	s.add(sb)
+	s.restore(sb)
+	s.start(sb, skerry.StatusRunning)
 	answer(w, s.runOf(sb))
 }
 
@@ -255,6 +327,10 @@ func (s *Server) get(w http.ResponseWriter, r *http.Request) {
 	}
 	resume := r.URL.Query().Get("resume") == "true" && sb.Status != skerry.StatusRunning
 	if resume {
+		if !s.usable(w, sb) {
+			return
+		}
+		s.restore(sb)
 		s.start(sb, skerry.StatusRunning)
 	}
 	run := s.runOf(sb)
@@ -269,6 +345,10 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 		Resources struct {
 			VCPUs int `json:"vcpus"`
 		} `json:"resources"`
+		Persistent         *bool            `json:"persistent"`
+		SnapshotExpiration *skerry.Duration `json:"snapshotExpiration"`
+		KeepLastSnapshots  json.RawMessage  `json:"keepLastSnapshots"`
+		CurrentSnapshotID  *string          `json:"currentSnapshotId"`
 	}
 	json.NewDecoder(r.Body).Decode(&body)
 	s.mu.Lock()
@@ -286,6 +366,25 @@ func (s *Server) update(w http.ResponseWriter, r *http.Request) {
 	if body.Resources.VCPUs > 0 {
 		sb.VCPUs = body.Resources.VCPUs
 	}
+	if body.Persistent != nil {
+		sb.Persistent = *body.Persistent
+	}
+	if body.SnapshotExpiration != nil {
+		sb.SnapshotExpiration = body.SnapshotExpiration
+	}
+	if body.KeepLastSnapshots != nil { // null lifts it
+		sb.Retention = nil
+		must(json.Unmarshal(body.KeepLastSnapshots, &sb.Retention))
+	}
+	if body.CurrentSnapshotID != nil {
+		if s.snapshotByID(*body.CurrentSnapshotID) == nil {
+			refuse(w, http.StatusNotFound, &skerry.Error{
+				Code: skerry.CodeNotFound, Field: "currentSnapshotId", Message: "there is no snapshot " + strconv.Quote(*body.CurrentSnapshotID),
+			})
+			return
+		}
+		sb.CurrentSnapshotID = *body.CurrentSnapshotID
+	}
 	answer(w, map[string]any{"sandbox": sb})
 }
 
@@ -294,6 +393,9 @@ func (s *Server) delete(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	if sb := s.find(w, r); sb != nil {
 		delete(s.sandboxes, sb.Name)
+		if r.URL.Query().Get("deleteOrphanSnapshots") == "true" {
+			s.deleteOrphans(sb.Name)
+		}
 		answer(w, map[string]any{"sandbox": sb})
 	}
 }
@@ -374,11 +476,20 @@ func (s *Server) stop(w http.ResponseWriter, r *http.Request) {
 		Refuse(w, http.StatusNotFound, skerry.CodeNotFound, "there is no such session")
 		return
 	}
+	sb := s.sandboxes[session.SandboxName]
+	out := map[string]any{"session": session, "sandbox": sb}
+	if session.Status == skerry.StatusRunning && session.Persistent {
+		out["snapshot"] = s.take(sb, session, skerry.CreatedAtStop, nil)
+	}
+	s.end(sb, session)
+	answer(w, out)
+}
+
+// end makes a session one that has stopped; s.mu is held.
+func (s *Server) end(sb *skerry.Sandbox, session *skerry.Session) {
 	session.Status, session.Duration, session.ActiveCPU = skerry.StatusStopped, skerry.Duration(90*time.Second), skerry.Duration(1500*time.Millisecond)
 	session.Network = &skerry.NetworkTransfer{Ingress: 5 << 20, Egress: 2048}
-	sb := s.sandboxes[session.SandboxName]
 	sb.Status = session.Status
-	answer(w, map[string]any{"session": session, "sandbox": sb})
 }
 
 func (s *Server) extend(w http.ResponseWriter, r *http.Request) {
@@ -391,79 +502,6 @@ func (s *Server) extend(w http.ResponseWriter, r *http.Request) {
 	session := s.session(r.PathValue("id"))
 	session.Timeout += body.Duration
 	answer(w, map[string]any{"session": session})
-}
-
-// write extracts into Dir, wherever in the host's tree the entry's name is.
-func (s *Server) write(w http.ResponseWriter, r *http.Request) {
-	if err := s.extract(r.Header.Get("X-Cwd"), r.Body); err != nil {
-		Refuse(w, http.StatusBadRequest, skerry.CodeBadRequest, err.Error())
-		return
-	}
-	answer(w, struct{}{})
-}
-
-func (s *Server) extract(dir string, body io.Reader) error {
-	zr, err := gzip.NewReader(body)
-	if err != nil {
-		return err
-	}
-	tr := tar.NewReader(zr)
-	for {
-		hdr, err := tr.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		path := filepath.Join(dir, hdr.Name)
-		if !strings.HasPrefix(path, s.Dir) {
-			return fmt.Errorf("%s is outside the writable area", path)
-		}
-		err = os.MkdirAll(filepath.Dir(path), 0o755)
-		switch hdr.Typeflag {
-		case tar.TypeDir:
-			err = errors.Join(err, os.MkdirAll(path, hdr.FileInfo().Mode().Perm()))
-		case tar.TypeSymlink:
-			err = errors.Join(err, os.Symlink(hdr.Linkname, path))
-		default:
-			b, readErr := io.ReadAll(tr)
-			err = errors.Join(err, readErr, os.WriteFile(path, b, hdr.FileInfo().Mode().Perm()))
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func (s *Server) pathOf(r *http.Request) string {
-	var body struct {
-		Path string `json:"path"`
-	}
-	json.NewDecoder(r.Body).Decode(&body)
-	if filepath.IsAbs(body.Path) {
-		return body.Path
-	}
-	return filepath.Join(s.Dir, body.Path)
-}
-
-func (s *Server) read(w http.ResponseWriter, r *http.Request) {
-	f, err := os.Open(s.pathOf(r))
-	if err != nil {
-		Refuse(w, http.StatusNotFound, skerry.CodeNotFound, "there is no such file")
-		return
-	}
-	defer f.Close()
-	w.Header().Set("Content-Type", "application/octet-stream")
-	io.Copy(w, f)
-}
-
-func (s *Server) mkdir(w http.ResponseWriter, r *http.Request) {
-	if err := os.Mkdir(s.pathOf(r), 0o755); err != nil {
-		Refuse(w, http.StatusBadRequest, skerry.CodeBadRequest, err.Error())
-		return
-	}
-	answer(w, struct{}{})
 }
 
 // waitCtx waits for done or the end of ctx.

@@ -16,6 +16,9 @@ func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p sk
 		return nil, err
 	}
 	from, err := c.basisOf(ctx, scope, p.Image, "", p.Source)
+	if skerry.CodeOf(err) == skerry.CodeSnapshotNotFound {
+		err = about(err, "source.snapshotId")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,8 @@ type processNode struct {
 
 	mu       sync.Mutex
 	sessions map[string]*processSession
+	// past are the sessions that have ended, for who looks after them late.
+	past map[string]*processSession
 	// starts counts the sessions that came up.
 	starts int
 }
@@ -50,7 +52,7 @@ type process struct {
 }
 
 func newProcessNode(dir string) *processNode {
-	return &processNode{dir: dir, sessions: map[string]*processSession{}}
+	return &processNode{dir: dir, sessions: map[string]*processSession{}, past: map[string]*processSession{}}
 }
 
 func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
@@ -162,11 +164,14 @@ func (n *processNode) lose(id, reason string) {
 	n.mu.Lock()
 	s := n.sessions[id]
 	delete(n.sessions, id)
+	if s != nil {
+		s.reason = reason
+		n.past[id] = s
+	}
 	n.mu.Unlock()
 	if s == nil {
 		return
 	}
-	s.reason = reason
 	close(s.ended)
 	for _, p := range s.commands {
 		syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
@@ -182,9 +187,14 @@ func (n *processNode) Forget(ctx context.Context, id string) error {
 }
 
 func (n *processNode) Watch(ctx context.Context, id string) (string, error) {
-	s, err := n.session(id)
-	if err != nil {
-		return "", err
+	n.mu.Lock()
+	s := n.sessions[id]
+	if s == nil {
+		s = n.past[id]
+	}
+	n.mu.Unlock()
+	if s == nil {
+		return "", skerry.Errorf(skerry.CodeNotFound, "no session %s", id)
 	}
 	select {
 	case <-s.ended:

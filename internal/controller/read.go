@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -49,6 +50,15 @@ func (c *Controller) UpdateSandbox(ctx context.Context, scope skerry.Scope, name
 	return c.runOf(ctx, box.ID, false)
 }
 
+// about says which field of a request an error that a client sees is about.
+func about(err error, field string) error {
+	e, ok := errors.AsType[*skerry.Error](err)
+	if !ok {
+		return err
+	}
+	return &skerry.Error{Code: e.Code, Message: e.Message, Field: field, Err: e.Err}
+}
+
 func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Sandbox, error) {
 	c.edits.Lock()
 	defer c.edits.Unlock()
@@ -87,9 +97,13 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 		box.Mounts = p.Mounts
 	}
 	if p.CurrentSnapshotID != nil {
+		// One that never was is a mistake in the request, not a loss.
+		if _, err := c.cfg.Store.Snapshot(ctx, scope, *p.CurrentSnapshotID); err != nil {
+			return nil, about(err, "currentSnapshotId")
+		}
 		snap, _, err := c.usableSnapshot(ctx, scope, *p.CurrentSnapshotID)
 		if err != nil {
-			return nil, err
+			return nil, about(err, "currentSnapshotId")
 		}
 		box.CurrentSnapshotID = snap.ID
 	}

@@ -472,7 +472,15 @@ func TestRollBack(t *testing.T) {
 	}
 	unknown := skerry.NewID(skerry.PrefixSnapshot)
 	_, err := l.UpdateSandbox(t.Context(), scope, "one", skerry.UpdateParams{CurrentSnapshotID: &unknown})
-	wantCode(t, "an unknown snapshot", err, skerry.CodeSnapshotNotFound)
+	wantCode(t, "an unknown snapshot", err, skerry.CodeNotFound)
+	if _, err := l.DeleteSnapshot(t.Context(), scope, first.ID); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.UpdateSandbox(t.Context(), scope, "one", skerry.UpdateParams{CurrentSnapshotID: &first.ID})
+	wantCode(t, "a deleted snapshot", err, skerry.CodeSnapshotNotFound)
+	if e, ok := errors.AsType[*skerry.Error](err); !ok || e.Field != "currentSnapshotId" {
+		t.Errorf("the error names %+v", err)
+	}
 }
 
 func TestTree(t *testing.T) {

@@ -24,6 +24,9 @@ type Setup struct {
 	WorkDir string
 	// Env is the environment of every command, below the command's own.
 	Env map[string]string
+	// Xattrs are extended attributes to set, by the path of the file and by
+	// their name.
+	Xattrs map[string]map[string][]byte
 	// Resolv is the lines of /etc/resolv.conf; none leaves the image's alone.
 	Resolv []string
 	// Processes, when positive, bounds the sandbox's processes and threads:
@@ -83,7 +86,7 @@ func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client
 	c := newClient(conn, true)
 	req := wire.Setup{
 		Version: wire.Version, Hostname: setup.Hostname, User: setup.User, WorkDir: setup.WorkDir,
-		Env: setup.Env, Resolv: setup.Resolv, Processes: setup.Processes, Secret: setup.Secret,
+		Env: setup.Env, Xattrs: setup.Xattrs, Resolv: setup.Resolv, Processes: setup.Processes, Secret: setup.Secret,
 	}
 	err := req.Validate()
 	var r wire.Reply

@@ -12,12 +12,14 @@ import (
 )
 
 // BuildEROFS packs the tree at dir into an EROFS file at out, with owners,
-// modes, times, extended attributes and hard links as they are. It writes out
-// in place and removes it again if it fails or ctx ends.
+// modes, times and hard links as they are. Extended attributes are left out;
+// see Meta.Xattrs. It writes out in place and removes it again if it fails or
+// ctx ends.
 func BuildEROFS(ctx context.Context, dir, out string) error {
 	// gVisor cannot read data that is stored beside an inode ("bad address"),
-	// so that is turned off. Compression it cannot read at all.
-	if err := run(ctx, nil, nil, "mkfs.erofs", "-E", "noinline_data", out, dir); err != nil {
+	// so that is turned off. Compression it cannot read at all. A file with
+	// extended attributes it cannot even stat ("operation not supported").
+	if err := run(ctx, nil, nil, "mkfs.erofs", "-E", "noinline_data", "-x", "-1", out, dir); err != nil {
 		os.Remove(out)
 		return fmt.Errorf("packing %s into EROFS: %w", dir, err)
 	}

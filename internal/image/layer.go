@@ -314,7 +314,7 @@ func setAttributes(p place, e *entry) error {
 func setXattrs(p place, e *entry) error {
 	for key, value := range e.PAXRecords {
 		attr, ok := strings.CutPrefix(key, xattrPrefix)
-		if !ok || (attr != "security.capability" && !strings.HasPrefix(attr, "user.")) {
+		if !ok || !allowedXattr(attr) {
 			continue
 		}
 		// Only files and folders may have attributes of users.

@@ -143,11 +143,16 @@ func (s *Store) flattenAndAdd(
 	}
 	progress.report("packing", 90)
 	packed := filepath.Join(w.dir, "image.erofs")
+	meta := o.meta(repository)
+	var err error
+	if meta.Xattrs, err = readXattrs(root); err != nil {
+		return Meta{}, err
+	}
 	if err := BuildEROFS(ctx, root, packed); err != nil {
 		return Meta{}, err
 	}
 	progress.report("storing", 97)
-	m, err := s.add(ctx, packed, o.meta(repository), names...)
+	m, err := s.add(ctx, packed, meta, names...)
 	if err != nil {
 		return Meta{}, err
 	}

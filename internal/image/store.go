@@ -83,8 +83,11 @@ type Meta struct {
 	// Runtimes are those of the default image, the default one first.
 	Runtimes []string          `json:"runtimes,omitempty"`
 	Env      map[string]string `json:"env,omitempty"`
-	WorkDir  string            `json:"workDir,omitempty"`
-	User     string            `json:"user,omitempty"`
+	// Xattrs are the extended attributes of its files, which gVisor cannot
+	// read from EROFS: the guest sets them.
+	Xattrs  Xattrs `json:"xattrs,omitempty"`
+	WorkDir string `json:"workDir,omitempty"`
+	User    string `json:"user,omitempty"`
 }
 
 // reference is a name and the image that it stands for.
@@ -121,6 +124,19 @@ func (s *Store) metaPath(hexDigest string) string { return s.path("meta", hexDig
 func (s *Store) refPath(name string) string {
 	sum := sha256.Sum256([]byte(name))
 	return s.path("refs", hex.EncodeToString(sum[:])+".json")
+}
+
+// Xattrs returns the extended attributes of an image's files.
+func (s *Store) Xattrs(digest string) (Xattrs, error) {
+	id, err := parseDigest(digest)
+	if err != nil {
+		return nil, err
+	}
+	m, err := readJSON[Meta](s.metaPath(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, skerry.Errorf(skerry.CodeNotFound, "image %s is not in the image store", digest)
+	}
+	return m.Xattrs, err
 }
 
 // Path returns where the EROFS file of an image is.

@@ -16,12 +16,15 @@ import (
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/image"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
-// Images tells where an image's EROFS file is.
+// Images tells where an image's EROFS file is, and what is not in it.
 type Images interface {
 	Path(digest string) (string, error)
+	// Xattrs are the extended attributes that the guest sets, by path and name.
+	Xattrs(digest string) (image.Xattrs, error)
 }
 
 // Networks gives each session a network of its own.
@@ -64,6 +67,9 @@ type Config struct {
 	// it has.
 	DiskBytes int64
 	Processes int
+	// HostProcesses bounds the processes and threads that the host has for one
+	// session; 0 is no bound besides what Processes can come to.
+	HostProcesses int
 	// Output says how much of what a command prints is kept, OutputTotal how
 	// much of what all commands of a session print; 0 is DefaultOutputTotal.
 	Output      output.Config

@@ -12,6 +12,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/image"
 )
 
 // Start implements controller.Node.
@@ -72,10 +73,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		VCPUs:       spec.VCPUs,
 		MemoryBytes: int64(spec.MemoryMB) << 20,
 		DiskBytes:   cfg.DiskBytes,
-		// The guest's kernel holds the sandbox to the limit. What the host
-		// counts is the sentry's threads and a helper process or more for each
-		// of the sandbox's, so this only stops what got past the guest's.
-		Processes: 4*cfg.Processes + 1024,
+		Processes:   cfg.hostProcesses(),
 	})
 	if err != nil {
 		return err
@@ -91,15 +89,41 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	return nil
 }
 
+// hostProcesses is what the host allows a session. The guest's kernel holds the
+// sandbox to its limit. What the host counts is the sentry's threads and a
+// helper process or more for each of the sandbox's, so this only stops what got
+// past the guest's, and then ends the sandbox.
+func (c *Config) hostProcesses() int {
+	most := 4*c.Processes + 1024
+	if c.HostProcesses > 0 {
+		most = min(most, c.HostProcesses)
+	}
+	return most
+}
+
+// xattrs are the extended attributes that the guest has to set: the image's,
+// unless the files come from a snapshot, which has them.
+func (n *Node) xattrs(spec controller.SessionSpec) (image.Xattrs, error) {
+	if spec.Snapshot != "" {
+		return nil, nil
+	}
+	return n.cfg.Images.Xattrs(spec.ImageDigest)
+}
+
 // greet sets the guest agent up.
 func (s *session) greet(ctx context.Context, conn net.Conn, spec controller.SessionSpec) error {
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
+	xattrs, err := s.node.xattrs(spec)
+	if err != nil {
+		return err
+	}
 	client, _, err := guest.Connect(ctx, conn, guest.Setup{
 		Hostname:  spec.Hostname,
 		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
 		WorkDir:   skerry.WorkDir,
 		Env:       spec.Env,
+		Xattrs:    xattrs,
 		Resolv:    resolvConf(s.node.cfg.Networks.Resolvers()),
 		Processes: s.node.cfg.Processes,
 		Secret:    s.secret,

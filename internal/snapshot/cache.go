@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -233,15 +232,14 @@ func (c *cache) discard(gone []*entry) {
 	}
 }
 
-// remove removes a folder of the cache. It moves it away first, so that a crash
+// remove removes a folder. It moves it away first if it can, so that a crash
 // leaves no part of it that looks like an entry.
 func (c *cache) remove(path string) {
 	away := c.newTmp()
-	err := os.Rename(path, away)
-	if err == nil {
-		err = os.RemoveAll(away)
+	if err := os.Rename(path, away); err != nil {
+		away = path
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(away); err != nil {
 		c.log.Warn("cannot remove a folder of the snapshot cache", "path", path, "error", err)
 	}
 }
@@ -282,9 +280,13 @@ func (c *cache) make(name sum, size int64, manifest []byte, pinned bool, fill fu
 	return e, nil
 }
 
-// adopt makes an entry of a folder that was added. If that is not possible the
+// adopt makes an entry of a folder that was added. If it does not fit the
 // folder is removed, as the snapshot has all that is in it.
 func (c *cache) adopt(name sum, size int64, manifest []byte, dir string) {
+	if size > c.limit {
+		c.remove(dir)
+		return
+	}
 	_, err := c.make(name, size, manifest, false, func(files string) error { return os.Rename(dir, files) })
 	if err != nil {
 		err = errors.Join(err, os.RemoveAll(dir))

@@ -188,17 +188,20 @@ func (l *lab) scenario(trees []tree) (acked map[string]tree) {
 // starts anew: whatever was acknowledged is there, and GC frees exactly the
 // rest.
 func TestFaults(t *testing.T) {
-	first := mixed(1, 3<<19)
-	second := append(append([]byte(nil), first...), random(5, 1<<19)...)
+	first := random(1, 3*minChunk)
+	second := append(append([]byte(nil), first...), random(5, minChunk)...)
 	trees := []tree{
-		{"meta.img": text(3, 10000), "pages.img": first},
-		{"meta.img": text(4, 10000), "pages.img": second},
-		{"meta.img": text(4, 10000), "pages.img": random(6, 1<<19)},
+		{"meta.img": text(3, 1000), "pages.img": first},
+		{"meta.img": text(4, 1000), "pages.img": second},
+		{"meta.img": text(4, 1000), "pages.img": random(6, minChunk)},
 	}
 	for how, name := range hows {
 		t.Run(name, func(t *testing.T) {
-			for n := 1; faultAt(t, trees, n, how); n++ {
+			n := 1
+			for faultAt(t, trees, n, how) {
+				n++
 			}
+			t.Logf("%d calls", n-1)
 		})
 	}
 }

@@ -39,7 +39,7 @@ func (f *Folder) Release() { f.release() }
 func (s *Store) Load(ctx context.Context, manifest string) (*Folder, error) {
 	name, err := parseSum(manifest)
 	if err != nil {
-		return nil, skerry.Errorf(skerry.CodeSnapshotNotFound, "load the snapshot: %w", err)
+		return nil, skerry.Errorf(skerry.CodeSnapshotNotFound, "there is no snapshot %.80q", manifest)
 	}
 	e, err := s.loads.do(ctx, name, func(ctx context.Context) (*entry, error) { return s.load(ctx, name) }, s.cache.morePins)
 	if err != nil {
@@ -83,7 +83,7 @@ func (s *Store) manifest(ctx context.Context, name sum) ([]byte, manifest, error
 	blobID := id{manifest: true, sum: name}
 	raw, err := s.opt.Blobs.Get(ctx, blobID.String())
 	if errors.Is(err, blob.ErrNotFound) {
-		return nil, manifest{}, skerry.Errorf(skerry.CodeSnapshotNotFound, "there is no snapshot %s: %w", name, err)
+		return nil, manifest{}, &skerry.Error{Code: skerry.CodeSnapshotNotFound, Message: fmt.Sprintf("there is no snapshot %s", name), Err: err}
 	}
 	if err != nil {
 		return nil, manifest{}, err

@@ -174,14 +174,14 @@ func (b id) String() string {
 // clients are to see.
 func failure(doing string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return skerry.Errorf(skerry.CodeDiskFull, "%s: %w", doing, err)
+		return &skerry.Error{Code: skerry.CodeDiskFull, Message: doing + ": the disk is full", Err: err}
 	}
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
 // damaged is the error of a snapshot whose blob is missing or wrong.
 func damaged(blob id, err error) error {
-	return skerry.Errorf(skerry.CodeInternal, "the snapshot is damaged: blob %s: %w", blob, err)
+	return &skerry.Error{Code: skerry.CodeInternal, Message: fmt.Sprintf("the snapshot is damaged: blob %s", blob), Err: err}
 }
 
 // buffer has room for a chunk, plain and packed.

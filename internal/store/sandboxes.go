@@ -127,8 +127,10 @@ func (s *Store) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.
 		l.key = "status_updated_at"
 	case "name":
 		l.key, l.text = "name", true
+	case "currentSnapshotId":
+		l.key, l.text = "current_snapshot_id", true
 	default:
-		return nil, "", skerry.Invalid("sortBy", "is %q, want createdAt, name or statusUpdatedAt", f.SortBy)
+		return nil, "", skerry.Invalid("sortBy", "is %q, want createdAt, name, statusUpdatedAt or currentSnapshotId", f.SortBy)
 	}
 	l.and("sandboxes.project_id = ?", scope.ProjectID)
 	if f.NamePrefix != "" {
@@ -162,6 +164,8 @@ func (s *Store) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.
 		switch l.key {
 		case "name":
 			return b.Name, b.ID
+		case "current_snapshot_id":
+			return b.CurrentSnapshotID, b.ID
 		case "status_updated_at":
 			return b.StatusUpdatedAt.Millis(), b.ID
 		}

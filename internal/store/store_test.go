@@ -194,6 +194,10 @@ func TestListing(t *testing.T) {
 			t.Errorf("sorted by %q, ascending %v: %s, want %s", tt.sort, tt.asc, got, tt.want)
 		}
 	}
+	// None has a snapshot; the pages go on by id all the same.
+	if got := names(t, s, skerry.SandboxFilter{SortBy: "currentSnapshotId", Page: skerry.Page{Limit: 2}}, nil); len(got) != 7 {
+		t.Errorf("sorted by currentSnapshotId: %v", got)
+	}
 	if got := names(t, s, skerry.SandboxFilter{SortBy: "name", NamePrefix: "a%", Page: skerry.Page{Ascending: true}}, nil); len(got) != 1 || got[0] != "a%x" {
 		t.Errorf("prefix a%%: %v", got)
 	}

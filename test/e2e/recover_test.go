@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -79,8 +80,8 @@ func TestRestart(t *testing.T) {
 			checkCommand(t, again, done.ID(), 3, "out\nerr\n")
 
 			// It is stopped and started as any other.
-			if run, err := again.Stop(t.Context()); err != nil || run.Status != skerry.StatusStopped {
-				t.Errorf("stop: %v, %v", run.Status, err)
+			if run, err := again.Stop(t.Context()); err != nil || run.Session.Status != skerry.StatusStopped {
+				t.Errorf("stop: %v, %v", run.Session.Status, err)
 			}
 			s.assertOwned(0)
 		})
@@ -327,5 +328,32 @@ func assertError(t *testing.T, what string, err error, status int, code skerry.C
 	e, ok := errors.AsType[*client.Error](err)
 	if !ok || e.Status != status || e.Code != code || e.Message == "" {
 		t.Errorf("%s: %v, want %d %s", what, err, status, code)
+	}
+}
+
+// TestSecondServer: a state folder has one server, and asking for one that
+// runs is no error.
+func TestSecondServer(t *testing.T) {
+	s := newServer(t)
+	pid := s.pid()
+	out, err := s.sandboxd("serve", "--run-dir", s.path("run"), "--listen", "127.0.0.1:0", "--background").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "runs already") || !strings.Contains(string(out), "sandboxd.log") {
+		t.Errorf("a second server in the background: %v: %s", err, out)
+	}
+	out, err = s.sandboxd("serve", "--run-dir", s.path("run"), "--listen", "127.0.0.1:0").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "runs on this state folder already") {
+		t.Errorf("a second server: %v: %s", err, out)
+	}
+	if s.pid() != pid {
+		t.Error("the first server is not the one that runs")
+	}
+	if got := s.output(s.create(client.CreateOptions{}), "echo", "alive"); got != "alive" {
+		t.Errorf("the first server's sandbox says %q", got)
+	}
+	if err := s.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(s.path("run/" + s.instance())); !os.IsNotExist(err) {
+		t.Errorf("the folder of what ran is still there: %v", err)
 	}
 }

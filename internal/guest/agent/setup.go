@@ -69,7 +69,24 @@ func (p *preparer) prepare(s *wire.Setup) (account, error) {
 	if err := p.dir(user.home, user.uid, user.gid, 0o755, false); err != nil {
 		return account{}, err
 	}
+	if err := p.xattrs(s.Xattrs); err != nil {
+		return account{}, err
+	}
 	return user, p.dir(s.WorkDir, user.uid, user.gid, 0o755, false)
+}
+
+// xattrs gives files of the image the extended attributes that its format
+// cannot hold. It comes before anything of the image's runs, so the files are
+// where the image has them; links at their ends are not followed.
+func (p *preparer) xattrs(files map[string]map[string][]byte) error {
+	for path, attrs := range files {
+		for name, value := range attrs {
+			if err := unix.Lsetxattr(p.root+path, name, value, 0); err != nil {
+				return fmt.Errorf("setting the extended attribute %s of %s: %w", name, path, err)
+			}
+		}
+	}
+	return nil
 }
 
 // setHostname sets the host's name unless it is that already.

@@ -24,6 +24,9 @@ type Setup struct {
 	WorkDir string `json:"workDir"`
 	// Env is the environment of every command, below the command's own.
 	Env map[string]string `json:"env,omitempty"`
+	// Xattrs are extended attributes to set, by the path of the file and by
+	// their name.
+	Xattrs map[string]map[string][]byte `json:"xattrs,omitempty"`
 	// Resolv is the lines of /etc/resolv.conf; none leaves the file alone.
 	Resolv []string `json:"resolv,omitempty"`
 	// Processes, when positive, bounds the processes and threads that the

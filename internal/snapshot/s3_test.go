@@ -1,0 +1,58 @@
+package snapshot
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/blob"
+	"github.com/skerry-dev/skerry/internal/blob/blobtest"
+)
+
+// TestOverS3 keeps snapshots in S3 storage, which goes away and comes back.
+func TestOverS3(t *testing.T) {
+	server := blobtest.StartS3(t)
+	cfg := server.Config
+	cfg.Prefix, cfg.Tries = "snapshots", 1
+	storage, err := blob.OpenS3(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLab(t)
+	l.blobs, l.opt.Blobs = storage, storage
+	l.open()
+	first := tree{"meta.img": text(1, 5000), "pages.img": mixed(1, 6<<20)}
+	second := tree{"meta.img": text(2, 5000), "pages.img": append(mixed(1, 6<<20), random(2, 1<<20)...)}
+	ref, next := l.add(first), l.add(second)
+	if next.Added > 4<<20 {
+		t.Errorf("%d bytes of the second are new", next.Added)
+	}
+	l.emptyCache()
+	l.loads(ref.Manifest, first)
+
+	server.Stop()
+	l.loads(ref.Manifest, first) // from the cache
+	if _, err := l.Load(t.Context(), next.Manifest); skerry.CodeOf(err) != skerry.CodeUnavailable {
+		t.Errorf("Load without storage: %v", err)
+	}
+	third := tree{"pages.img": random(3, 1<<20)}
+	dir := third.write(t, filepath.Join(l.dir, "third"))
+	l.open() // as a process that starts meanwhile
+	if _, err := l.Add(t.Context(), dir); skerry.CodeOf(err) != skerry.CodeUnavailable {
+		t.Errorf("Add without storage: %v", err)
+	}
+	third.check(t, dir)
+	if freed, err := l.GC(t.Context(), nil); err == nil || freed != 0 {
+		t.Errorf("GC without storage freed %d, %v", freed, err)
+	}
+
+	server.Start(t)
+	last, err := l.Add(context.Background(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.loads(next.Manifest, second)
+	l.collects([]string{next.Manifest, last.Manifest})
+	l.loads(last.Manifest, third)
+}
