@@ -124,7 +124,7 @@ func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_
 	}
 	n, err := New(Config{
 		Drives: drives,
-		Dir: sessions, SnapshotWork: filepath.Join(dir, "work"), Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
+		Dir:    sessions, SnapshotWork: filepath.Join(dir, "work"), Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -73,7 +73,9 @@ func TestDamagedSnapshotEndsTheMachine(t *testing.T) {
 	if got := g.ask("write /data 10"); got != "ok" {
 		t.Fatal(got)
 	}
-	none := func(_ context.Context, paths []string) ([]driver.Attrs, error) { return make([]driver.Attrs, len(paths)), nil }
+	none := func(_ context.Context, paths []string) ([]driver.Attrs, error) {
+		return make([]driver.Attrs, len(paths)), nil
+	}
 	dir := snapshot(t, m, none)
 	if err := os.Truncate(filepath.Join(dir, "pages.img"), 1<<20); err != nil {
 		t.Fatal(err)
