@@ -193,7 +193,6 @@ test("what is not built says so and names the field", async (t) => {
     snapshotExpiration: { snapshotExpiration: 86_400_000 },
     keepLastSnapshots: { keepLastSnapshots: { count: 1 } },
     "source.type": { source: { type: "snapshot", snapshotId: "snap_1" } },
-    mounts: { mounts: { "/data": { drive: "d", mode: "read-write" } } },
     region: { region: "iad1" },
   })) {
     const { status, json } = await api("POST", "/v3/sandboxes", { projectId: credentials.projectId, ...params, ...(field === "networkPolicy" && { networkPolicy: { mode: "deny-all" } }) });
