@@ -133,11 +133,10 @@ func (a *app) root() *cobra.Command {
 		a.createCommand(), a.runCommand(), a.shCommand(),
 		a.execCommand(), a.connectCommand(),
 		a.listCommand(), a.stopCommand(), a.removeCommand(), a.copyCommand(),
-		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(),
+		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(), a.drivesCommand(),
 		a.sessionsCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(),
 	)
-	root.AddCommand(unbuilt("drives", "managing drives")...)
 	completion(root)
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + scopeHelp + "{{end}}")
 	return root
