@@ -30,7 +30,7 @@ func claim(state string) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := lock(f, unix.LOCK_EX); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, errRunning
@@ -63,20 +63,50 @@ func runningPID(state string) (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	err = lock(f, unix.LOCK_SH)
 	if err == nil {
 		return 0, nil
 	}
 	if !errors.Is(err, unix.EWOULDBLOCK) {
 		return 0, err
 	}
+	return holder(f)
+}
+
+// holder returns the process id in a lock file.
+func holder(f *os.File) (int, error) {
 	b := make([]byte, 32)
-	n, _ := f.Read(b)
+	n, _ := f.ReadAt(b, 0)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
 	if err != nil {
 		return 0, fmt.Errorf("%s holds no process id", f.Name())
 	}
 	return pid, nil
+}
+
+// dyingWait is how long a killed server is given to go. Its last thread may be
+// in the kernel still, copying a drive for example.
+const dyingWait = 30 * time.Second
+
+// lock locks a server's file, unless a server that lives has it.
+func lock(f *os.File, how int) error {
+	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return err
+	}
+	pid, perr := holder(f)
+	if perr != nil {
+		return err
+	}
+	if _, rerr := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); rerr == nil {
+		return err
+	}
+	if fd, perr := unix.PidfdOpen(pid, 0); perr == nil {
+		defer unix.Close(fd)
+		// An interrupted wait ends in the same error as one that was too short.
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(dyingWait.Milliseconds()))
+	}
+	return unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 }
 
 func logPath(state string) string { return filepath.Join(state, "sandboxd.log") }
