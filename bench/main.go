@@ -51,7 +51,7 @@ func run(ctx context.Context, runs int, image string) error {
 
 	b := &bench{ctx: ctx, c: c, tree: tree, runs: runs}
 	fmt.Printf("%-44s %10s %10s\n", "", "median", "p95")
-	for _, step := range []func() error{b.start, b.exec, b.files, b.output, b.memory} {
+	for _, step := range []func() error{b.start, b.exec, b.files, b.output, b.memory, b.state} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -93,10 +93,15 @@ func (b *bench) measure(name string, runs int, f func() error) (median time.Dura
 			times = append(times, time.Since(start))
 		}
 	}
+	return report(name, times), nil
+}
+
+// report prints the median and the 95th percentile, and returns the median.
+func report(name string, times []time.Duration) (median time.Duration) {
 	slices.Sort(times)
 	median = times[len(times)/2]
 	fmt.Printf("%-44s %10s %10s\n", name, ms(median), ms(times[len(times)*95/100]))
-	return median, nil
+	return median
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", d.Seconds()*1000) }

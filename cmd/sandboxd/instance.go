@@ -7,15 +7,16 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 )
 
-// instance is the claim of one server on a state folder: a lock on a file
-// that holds the server's process id. The lock goes with the process.
+// instance is the claim of one server on a state folder: a lock on a file that
+// holds the server's process id. The lock goes with the process, and with it
+// alone: it is one of those that children do not inherit, not even between
+// their fork and the start of their own program.
 type instance struct{ file *os.File }
 
 func lockPath(state string) string { return filepath.Join(state, "sandboxd.pid") }
@@ -30,17 +31,23 @@ func claim(state string) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := lock(f, unix.LOCK_EX); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errRunning
+	for err = errRunning; errors.Is(err, errRunning); {
+		holder, herr := lockHolder(f)
+		if herr != nil || holder != 0 {
+			f.Close()
+			return nil, errors.Join(herr, errRunning)
 		}
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		err = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+			err = errRunning // someone was quicker
+		}
 	}
-	pid := strconv.Itoa(os.Getpid()) + "\n"
-	if err := errors.Join(f.Truncate(0), writeAt(f, pid)); err != nil {
+	if err == nil {
+		err = errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n"))
+	}
+	if err != nil {
 		f.Close()
-		return nil, err
+		return nil, fmt.Errorf("claim %s: %w", f.Name(), err)
 	}
 	return &instance{f}, nil
 }
@@ -55,7 +62,7 @@ func (i *instance) release() error { return i.file.Close() }
 // runningPID returns the process id of the server on a state folder, 0 if
 // none runs.
 func runningPID(state string) (int, error) {
-	f, err := os.Open(lockPath(state))
+	f, err := os.OpenFile(lockPath(state), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
@@ -63,50 +70,43 @@ func runningPID(state string) (int, error) {
 		return 0, err
 	}
 	defer f.Close()
-	err = lock(f, unix.LOCK_SH)
-	if err == nil {
-		return 0, nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return 0, err
-	}
-	return holder(f)
+	return lockHolder(f)
 }
 
-// holder returns the process id in a lock file.
-func holder(f *os.File) (int, error) {
-	b := make([]byte, 32)
-	n, _ := f.ReadAt(b, 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
-	if err != nil {
-		return 0, fmt.Errorf("%s holds no process id", f.Name())
+// dyingWait is how long a process that was killed may take to let go of its
+// files: it has much memory to give back first.
+const dyingWait = 10 * time.Second
+
+// lockHolder returns the process that holds the lock, 0 if none does. One that
+// has been killed is waited for.
+func lockHolder(f *os.File) (int, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(dyingWait)
+	for {
+		lock := unix.Flock_t{Type: unix.F_WRLCK}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &lock); err != nil {
+			return 0, fmt.Errorf("look for the lock of %s: %w", f.Name(), err)
+		}
+		if lock.Type == unix.F_UNLCK {
+			return 0, nil
+		}
+		pid := int(lock.Pid)
+		if !isDying(pid) {
+			return pid, nil
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return pid, nil
+		}
 	}
-	return pid, nil
 }
 
-// dyingWait is how long a killed server is given to go. Its last thread may be
-// in the kernel still, copying a drive for example.
-const dyingWait = 30 * time.Second
-
-// lock locks a server's file, unless a server that lives has it.
-func lock(f *os.File, how int) error {
-	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-	if !errors.Is(err, unix.EWOULDBLOCK) {
-		return err
-	}
-	pid, perr := holder(f)
-	if perr != nil {
-		return err
-	}
-	if _, rerr := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); rerr == nil {
-		return err
-	}
-	if fd, perr := unix.PidfdOpen(pid, 0); perr == nil {
-		defer unix.Close(fd)
-		// An interrupted wait ends in the same error as one that was too short.
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(dyingWait.Milliseconds()))
-	}
-	return unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+// isDying says whether a process has no program any more.
+func isDying(pid int) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return errors.Is(err, os.ErrNotExist)
 }
 
 func logPath(state string) string { return filepath.Join(state, "sandboxd.log") }

@@ -288,6 +288,7 @@ func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
 	}
 	return snapshot.Open(snapshot.Options{
 		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30, Log: log,
+		Grace: -1, // the controller holds collections off until a snapshot is recorded
 	})
 }
 

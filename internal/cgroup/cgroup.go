@@ -220,6 +220,9 @@ func (g *Group) Freeze(ctx context.Context) error {
 
 const freezeWait = time.Second
 
+// Frozen says whether everything in the group has stopped.
+func (g *Group) Frozen() (bool, error) { return g.m.h.frozen(g.name) }
+
 // Thaw lets the processes of a frozen group go on. Thawing one that is not
 // frozen has no effect.
 func (g *Group) Thaw() error {

@@ -18,8 +18,8 @@ import (
 
 func (s *Server) copyOf(id string) string { return filepath.Join(s.dir, "snapshots", id) }
 
-// AddSnapshot puts a snapshot of a sandbox's files there, a minute older than
-// the one before, and makes it the sandbox's current one.
+// AddSnapshot puts a snapshot of a sandbox's files there, a minute younger than
+// the one before.
 func (s *Server) AddSnapshot(sandbox string) *skerry.Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -46,7 +46,7 @@ func (s *Server) take(sb *skerry.Sandbox, session *skerry.Session, how skerry.Cr
 	}
 	must(os.CopyFS(s.copyOf(snap.ID), os.DirFS(s.dirs[sb.Name])))
 	s.snapshots = append(s.snapshots, snap)
-	if how != skerry.CreatedForFork {
+	if how != skerry.CreatedForFork && session.Persistent {
 		sb.CurrentSnapshotID = snap.ID
 		s.evict(sb)
 	}
@@ -105,7 +105,7 @@ func (s *Server) deleteOrphans(sandbox string) {
 
 // startsFrom returns the snapshot of a sandbox's next session; s.mu is held.
 func (s *Server) startsFrom(sb *skerry.Sandbox) string {
-	if sb.CurrentSnapshotID != "" && sb.Persistent {
+	if sb.CurrentSnapshotID != "" {
 		return sb.CurrentSnapshotID
 	}
 	return s.sources[sb.Name]

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"maps"
 
 	"github.com/skerry-dev/skerry"
@@ -20,15 +21,22 @@ func (c *Controller) ForkSandbox(ctx context.Context, scope skerry.Scope, name s
 		return nil, err
 	}
 	snapshotID := box.CurrentSnapshotID
-	if p.Live {
-		if l := c.liveOf(box.ID); l != nil && l.usable() == nil {
-			snap, err := c.snapshotLive(ctx, l)
-			if err != nil {
-				return nil, err
-			}
-			snapshotID = snap.ID
+	if l := c.liveOf(box.ID); p.Live && l != nil && l.usable() == nil {
+		snap, err := c.snapshotLive(ctx, l)
+		if err != nil {
+			return nil, err
 		}
+		snapshotID = snap.ID
 	}
+	run, err := c.forkFrom(ctx, scope, box, create, p, snapshotID)
+	if err != nil && snapshotID != box.CurrentSnapshotID {
+		err = errors.Join(err, c.dropForFork(context.WithoutCancel(ctx), scope, snapshotID))
+	}
+	return run, err
+}
+
+func (c *Controller) forkFrom(ctx context.Context, scope skerry.Scope, box *skerry.Sandbox, create skerry.CreateParams,
+	p skerry.ForkParams, snapshotID string) (*skerry.Run, error) {
 	if snapshotID != "" {
 		create.Source = &skerry.Source{Type: "snapshot", SnapshotID: snapshotID}
 	}

@@ -65,6 +65,23 @@ func (c *Controller) evictOne(ctx context.Context, box *skerry.Sandbox, snap *sk
 	return c.cfg.Store.SaveSnapshot(ctx, snap)
 }
 
+// dropForFork deletes a snapshot that was taken to fork a sandbox, once nothing
+// starts from it any more: nobody has asked for it by itself.
+func (c *Controller) dropForFork(ctx context.Context, scope skerry.Scope, id string) error {
+	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+	if skerry.CodeOf(err) == skerry.CodeNotFound {
+		return nil
+	}
+	if err != nil || snap.CreationMethod != skerry.CreatedForFork || snap.Status != skerry.SnapshotCreated {
+		return err
+	}
+	if used, err := c.cfg.Store.SnapshotUsed(ctx, id); err != nil || used {
+		return err
+	}
+	c.collectSoon()
+	return c.drop(ctx, snap)
+}
+
 // deleteOrphans deletes the snapshots of a sandbox that is gone, but for those
 // that other sandboxes start from.
 func (c *Controller) deleteOrphans(ctx context.Context, box *skerry.Sandbox) error {

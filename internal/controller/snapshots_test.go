@@ -456,6 +456,37 @@ func TestFork(t *testing.T) {
 	wantCode(t, "a source that is not there", err, skerry.CodeNotFound)
 }
 
+// The snapshot of a live fork goes with the last sandbox that starts from it,
+// and with a fork that comes to nothing.
+func TestSnapshotOfALiveForkGoesWithIt(t *testing.T) {
+	l := newLab(t)
+	l.create("one")
+	fork, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Name: "two", Live: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := fork.Session.SourceSnapshotID
+	if _, err := l.ForkSandbox(t.Context(), scope, "two", skerry.ForkParams{Name: "three"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name string
+		want skerry.SnapshotStatus
+	}{{"two", skerry.SnapshotCreated}, {"three", skerry.SnapshotDeleted}} {
+		if _, err := l.DeleteSandbox(t.Context(), scope, test.name, false); err != nil {
+			t.Fatal(err)
+		}
+		if snap, err := l.GetSnapshot(t.Context(), scope, id); err != nil || snap.Status != test.want {
+			t.Errorf("after the end of %s the snapshot is %+v, %v", test.name, snap, err)
+		}
+	}
+	_, err = l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Name: "one", Live: true})
+	wantCode(t, "a live fork with a name that is taken", err, skerry.CodeConflict)
+	if left, _, err := l.ListSnapshots(t.Context(), scope, skerry.SnapshotFilter{}); err != nil || len(left) != 0 {
+		t.Errorf("left are %+v, %v", left, err)
+	}
+}
+
 func TestRollBack(t *testing.T) {
 	l := newLab(t)
 	run := l.create("one")

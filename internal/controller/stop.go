@@ -254,10 +254,13 @@ func (c *Controller) DeleteSandbox(ctx context.Context, scope skerry.Scope, name
 	if err := c.erase(context.WithoutCancel(ctx), box.ID); err != nil {
 		return nil, err
 	}
-	if orphans {
-		return last, c.deleteOrphans(context.WithoutCancel(ctx), last)
+	if src := last.Source; src != nil && src.Type == "snapshot" {
+		err = c.dropForFork(context.WithoutCancel(ctx), scope, src.SnapshotID)
 	}
-	return last, nil
+	if orphans {
+		err = errors.Join(err, c.deleteOrphans(context.WithoutCancel(ctx), last))
+	}
+	return last, err
 }
 
 // discard ends a session and lets its files go. It waits for an attempt to

@@ -25,11 +25,14 @@ type Describer struct {
 	out  *bufio.Reader
 }
 
+// PrefixDescribe begins the ids of the processes of Describers.
+const PrefixDescribe = "describe_"
+
 // Describe starts a Describer, which must be closed. The context is for its
 // whole life.
 func (c *Client) Describe(ctx context.Context) (*Describer, error) {
 	proc, err := c.Start(ctx, StartSpec{
-		ID: skerry.NewID("describe_"), Name: "/proc/1/exe", Args: []string{"describe"}, Cwd: "/", Root: true, Stdin: true,
+		ID: skerry.NewID(PrefixDescribe), Name: "/proc/1/exe", Args: []string{"describe"}, Cwd: "/", Root: true, Stdin: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("describe files: %w", err)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -161,15 +160,15 @@ func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) err
 	}
 	s.guest = client
 	for _, proc := range procs {
-		// The agent says what these ids are, and files are named by them.
-		if !skerry.ValidID(prefixTerminal, proc.ID()) && !skerry.ValidID(skerry.PrefixCommand, proc.ID()) {
-			return fmt.Errorf("the agent has a process with the id %.40q", proc.ID())
-		}
-		if strings.HasPrefix(proc.ID(), prefixTerminal) {
-			// The one who typed has gone.
+		if skerry.ValidID(prefixTerminal, proc.ID()) || skerry.ValidID(guest.PrefixDescribe, proc.ID()) {
+			// The one who typed, or took a snapshot, has gone.
 			_ = proc.Signal(syscall.SIGHUP)
 			s.reap(proc)
 			continue
+		}
+		// The agent says what these ids are, and files are named by them.
+		if !skerry.ValidID(skerry.PrefixCommand, proc.ID()) {
+			return fmt.Errorf("the agent has a process with the id %.40q", proc.ID())
 		}
 		log := logs[proc.ID()]
 		delete(logs, proc.ID())

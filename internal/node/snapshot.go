@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
@@ -33,9 +34,21 @@ func (n *Node) Snapshot(ctx context.Context, id string, hold bool) (controller.S
 	defer s.saving.Unlock()
 	saved, err := s.snapshot(ctx, hold)
 	if err != nil {
-		return controller.SavedFiles{}, s.failure(fmt.Errorf("save session %s: %w", id, err))
+		return controller.SavedFiles{}, s.failure(notSaved(fmt.Errorf("save session %s: %w", id, err)))
 	}
 	return saved, nil
+}
+
+// notSaved says what a client is told when files could not be saved: that the
+// host's disk is full, if that is why.
+func notSaved(err error) error {
+	if skerry.CodeOf(err) == skerry.CodeInternal && errors.Is(err, syscall.ENOSPC) {
+		return &skerry.Error{
+			Code: skerry.CodeDiskFull, Err: err,
+			Message: "the server's disk has no room for the snapshot; the sandbox runs on",
+		}
+	}
+	return err
 }
 
 func (s *session) snapshot(ctx context.Context, hold bool) (_ controller.SavedFiles, err error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -115,16 +116,8 @@ func (c *cache) pin(name sum) *entry {
 		return nil
 	}
 	e.pins++
-	c.touch(e)
-	return e
-}
-
-// touch makes an entry the one that was used last.
-func (c *cache) touch(e *entry) {
 	e.used = time.Now()
-	if err := os.Chtimes(e.path, e.used, e.used); err != nil {
-		c.log.Warn("cannot note the use of a cached snapshot", "manifest", e.sum, "error", err)
-	}
+	return e
 }
 
 // unpin takes back a pin.
@@ -134,8 +127,10 @@ func (c *cache) unpin(e *entry) { c.morePins(e, -1) }
 func (c *cache) morePins(e *entry, n int) {
 	c.mu.Lock()
 	e.pins += n
+	idle := e.pins == 0
 	var gone []*entry
-	if e.pins == 0 {
+	if idle {
+		e.used = time.Now()
 		if e.dropped {
 			c.size -= e.size
 			gone = append(gone, e)
@@ -143,7 +138,20 @@ func (c *cache) morePins(e *entry, n int) {
 		gone = append(gone, c.evict()...)
 	}
 	c.mu.Unlock()
+	if idle && !slices.Contains(gone, e) {
+		c.noteUse(e)
+	}
 	c.discard(gone)
+}
+
+// noteUse writes down that an entry was used now. This is done when it is no
+// longer used, and without the lock, because the file system may make it wait
+// for the syncs of others.
+func (c *cache) noteUse(e *entry) {
+	now := time.Now()
+	if err := os.Chtimes(e.path, now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		c.log.Warn("cannot note the use of a cached snapshot", "manifest", e.sum, "error", err)
+	}
 }
 
 // drop makes an entry be found no more. It is removed when nobody uses it.

@@ -133,12 +133,10 @@ func (s *Store) SnapshotChildren(ctx context.Context, scope skerry.Scope, parent
 	return list, count, wrap(err, "count snapshots")
 }
 
-// SnapshotUsed reports whether a sandbox other than the one it was taken of
-// would start from the snapshot.
+// SnapshotUsed reports whether a sandbox would start from the snapshot.
 func (s *Store) SnapshotUsed(ctx context.Context, id string) (bool, error) {
 	var used bool
-	err := s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sandboxes, snapshots WHERE snapshots.id = ?1
-		AND (current_snapshot_id = ?1 OR source_snapshot_id = ?1) AND sandboxes.id <> snapshots.sandbox_id)`, id).Scan(&used)
+	err := s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sandboxes WHERE current_snapshot_id = ?1 OR source_snapshot_id = ?1)`, id).Scan(&used)
 	return used, wrap(err, "look for users of a snapshot")
 }
 

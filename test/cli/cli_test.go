@@ -63,12 +63,18 @@ func create(t *testing.T, argv ...string) string {
 	if got.code != 0 || name == "" {
 		t.Fatalf("create: %+v", got)
 	}
-	t.Cleanup(func() { // t.Context has ended by now
-		if out, err := exec.Command(os.Getenv("SKERRY_CLI"), "rm", name).CombinedOutput(); err != nil && !bytes.Contains(out, []byte(name)) {
-			t.Errorf("rm: %v: %s", err, out)
-		}
-	})
+	t.Cleanup(func() { remove(t, name) })
 	return name
+}
+
+// remove removes a sandbox, which may be gone, with its snapshots. It is for
+// clean-ups, when the test's context has ended.
+func remove(t *testing.T, name string) {
+	t.Helper()
+	out, err := exec.Command(os.Getenv("SKERRY_CLI"), "rm", "--delete-orphan-snapshots", name).CombinedOutput()
+	if err != nil && !bytes.Contains(out, []byte(name)) {
+		t.Errorf("rm: %v: %s", err, out)
+	}
 }
 
 func TestRun(t *testing.T) {
@@ -120,7 +126,7 @@ func TestLifecycle(t *testing.T) {
 	if got.code != 0 || strings.Count(got.out, "sbx_") != 2 {
 		t.Errorf("sessions: %+v", got)
 	}
-	if got := sandbox(t, "rm", name); got.code != 0 {
+	if got := sandbox(t, "rm", "--delete-orphan-snapshots", name); got.code != 0 {
 		t.Errorf("rm: %+v", got)
 	}
 	if got := sandbox(t, "rm", name); got.code != 1 || !strings.Contains(got.err, name) {
@@ -189,7 +195,7 @@ func TestInterrupt(t *testing.T) {
 }
 
 func TestNotYet(t *testing.T) {
-	for _, argv := range [][]string{{"create", "-p", "3000"}, {"create", "--persistent"}, {"create", "--network-policy", "deny-all"}} {
+	for _, argv := range [][]string{{"create", "-p", "3000"}, {"create", "--network-policy", "deny-all"}, {"create", "--mount", "data:/data"}, {"drives", "ls"}} {
 		if got := sandbox(t, argv...); got.code != 1 || !strings.Contains(got.err, "not supported by this version") {
 			t.Errorf("%q: %+v", argv, got)
 		}

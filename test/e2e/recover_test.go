@@ -40,7 +40,7 @@ func TestRestart(t *testing.T) {
 			count := s.detach(sb, counter)
 			// Ends about when there is no server; its end must not be lost.
 			brief := s.detach(sb, "echo begun; sleep 0.3; echo over; exit 5")
-			done := s.detach(sb, "echo out; echo err >&2; exit 3")
+			done := s.detach(sb, "echo out; echo more; exit 3") // on one stream, whose order counts
 			if err := done.Wait(); err == nil {
 				t.Fatal("exit code 3 is no error")
 			}
@@ -77,7 +77,7 @@ func TestRestart(t *testing.T) {
 			s.output(again, "touch", "/tmp/enough")
 			checkCounter(t, s, again, count.ID())
 			checkCommand(t, again, brief.ID(), 5, "begun\nover\n")
-			checkCommand(t, again, done.ID(), 3, "out\nerr\n")
+			checkCommand(t, again, done.ID(), 3, "out\nmore\n")
 
 			// It is stopped and started as any other.
 			if run, err := again.Stop(t.Context()); err != nil || run.Session.Status != skerry.StatusStopped {

@@ -38,6 +38,10 @@ type machine struct {
 	// reason is written before done is closed.
 	reason string
 
+	// pausing is held while the machine is paused or resumed.
+	pausing sync.Mutex
+	paused  bool
+
 	// unloadable is set when the snapshot that it started from could not be
 	// read, unserved when its gofer has ended.
 	unloadable, unserved atomic.Bool
@@ -123,9 +127,8 @@ func (d *Driver) adopt(id string, procs found) (_ *machine, err error) {
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
 	box.Pid.Store(proc.pid)
 	m := &machine{d: d, id: id, box: box, conf: conf, proc: proc, gofer: gofer, group: d.cfg.Cgroups.Open(id), done: make(chan struct{})}
-	// It may have been paused when the earlier process died.
-	if err := m.group.Thaw(); err != nil {
-		return nil, err
+	if err := m.unpause(); err != nil {
+		return nil, fmt.Errorf("it cannot be resumed: %w", err)
 	}
 	m.begin()
 	return m, nil

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"gvisor.dev/gvisor/pkg/sentry/checkpoint"
 	fspb "gvisor.dev/gvisor/pkg/sentry/fscheckpoint/fscheckpoint_proto_go_proto"
@@ -38,18 +39,18 @@ func (m *machine) Snapshot(ctx context.Context, dir string, attrs driver.AttrRea
 		err = completeTree(ctx, dir, attrs)
 	}
 	if err != nil {
-		return fmt.Errorf("snapshot machine %s: %w", m.id, err)
+		return fmt.Errorf("snapshot machine %s: %w", m.id, withErrno(err))
 	}
 	return nil
 }
 
-// Pause implements driver.Machine. The sentry and its helpers are frozen from
-// outside: that can be asked for twice, and undone by a process that does not
-// know whether it was done.
-func (m *machine) Pause(ctx context.Context) error { return m.group.Freeze(ctx) }
-
-// Resume implements driver.Machine.
-func (m *machine) Resume(context.Context) error { return m.group.Thaw() }
+// withErrno finds a full disk in an error of the sentry's, which comes as text.
+func withErrno(err error) error {
+	if errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), unix.ENOSPC.Error()) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", unix.ENOSPC, err)
+}
 
 // awaitFiles ends the machine if the files that it starts from turn out to be
 // unreadable. They are read while it runs already: whoever reads one that is

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -131,5 +132,52 @@ func TestPause(t *testing.T) {
 	// A paused machine can be stopped: the test's end does.
 	if err := m.Pause(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestRecoverResumes: a process that takes over finds a machine paused, or on
+// the way there, and lets it go on.
+func TestRecoverResumes(t *testing.T) {
+	for how, leave := range map[string]func(*machine) error{
+		"paused":      func(m *machine) error { return m.Pause(context.Background()) },
+		"about to be": func(m *machine) error { return os.WriteFile(m.pausingPath(), nil, 0o600) },
+		"half paused": func(m *machine) error {
+			return errors.Join(os.WriteFile(m.pausingPath(), nil, 0o600), m.box.Pause(m.id))
+		},
+		"frozen as well": func(m *machine) error {
+			return errors.Join(os.WriteFile(m.pausingPath(), nil, 0o600), m.box.Pause(m.id), m.group.Freeze(context.Background()))
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			l := newLab(t)
+			m, g := l.start(t, l.spec("taken-over"))
+			g.ask("cpus")
+			if err := leave(m.(*machine)); err != nil {
+				t.Fatal(err)
+			}
+			found, err := l.Recover(t.Context())
+			if err != nil || len(found) != 1 {
+				t.Fatalf("Recover() = %v, %v", found, err)
+			}
+			if got := g.ask("cpus"); got != "2" {
+				t.Errorf("the machine answers %q", got)
+			}
+			if _, err := os.Stat(m.(*machine).pausingPath()); !os.IsNotExist(err) {
+				t.Errorf("the mark of a pause is still there: %v", err)
+			}
+			// Pausing works as ever.
+			if err := found[0].Pause(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := found[0].Resume(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := g.ask("cpus"); got != "2" {
+				t.Errorf("after a pause the machine answers %q", got)
+			}
+			if err := found[0].Stop(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

@@ -62,7 +62,7 @@ suite("the public CLI", () => {
 
   const scope = ["--token", SKERRY_TOKEN, "--scope", SKERRY_TEAM, "--project", SKERRY_PROJECT];
   // sandbox runs the CLI; the scope goes after the subcommand.
-  const sandbox = (command, ...args) => run([...program, command, ...scope, ...args]);
+  const sandbox = (command, ...args) => run([...program, ...command.split(" "), ...scope, ...args]);
 
   async function works(command, ...args) {
     const result = await sandbox(command, ...args);
@@ -134,6 +134,74 @@ suite("the public CLI", () => {
     assert.doesNotMatch((await works("list")).stdout, new RegExp(name));
     assert.match((await works("list", "--all", "--name-prefix", name)).stdout, new RegExp(`${name}\\s+stopped`));
     assert.equal((await works("exec", name, "echo", "again")).stdout, "again\n");
+  });
+
+  test("files survive a stop, and retention is configured", async () => {
+    const kept = `${name}-kept`;
+    await works("create", "--silent", "--name", kept, "--keep-last-snapshots", "2", "--snapshot-expiration", "7d");
+    await works("exec", kept, "--", "sh", "-c", "echo kept > file");
+    assert.match((await works("stop", kept)).stderr, /snap_\w+/);
+    assert.equal((await works("exec", kept, "cat", "file")).stdout, "kept\n");
+    const config = async () => (await works("config list", kept)).stdout;
+    assert.match(await config(), /Persistent\s+true/i);
+    await works("config persistent", kept, "false");
+    assert.match(await config(), /Persistent\s+false/i);
+    await works("config persistent", kept, "true");
+    await works("config keep-last-snapshots", kept, "5");
+    await works("config keep-last-snapshots-for", kept, "none");
+    await works("config delete-evicted-snapshots", kept, "false");
+    await works("config snapshot-expiration", kept, "none");
+    assert.match(await config(), /5/);
+    await works("config keep-last-snapshots", kept, "0");
+    assert.notEqual((await sandbox("config keep-last-snapshots-for", kept, "1d")).code, 0);
+    await works("rm", "--delete-orphan-snapshots", kept);
+    assert.doesNotMatch((await works("snapshots list", "--name", kept)).stdout, /snap_/);
+  });
+
+  test("snapshots, and sandboxes from them", async () => {
+    const source = `${name}-source`;
+    const others = ["copy", "fork", "late"].map((end) => `${name}-${end}`);
+    await works("create", "--silent", "--name", source, "--env", "FROM=source");
+    await works("exec", source, "--", "sh", "-c", "echo saved > file");
+    assert.match((await sandbox("snapshot", source)).stderr, /--stop/); // it wants to be sure
+    const taken = await works("snapshot", source, "--stop", "--expiration", "2d");
+    const [id] = taken.stderr.match(/snap_\w+/);
+
+    const list = (await works("snapshots list", "--name", source)).stdout;
+    assert.match(list, /^ID\s+STATUS\s+CREATED/);
+    assert.match(list, new RegExp(`${id}\\s+created`));
+    assert.match((await works("snapshots get", id)).stdout, new RegExp(`${id}\\s+created`));
+    assert.notEqual((await sandbox("snapshots get", "snap_000000000000000000000000")).code, 0);
+
+    await works("create", "--silent", "--name", others[0], "--snapshot", id);
+    assert.equal((await works("exec", others[0], "cat", "file")).stdout, "saved\n");
+    assert.match((await works("fork", source, "--name", others[1], "--tag", "suite=fork")).stderr, /forked from/);
+    assert.equal((await works("exec", others[1], "--", "sh", "-c", 'cat file; echo "$FROM"')).stdout, "saved\nsource\n");
+    await works("exec", source, "--", "sh", "-c", "echo unsaved > file");
+    const late = await works("fork", source, "--name", others[2], "--non-persistent", "--vcpus", "1");
+    assert.match(late.stderr, /is running/);
+    assert.equal((await works("exec", others[2], "cat", "file")).stdout, "saved\n");
+
+    await works("stop", source);
+    const tree = (await works("snapshots tree", source)).stdout;
+    assert.match(tree, new RegExp(`current[^]*${id}[^]*root`));
+    const sessions = (await works("sessions list", source, "--all")).stdout;
+    assert.match(sessions, new RegExp(`sbx_\\w+\\s+stopped.*${id}`));
+    assert.equal(sessions.match(/sbx_/g).length, 2);
+    await works("config current-snapshot", source, id);
+    assert.equal((await works("exec", source, "cat", "file")).stdout, "saved\n");
+    assert.notEqual((await sandbox("config current-snapshot", source, "snap_000000000000000000000000")).code, 0);
+
+    await works("rm", "--delete-orphan-snapshots", ...others);
+    await works("rm", "--delete-orphan-snapshots", source); // last: the others started from its snapshot
+    await works("create", "--silent", "--name", source);
+    const last = (await works("snapshot", source, "--stop")).stderr.match(/snap_\w+/)[0];
+    await works("snapshots delete", last);
+    assert.notEqual((await sandbox("snapshots rm", last)).code, 0);
+    const stuck = await sandbox("exec", source, "true");
+    assert.notEqual(stuck.code, 0);
+    assert.match(stuck.stdout + stuck.stderr, /was deleted|snapshot_not_found|410/);
+    await works("rm", source);
   });
 
   test("rm removes, once", async () => {

@@ -111,15 +111,12 @@ class TestSandboxes:
     def test_what_is_not_built(self, client):
         for field, params in {
             "ports": {"ports": [3000]},
-            "persistent": {"persistent": True},
             "networkPolicy": {"network_policy": NetworkPolicy.deny_all()},
             "region": {"region": "iad1"},
         }.items():
             with refused(501, "not_implemented") as info:
                 client.create_sandbox(**params)
             assert info.value.data["error"]["field"] == field
-        with refused(501, "not_implemented"):
-            list(client.query_snapshots())
         with refused(501, "not_implemented"):
             list(client.query_drives())
 

@@ -40,16 +40,31 @@ export function open(params = {}) {
   return Sandbox.create({ timeout: 120_000, ...params, ...options });
 }
 
+const leftovers = new WeakMap(); // what each test has to remove
+
+// removeAfter removes a sandbox when the test t ends, those that were made
+// later before it: they may start from its snapshots.
+export function removeAfter(t, sandbox) {
+  if (!leftovers.has(t)) {
+    leftovers.set(t, []);
+    t.after(async () => {
+      for (const left of leftovers.get(t).reverse()) await remove(left);
+    });
+  }
+  leftovers.get(t).push(sandbox);
+}
+
 // create makes a sandbox that is removed when the test t ends.
 export async function create(t, params) {
   const sandbox = await open(params);
-  t.after(() => remove(sandbox));
+  removeAfter(t, sandbox);
   return sandbox;
 }
 
+// remove leaves nothing of a sandbox, its snapshots neither.
 export async function remove(sandbox) {
   try {
-    await sandbox.delete();
+    await sandbox.delete({ deleteOrphanSnapshots: true });
   } catch (err) {
     if (err.response?.status !== 404) throw err; // a test may have deleted it
   }
