@@ -5,6 +5,7 @@ package driver
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"time"
@@ -60,6 +61,16 @@ type Mount struct {
 	Tree     *os.File
 	ReadOnly bool
 }
+
+// MountError says that a mount's path cannot be made a folder of the machine:
+// there is a file, for example.
+type MountError struct {
+	Path string
+	Err  error
+}
+
+func (e *MountError) Error() string { return fmt.Sprintf("mount %s: %v", e.Path, e.Err) }
+func (e *MountError) Unwrap() error { return e.Err }
 
 // Machine is a running isolated machine.
 type Machine interface {

@@ -56,6 +56,17 @@ func diskFull(err error) error {
 	return err
 }
 
+// mountFailure says which of a session's mounts is at fault for a failed start,
+// if one is.
+func mountFailure(err error) error {
+	if at, ok := errors.AsType[*driver.MountError](err); ok {
+		e := skerry.Invalid("mounts", "%s cannot be a drive's place: there is something else in the sandbox", at.Path)
+		e.Err = err
+		return e
+	}
+	return err
+}
+
 // mount acquires a session's drives and returns them for the driver. What it
 // acquired is in s.mounts, also if it fails.
 func (s *session) mount(ctx context.Context, mounts []controller.DriveMount) ([]driver.Mount, error) {

@@ -76,7 +76,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		Processes:   cfg.hostProcesses(),
 	})
 	if err != nil {
-		return err
+		return mountFailure(err)
 	}
 	s.machine = machine
 	if err := s.detachMounts(); err != nil {

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -80,6 +81,17 @@ func TestMounts(t *testing.T) {
 	if strings.Contains(string(mounts), l.cfg.Dir) {
 		t.Errorf("the mounts are seen on the host:\n%s", mounts)
 	}
+}
+
+func TestMountOnAFile(t *testing.T) {
+	l := newLab(t)
+	spec := l.spec("misplaced")
+	spec.Mounts = []driver.Mount{{Path: "/fine", Tree: tree(t, t.TempDir())}, {Path: "/agent", Tree: tree(t, t.TempDir())}}
+	_, _, err := l.Start(t.Context(), spec)
+	if at, ok := errors.AsType[*driver.MountError](err); !ok || at.Path != "/agent" {
+		t.Errorf("a mount on a file: %v", err)
+	}
+	l.assertNothingLeft(t, spec.ID)
 }
 
 func TestSnapshotLeavesMountsOut(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/boot"
@@ -119,7 +120,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 		return nil, nil, err
 	}
 	if err := box.StartRoot(conf, oci); err != nil {
-		return nil, nil, withPanic(dir, err)
+		return nil, nil, withMount(spec.Mounts, withPanic(dir, err))
 	}
 	m.begin()
 	if spec.Snapshot != "" {
@@ -247,6 +248,16 @@ func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
+}
+
+// withMount tells a mount that the sentry could not make from other failures.
+func withMount(mounts []driver.Mount, err error) error {
+	for _, m := range mounts {
+		if strings.Contains(err.Error(), "mount submount "+strconv.Quote(m.Path)) {
+			return &driver.MountError{Path: m.Path, Err: err}
+		}
+	}
+	return err
 }
 
 // maxPanic is how much of a sentry's last words is looked at.

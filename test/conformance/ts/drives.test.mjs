@@ -134,7 +134,7 @@ test("bad mounts name the path", async (t) => {
   const drive = await open(t);
   const tries = {
     "data": drive, "/": drive, "/etc": drive, "/proc/x": drive, "/.skerry": drive, "/dev": drive, "/sys/fs": drive,
-    "/vercel": drive, "/a/../etc": drive, "/a/": drive, "/missing": { drive: "no-such-drive", mode: "read-write" },
+    "/vercel": drive, "/etc/passwd": drive, "/a/../etc": drive, "/a/": drive, "/missing": { drive: "no-such-drive", mode: "read-write" },
   };
   for (const [path, mount] of Object.entries(tries)) {
     await assert.rejects(create(t, { mounts: { [path]: mount } }), (err) => rejectsWith(400, "bad_request")(err) && err.text.includes(path), path);
