@@ -510,3 +510,70 @@ func TestIDs(t *testing.T) {
 		}
 	}
 }
+
+// TestHostDiskIsFull: a drive may be larger than what there is. Who writes and
+// makes sure learns of it; what was there before stays, and so do the others.
+func TestHostDiskIsFull(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=48m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := Open(Options{Dir: dir, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { assertNoLoops(t, s) })
+	id, other := s.mustCreate(t), s.mustCreate(t)
+	m, neighbour := s.mustAttach(t, id), s.mustAttach(t, other)
+	neighbour.mustWrite(t, "file", "theirs")
+	m.mustWrite(t, "file", "before")
+	m.sync(t)
+	f, err := m.open("big", unix.O_WRONLY|unix.O_CREAT)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(f, io.LimitReader(zeros{}, 50<<20))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		t.Error("50 MiB were written and synced to a disk of 48")
+	}
+	t.Log(err)
+	if got := m.read("file"); got != "before" {
+		t.Errorf("the file has %q", got)
+	}
+	if _, err := s.Freeze(t.Context(), other); err == nil {
+		t.Error("a drive was copied to a full disk")
+	} else {
+		t.Log(err)
+	}
+	m.Release()
+	if err := s.Settle(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	again := s.mustAttach(t, id)
+	if got := again.read("file"); got != "before" {
+		t.Errorf("afterwards the file has %q", got)
+	}
+	if err := unix.Unlinkat(int(again.Tree.Fd()), "big", 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		t.Errorf("making room: %v", err)
+	}
+	if got := neighbour.read("file"); got != "theirs" {
+		t.Errorf("the other drive has %q", got)
+	}
+}
+
+func (m *Mount) sync(t *testing.T) {
+	t.Helper()
+	root, err := openRoot(m.Tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := unix.Syncfs(int(root.Fd())); err != nil {
+		t.Fatal(err)
+	}
+}
