@@ -49,10 +49,6 @@ type hierarchy interface {
 	// openForClone returns the directory to hand to clone(2), nil when the
 	// version has none.
 	openForClone(name string) (*os.File, error)
-	// freeze stops everything in the group or lets it go on; frozen tells
-	// whether everything has stopped.
-	freeze(name string, stop bool) error
-	frozen(name string) (bool, error)
 }
 
 // Manager creates groups under one parent group.
@@ -194,50 +190,8 @@ func (g *Group) Processes() ([]int, error) {
 // Usage reads what the group has used.
 func (g *Group) Usage() (Usage, error) { return g.m.h.usage(g.name) }
 
-// Freeze stops every process in the group and returns once they have. One that
-// cannot be stopped within a second, because the kernel is at work for it,
-// stops later.
-func (g *Group) Freeze(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, freezeWait)
-	defer cancel()
-	if err := g.m.h.freeze(g.name, true); err != nil {
-		return fmt.Errorf("freeze cgroup %s: %w", g.name, err)
-	}
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		frozen, err := g.m.h.frozen(g.name)
-		if frozen || err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-const freezeWait = time.Second
-
-// Frozen says whether everything in the group has stopped.
-func (g *Group) Frozen() (bool, error) { return g.m.h.frozen(g.name) }
-
-// Thaw lets the processes of a frozen group go on. Thawing one that is not
-// frozen has no effect.
-func (g *Group) Thaw() error {
-	if err := g.m.h.freeze(g.name, false); err != nil {
-		return fmt.Errorf("thaw cgroup %s: %w", g.name, err)
-	}
-	return nil
-}
-
 // Kill kills every process in the group and waits until none is left.
 func (g *Group) Kill(ctx context.Context) error {
-	// What is frozen does not die on cgroup v1.
-	if err := g.Thaw(); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	for {
 		pids, err := g.Processes()
 		if err != nil || len(pids) == 0 {

@@ -2,12 +2,9 @@ package cgroup
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -118,57 +115,6 @@ func TestRemoveKills(t *testing.T) {
 	}
 	if err := g.Remove(context.Background()); err != nil {
 		t.Errorf("removing twice: %v", err)
-	}
-}
-
-func TestFreeze(t *testing.T) {
-	m := testManager(t)
-	g, err := m.Create("cold", Limits{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command("sh", "-c", "while :; do echo tick; done")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.Add(cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // freezing what is frozen is no error
-		if err := g.Freeze(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	before, err := g.Usage()
-	if err != nil {
-		t.Fatal(err)
-	}
-	// More than the pipe holds cannot come from a process that is stopped.
-	go func() {
-		defer g.Thaw()
-		for range 100 {
-			runtime.Gosched()
-		}
-		if after, err := g.Usage(); err != nil || after.CPU != before.CPU {
-			t.Errorf("a frozen group used %v, %v", after.CPU-before.CPU, err)
-		}
-	}()
-	if _, err := io.CopyN(io.Discard, out, 1<<20); err != nil {
-		t.Errorf("the group did not go on: %v", err)
-	}
-	if err := g.Freeze(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := g.Remove(context.Background()); err != nil {
-		t.Errorf("removing a frozen group: %v", err)
-	}
-	_ = cmd.Wait()
-	if err := g.Thaw(); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("thawing a group that is gone: %v", err)
 	}
 }
 

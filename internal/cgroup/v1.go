@@ -6,13 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 )
 
 // v1Controllers are the controllers that limits and metering need, each in a
 // hierarchy of its own (or sharing one, as cpu and cpuacct often do).
-var v1Controllers = []string{"cpu", "cpuacct", "memory", "pids", "freezer"}
+var v1Controllers = []string{"cpu", "cpuacct", "memory", "pids"}
 
 type v1 struct {
 	parent string
@@ -104,19 +103,6 @@ func (h *v1) usage(name string) (Usage, error) {
 		return Usage{}, err
 	}
 	return Usage{CPU: time.Duration(cpu), MemoryBytes: mem, OOMKills: kills}, nil
-}
-
-func (h *v1) freeze(name string, stop bool) error {
-	state := "THAWED"
-	if stop {
-		state = "FROZEN"
-	}
-	return write(h.dir("freezer", name), "freezer.state", state)
-}
-
-func (h *v1) frozen(name string) (bool, error) {
-	b, err := os.ReadFile(filepath.Join(h.dir("freezer", name), "freezer.state"))
-	return strings.TrimSpace(string(b)) == "FROZEN", err
 }
 
 func (h *v1) openForClone(string) (*os.File, error) { return nil, nil }

@@ -125,19 +125,6 @@ func (h *v2) usage(name string) (Usage, error) {
 	return Usage{CPU: time.Duration(cpu) * time.Microsecond, MemoryBytes: mem, OOMKills: kills}, nil
 }
 
-func (h *v2) freeze(name string, stop bool) error {
-	value := "0"
-	if stop {
-		value = "1"
-	}
-	return write(h.dir(name), "cgroup.freeze", value)
-}
-
-func (h *v2) frozen(name string) (bool, error) {
-	n, err := readField(h.dir(name), "cgroup.events", "frozen")
-	return n == 1, err
-}
-
 func (h *v2) openForClone(name string) (*os.File, error) {
 	fd, err := unix.Open(h.dir(name), unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {

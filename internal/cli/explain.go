@@ -60,9 +60,9 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 			message = "you are not logged in: there is no access token"
 		}
 		hint = "log in with 'sandbox login', or give a token with --token or SKERRY_TOKEN."
-	case client.IsSnapshotNotFound(e):
+	case client.IsSnapshotNotFound(e) && e.Field == "":
 		hint = "'sandbox snapshots list' shows those that there are; 'sandbox config current-snapshot' gives a sandbox another one."
-	case client.IsNotFound(e) && aboutSnapshots(cmd, e):
+	case (client.IsNotFound(e) || client.IsSnapshotNotFound(e)) && aboutSnapshots(cmd, e):
 		hint = "'sandbox snapshots list' shows those that there are."
 	case client.IsNotFound(e) && strings.HasPrefix(message, aboutDrive):
 		hint = "'sandbox drives list' shows those that there are."

@@ -17,10 +17,10 @@ func (a *app) snapshotCommand() *cobra.Command {
 		Long: `Save the files of a running sandbox as a snapshot, and stop its session: --stop
 says that you know. The snapshot's id goes to standard output.
 
-The sandbox goes on from the snapshot at its next "sandbox exec", and new ones
-can start from it with "sandbox create --snapshot". Every stop of a sandbox that
-is persistent (the default) takes a snapshot by itself; "sandbox fork --live"
-copies a sandbox without stopping it.`,
+New sandboxes can start from it with "sandbox create --snapshot", and a sandbox
+that is persistent (the default) goes on from it at its next "sandbox exec". Every
+stop of such a one takes a snapshot by itself. "sandbox fork --live" copies a
+sandbox without stopping it.`,
 		Example: `  sandbox snapshot --stop demo
   id=$(sandbox snapshot --stop --expiration 7d demo)
   sandbox create --snapshot "$id"`,

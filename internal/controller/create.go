@@ -362,7 +362,11 @@ func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, m
 	if err != nil {
 		return nil, false, err
 	}
-	from, err := c.basisOf(ctx, box.Scope, box.Image, box.CurrentSnapshotID, box.Source)
+	current := box.CurrentSnapshotID
+	if !box.Persistent {
+		current = "" // kept for when it is persistent again
+	}
+	from, err := c.basisOf(ctx, box.Scope, box.Image, current, box.Source)
 	if err != nil {
 		return nil, false, err
 	}

@@ -97,6 +97,9 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 		box.Mounts = p.Mounts
 	}
 	if p.CurrentSnapshotID != nil {
+		if !box.Persistent {
+			return nil, skerry.Invalid("currentSnapshotId", "has no effect on a sandbox that is not persistent; its sessions start from its image or source")
+		}
 		// One that never was is a mistake in the request, not a loss.
 		if _, err := c.cfg.Store.Snapshot(ctx, scope, *p.CurrentSnapshotID); err != nil {
 			return nil, about(err, "currentSnapshotId")

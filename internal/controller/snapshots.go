@@ -132,11 +132,16 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 	if err := e.wait(ctx); err != nil {
 		return nil, c.failure(ctx, l, err)
 	}
-	run, err := c.GetSession(ctx, scope, sessionID)
-	if err != nil {
-		return nil, err
+	run := &skerry.Run{Session: l.session(), Snapshot: e.snapshot, Routes: []skerry.Route{}}
+	// Who deletes the sandbox in this moment shall not take away the answer:
+	// the snapshot is there, and its id is known nowhere else.
+	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
+	if err == nil {
+		run = answer(box, &run.Session, false)
+		run.Snapshot = e.snapshot
+	} else if skerry.CodeOf(err) != skerry.CodeNotFound {
+		c.cfg.Log.Warn("cannot read the sandbox of a snapshot", "snapshot", e.snapshot.ID, "sandbox", l.boxID, "error", err)
 	}
-	run.Snapshot = e.snapshot
 	return run, nil
 }
 

@@ -117,6 +117,32 @@ func TestSandboxThatIsNotPersistentStartsClean(t *testing.T) {
 	}
 }
 
+func TestPersistenceIsSwitchedOffAndOn(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	l.sh(run.Session.ID, "echo kept > file")
+	snap := l.stop(run.Session.ID).Snapshot
+	no, yes := false, true
+	if _, err := l.UpdateSandbox(t.Context(), scope, "one", skerry.UpdateParams{Persistent: &no}); err != nil {
+		t.Fatal(err)
+	}
+	clean := l.resume("one")
+	if code := l.sh(clean.Session.ID, "test ! -e file"); code != 0 {
+		t.Error("a sandbox that is not persistent any more started with its files")
+	}
+	if stopped := l.stop(clean.Session.ID); stopped.Snapshot != nil {
+		t.Errorf("it was saved as %+v", stopped.Snapshot)
+	}
+	_, err := l.UpdateSandbox(t.Context(), scope, "one", skerry.UpdateParams{CurrentSnapshotID: &snap.ID})
+	wantCode(t, "rolling back what is not persistent", err, skerry.CodeBadRequest)
+	if _, err := l.UpdateSandbox(t.Context(), scope, "one", skerry.UpdateParams{Persistent: &yes}); err != nil {
+		t.Fatal(err)
+	}
+	if code := l.sh(l.resume("one").Session.ID, "grep -q kept file"); code != 0 {
+		t.Error("persistent again, it lacks its files")
+	}
+}
+
 // held makes snapshots wait until release is called, and tells when one does.
 func (l *lab) held() (reached chan string, release func()) {
 	reached = make(chan string, 10)

@@ -12,7 +12,7 @@ import (
 
 // Xattrs are extended attributes by the path of the file, absolute in the
 // image, and by their name.
-type Xattrs map[string]map[string][]byte
+type Xattrs = map[string]map[string][]byte
 
 // Bounds of an image's extended attributes: the guest sets them at each start.
 // Of ordinary images one or two programs have capabilities.

@@ -57,7 +57,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 
 // hostRoutes are the destinations of the host's routes, of any table.
 func hostRoutes(ifPrefix string) ([]netip.Prefix, error) {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	routes, err := routesBy(&netlink.Route{}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("list the host's routes: %w", err)
 	}

@@ -53,7 +53,7 @@ func readResolvers(path string) (list []string, err error) {
 		return nil, err
 	}
 	defer f.Close()
-	own, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	own, err := addressesOf(nil)
 	if err != nil {
 		return nil, fmt.Errorf("list the host's addresses: %w", err)
 	}
@@ -164,11 +164,11 @@ func (r *rules) toOpen() ([]string, error) {
 // uplinks are the names of the interfaces that a route of the host goes out
 // of, except those of sandboxes and loopback.
 func uplinks() ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := allLinks()
 	if err != nil {
 		return nil, fmt.Errorf("list the host's interfaces: %w", err)
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := routesBy(&netlink.Route{}, 0)
 	if err != nil {
 		return nil, fmt.Errorf("list the host's routes: %w", err)
 	}

@@ -205,13 +205,32 @@ func inside(t testing.TB, path string, fn func() error) error {
 	return <-res
 }
 
-// dial connects from a lease and returns the address that the server sees. A
-// packet that is dropped shows as a time-out.
+// dial connects from a lease, which must succeed, and returns the address that
+// the server sees.
 func dial(t testing.TB, l *Lease, target string) (string, error) {
+	t.Helper()
+	return dialWithin(t, l, target, patience)
+}
+
+// tryDial is a dial that must fail: a packet that is dropped shows as a
+// time-out.
+func tryDial(t testing.TB, l *Lease, target string) (string, error) {
+	t.Helper()
+	return dialWithin(t, l, target, impatience)
+}
+
+const (
+	// patience is for machines that have much else to do, impatience is long
+	// for a network in memory.
+	patience   = 30 * time.Second
+	impatience = 700 * time.Millisecond
+)
+
+func dialWithin(t testing.TB, l *Lease, target string, timeout time.Duration) (string, error) {
 	t.Helper()
 	var seen string
 	err := inside(t, l.NetNSPath(), func() error {
-		c, err := blockingDial(target)
+		c, err := blockingDial(target, timeout)
 		if err != nil {
 			return err
 		}
@@ -224,12 +243,9 @@ func dial(t testing.TB, l *Lease, target string) (string, error) {
 	return seen, err
 }
 
-// dialTimeout is long for a network in memory.
-const dialTimeout = 700 * time.Millisecond
-
 // blockingDial is a connect in the calling thread, as package net may use
 // another one's namespace.
-func blockingDial(target string) (int, error) {
+func blockingDial(target string, timeout time.Duration) (int, error) {
 	ap := netip.MustParseAddrPort(target)
 	family := unix.AF_INET
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(ap.Port())}
@@ -242,7 +258,7 @@ func blockingDial(target string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	tv := unix.NsecToTimeval(int64(dialTimeout))
+	tv := unix.NsecToTimeval(int64(timeout))
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	if err := unix.Connect(fd, sa); err != nil {

@@ -184,7 +184,7 @@ func (l *Lease) check() error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", l.ifName(), err)
 	}
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := addressesOf(link)
 	if err != nil {
 		return err
 	}
@@ -261,7 +261,7 @@ func (l *Lease) forgetConnections() {
 
 // interfaces lists the host's interfaces whose names begin with prefix.
 func interfaces(prefix string) ([]netlink.Link, error) {
-	all, err := netlink.LinkList()
+	all, err := allLinks()
 	if err != nil {
 		return nil, fmt.Errorf("list the host's interfaces: %w", err)
 	}

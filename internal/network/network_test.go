@@ -47,7 +47,7 @@ func TestOutbound(t *testing.T) {
 // echo sends size bytes to the lab and reads them back.
 func echo(t *testing.T, l *Lease, size int) error {
 	return inside(t, l.NetNSPath(), func() error {
-		fd, err := blockingDial(labAddr + ":" + labPort)
+		fd, err := blockingDial(labAddr+":"+labPort, patience)
 		if err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func TestForbidden(t *testing.T) {
 	}
 	for name, addr := range targets {
 		t.Run(name, func(t *testing.T) {
-			if seen, err := dial(t, l, addr+":"+labPort); err == nil {
+			if seen, err := tryDial(t, l, addr+":"+labPort); err == nil {
 				t.Errorf("reached %s as %q", addr, seen)
 			}
 		})
@@ -133,7 +133,7 @@ func TestForbidden(t *testing.T) {
 }
 
 func blockingProbe(target string) (int, error) {
-	fd, err := blockingDial(target)
+	fd, err := blockingDial(target, impatience)
 	if err == nil {
 		unix.Close(fd)
 	}
@@ -286,7 +286,7 @@ func TestIPv6(t *testing.T) {
 			t.Errorf("namespace %q has %d IPv6 addresses: %v", ns, n, err)
 		}
 	}
-	if seen, err := dial(t, l, "[2001:db8::1]:"+labPort); err == nil {
+	if seen, err := tryDial(t, l, "[2001:db8::1]:"+labPort); err == nil {
 		t.Errorf("reached the host over IPv6 as %q", seen)
 	}
 	// Nothing gets through even with IPv6 turned on again on the host's end and
@@ -339,7 +339,7 @@ func TestUninvited(t *testing.T) {
 func TestNoOutbound(t *testing.T) {
 	p := newPool(t, func(c *Config) { c.Outbound = false })
 	l := acquire(t, p)
-	if seen, err := dial(t, l, labAddr+":"+labPort); err == nil {
+	if seen, err := tryDial(t, l, labAddr+":"+labPort); err == nil {
 		t.Errorf("reached the lab as %q", seen)
 	}
 }
@@ -384,7 +384,11 @@ func TestShareOfConnections(t *testing.T) {
 	opened := 0
 	err := inside(t, greedy.NetNSPath(), func() error {
 		for range share + 3 {
-			fd, err := blockingDial(labAddr + ":" + labPort)
+			timeout := patience
+			if opened >= share {
+				timeout = impatience
+			}
+			fd, err := blockingDial(labAddr+":"+labPort, timeout)
 			if err != nil {
 				return err
 			}
@@ -540,7 +544,7 @@ func TestTwoInstallations(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if seen, err := dial(t, lb, la.Address().String()+":"+labPort); err == nil {
+	if seen, err := tryDial(t, lb, la.Address().String()+":"+labPort); err == nil {
 		t.Errorf("reached a sandbox of the other installation as %q", seen)
 	}
 	if err := errors.Join(lb.Release(t.Context()), b.Close()); err != nil {
@@ -651,7 +655,7 @@ func TestCloseLeavesLeasesInUse(t *testing.T) {
 	if _, err := dial(t, l, labAddr+":"+labPort); err != nil {
 		t.Error(err)
 	}
-	if _, err := dial(t, l, hostAddr+":"+labPort); err == nil {
+	if _, err := tryDial(t, l, hostAddr+":"+labPort); err == nil {
 		t.Error("the rules went with the pool")
 	}
 	second := newPool(t, func(c *Config) { c.Dir = dir })

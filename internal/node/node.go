@@ -16,7 +16,6 @@ import (
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
-	"github.com/skerry-dev/skerry/internal/image"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
@@ -24,7 +23,7 @@ import (
 type Images interface {
 	Path(digest string) (string, error)
 	// Xattrs are the extended attributes that the guest sets, by path and name.
-	Xattrs(digest string) (image.Xattrs, error)
+	Xattrs(digest string) (map[string]map[string][]byte, error)
 }
 
 // Networks gives each session a network of its own.

@@ -214,10 +214,6 @@ func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
 func (d *Driver) sweep(ctx context.Context, id string, procs found) error {
 	var errs []error
 	group := d.cfg.Cgroups.Open(id)
-	// What is frozen does not die on cgroup v1.
-	if err := group.Thaw(); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
-	}
 	for _, pid := range []int{procs.sentry, procs.gofer} {
 		if pid == 0 {
 			continue

@@ -271,9 +271,6 @@ func (m *machine) release(ctx context.Context) error {
 	// machine consists of dies with it.
 	if err := m.proc.signal(); err != nil {
 		errs = append(errs, fmt.Errorf("kill the sentry: %w", err))
-	} else if err := m.group.Thaw(); err != nil && !errors.Is(err, os.ErrNotExist) {
-		// A frozen process does not die on cgroup v1.
-		errs = append(errs, err)
 	} else {
 		<-m.done
 	}

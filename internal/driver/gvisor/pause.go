@@ -9,16 +9,15 @@ import (
 	"time"
 )
 
-// A machine is paused in two steps: its kernel stops all tasks, and then the
-// sentry and its helpers are frozen from outside. The first alone would leave
-// the sentry's own threads to use the CPU. The second alone would interrupt the
-// sentry in what it does with its helpers, such as making one for a process
-// that starts, and a sentry that is interrupted there panics.
+// A machine is paused by its own kernel, which stops all tasks; the sentry
+// itself sleeps then. It is not frozen from outside as well: that interrupts the
+// sentry in what it does with its helper processes, such as making one, and a
+// sentry that is interrupted there panics once it goes on.
 //
-// The kernel counts how often it was stopped and panics when it is let go once
+// The kernel counts how often it was stopped, and panics when it is let go once
 // too often, so a process that takes a machine over must know whether it was
-// stopped. pausingFile is there from before the first step until the machine
-// runs again; a frozen group says that the first step was done.
+// stopped. pausingFile is there from before the kernel is asked until it has
+// been let go, and has something in it once it is known to have stopped.
 
 const pausingFile = "pausing"
 
@@ -30,15 +29,22 @@ func (m *machine) Pause(ctx context.Context) error {
 	if m.paused {
 		return nil
 	}
-	if err := os.WriteFile(m.pausingPath(), nil, 0o600); err != nil {
-		return fmt.Errorf("pause machine %s: %w", m.id, err)
+	if err := m.markPausing(""); err != nil {
+		return err
 	}
 	if err := m.box.Pause(m.id); err != nil {
 		return err
 	}
 	m.paused = true
-	if err := m.group.Freeze(ctx); err != nil {
+	if err := m.markPausing("paused"); err != nil {
 		return errors.Join(err, m.resume())
+	}
+	return nil
+}
+
+func (m *machine) markPausing(how string) error {
+	if err := os.WriteFile(m.pausingPath(), []byte(how), 0o600); err != nil {
+		return fmt.Errorf("pause machine %s: %w", m.id, err)
 	}
 	return nil
 }
@@ -56,9 +62,6 @@ func (m *machine) Resume(context.Context) error {
 
 // resume undoes Pause; m.pausing is held.
 func (m *machine) resume() error {
-	if err := m.group.Thaw(); err != nil {
-		return err
-	}
 	if err := m.box.Resume(m.id); err != nil {
 		return err
 	}
@@ -69,23 +72,20 @@ func (m *machine) resume() error {
 func (m *machine) pausingPath() string { return filepath.Join(m.d.machineDir(m.id), pausingFile) }
 
 // probeWait is how long a machine that runs may take to answer.
-const probeWait = 5 * time.Second
+const probeWait = 10 * time.Second
 
-// unpause lets a machine go that an earlier process has paused, perhaps only
-// half.
+// unpause lets a machine go that an earlier process has paused, or perhaps
+// just has not.
 func (m *machine) unpause() error {
-	if _, err := os.Stat(m.pausingPath()); errors.Is(err, os.ErrNotExist) {
+	mark, err := os.ReadFile(m.pausingPath())
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	frozen, err := m.group.Frozen()
 	if err != nil {
 		return err
 	}
-	if err := m.group.Thaw(); err != nil {
-		return err
-	}
-	if !frozen && m.answers() {
-		return os.Remove(m.pausingPath()) // the first step was not done
+	if len(mark) == 0 && m.answers() {
+		return os.Remove(m.pausingPath()) // the kernel was not asked yet
 	}
 	return m.resume()
 }
