@@ -18,6 +18,8 @@ type CreateParams struct {
 	Persistent         *bool
 	SnapshotExpiration *Duration
 	Retention          *Retention
+	// Mounts are drives by the path that they are at.
+	Mounts map[string]Mount
 }
 
 // UpdateParams is what a client changes about a sandbox; nil fields stay.
@@ -32,6 +34,8 @@ type UpdateParams struct {
 	// Retention replaces the sandbox's; with ClearRetention it has none.
 	Retention      *Retention
 	ClearRetention bool
+	// Mounts replaces all; an empty map leaves none.
+	Mounts map[string]Mount
 	// CurrentSnapshotID has the next session start from that snapshot.
 	CurrentSnapshotID *string
 }

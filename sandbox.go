@@ -36,6 +36,8 @@ type Sandbox struct {
 	// the default, 0 for ever.
 	SnapshotExpiration *Duration  `json:"snapshotExpiration,omitempty"`
 	Retention          *Retention `json:"keepLastSnapshots,omitempty"`
+	// Mounts are the drives of the next session, by the path that they are at.
+	Mounts map[string]Mount `json:"mounts,omitempty"`
 	// CurrentSnapshotID is what the next session of a persistent sandbox
 	// starts from.
 	CurrentSnapshotID string `json:"currentSnapshotId,omitempty"`
@@ -114,6 +116,9 @@ type Session struct {
 	// ImageDigest names the file of the image that its files stand on; our own
 	// addition to the wire form.
 	ImageDigest string `json:"imageDigest,omitempty"`
+	// DriveIDs are the drives that it has for writing; set when it is created,
+	// and then in the store alone.
+	DriveIDs []string `json:"-"`
 	// SourceSnapshotID is what its files started from.
 	SourceSnapshotID string `json:"sourceSnapshotId,omitempty"`
 

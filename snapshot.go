@@ -133,6 +133,9 @@ type ForkParams struct {
 	// SnapshotExpiration and Retention are as in UpdateParams.
 	SnapshotExpiration *Duration
 	Retention          *Retention
+	// Mounts, if not nil, are the fork's. The source's are copied as snapshots,
+	// since a drive has one writer.
+	Mounts map[string]Mount
 	// Live takes the files of a running source as they are at this moment,
 	// instead of those of its current snapshot. Our own addition.
 	Live bool

@@ -16,11 +16,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/api"
 	"github.com/skerry-dev/skerry/internal/auth"
 	"github.com/skerry-dev/skerry/internal/blob"
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver/gvisor"
 	"github.com/skerry-dev/skerry/internal/guest/bin"
 	"github.com/skerry-dev/skerry/internal/image"
@@ -48,6 +50,8 @@ type serveOptions struct {
 	maxTimeout  time.Duration
 	outputMB    int
 	cacheGB     int
+	driveGB     int
+	maxDriveGB  int
 	processes   int
 	network     networkOptions
 }
@@ -84,6 +88,8 @@ the same state folder takes them over. So does a crash.`,
 	f.DurationVar(&o.maxTimeout, "max-timeout", 24*time.Hour, "the longest a session may live")
 	f.IntVar(&o.outputMB, "keep-output", 16, "how much of a command's output is kept, in MiB")
 	f.IntVar(&o.cacheGB, "snapshot-cache", 10, "how much of snapshots is kept ready to start from, in GiB")
+	f.IntVar(&o.driveGB, "drive-size", skerry.DefaultDriveSize>>30, "size of a drive whose creator does not say, in GiB")
+	f.IntVar(&o.maxDriveGB, "max-drive-size", skerry.MaxDriveSize>>30, "the largest size of a drive, in GiB")
 	f.IntVar(&o.processes, "max-processes", 4096, "how many processes and threads a sandbox may have")
 	o.network.flags(f)
 	return cmd
@@ -177,6 +183,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 	control := controller.New(controller.Config{
 		Store: db, Node: n, Images: images, Log: log,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
+		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
 	})
 	defer closing(&err, control.Close)
 	if err := control.Recover(ctx); err != nil {
@@ -239,6 +246,10 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 	if err != nil {
 		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
+	drives, err := drive.Open(drive.Options{Dir: filepath.Join(o.state, "drives"), Log: log})
+	if err != nil {
+		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
+	}
 	n, err := node.New(node.Config{
 		Dir:           filepath.Join(o.state, "sessions"),
 		Driver:        drv,
@@ -247,6 +258,7 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		Agent:         agent,
 		Snapshots:     snapshots,
 		SnapshotWork:  filepath.Join(o.state, "snapshots", "work"),
+		Drives:        drives,
 		DiskBytes:     int64(o.diskGB) << 30,
 		Processes:     o.processes,
 		HostProcesses: hostProcesses,

@@ -143,16 +143,16 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 		`{"ports":[3000]}`: "ports", `{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
 		`{"networkPolicy":{"allow":["x"]}}`: "networkPolicy", `{"networkPolicy":{"mode":"allow-all","subnets":{}}}`: "networkPolicy",
 		`{"networkPolicy":{}}`: "networkPolicy", `{"networkId":"n"}`: "networkId",
-		`{"mounts":{"/d":{"drive":"d"}}}`: "mounts", `{"region":"iad1"}`: "region", `{"failoverRegions":["local","sfo1"]}`: "failoverRegions",
+		`{"region":"iad1"}`: "region", `{"failoverRegions":["local","sfo1"]}`: "failoverRegions",
 	} {
 		h.refused("POST", "/v3/sandboxes", body, 501, skerry.CodeNotImplemented, field)
 		h.refused("PATCH", "/v2/sandboxes/a", body, 501, skerry.CodeNotImplemented, field)
 	}
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", `{"command":"cat","attachStdin":true}`, 501, skerry.CodeNotImplemented, "attachStdin")
 	for _, call := range []string{
-		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin", "GET /v2/sandboxes/drives",
+		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin",
 		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
-		"POST /v2/sandboxes/drives/d", "POST /v2/sandboxes/drives/fork", "DELETE /api/v2/sandboxes/drives/d",
+		"POST /v2/sandboxes/drives/d/fork",
 	} {
 		method, path, _ := strings.Cut(call, " ")
 		h.refused(method, path, "", 501, skerry.CodeNotImplemented, "")

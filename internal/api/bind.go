@@ -130,7 +130,7 @@ func bindScalar(path string, v any, dst reflect.Value) error {
 			return wrongType(path, "true or false", v)
 		}
 		dst.SetBool(b)
-	case reflect.Int:
+	case reflect.Int, reflect.Int64:
 		n, err := integer(path, v)
 		if err != nil {
 			return err

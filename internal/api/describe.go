@@ -62,7 +62,14 @@ var fieldDocs = map[string]string{
 	"mkdirRequest.path":      pathDoc,
 	"mkdirRequest.cwd":       pathDoc,
 	"resourcesRequest.vcpus": fmt.Sprintf("A power of two, %d by default; the installation sets the largest.", skerry.DefaultVCPUs),
+	"createRequest.mounts":   mountsDoc,
+	"updateRequest.mounts":   mountsDoc,
+	"forkRequest.mounts":     mountsDoc,
 	"sourceRequest.url":      pathDoc,
+
+	"driveRequest.maxSizeBytes": fmt.Sprintf("At least %d; %d by default, and %d at the most, unless the installation says otherwise.",
+		skerry.MinDriveSize, skerry.DefaultDriveSize, skerry.MaxDriveSize),
+
 	"extendRequest.duration": "The whole may not be longer than the installation allows.",
 
 	"Sandbox.name":                     "Unique in the project.",
@@ -100,6 +107,16 @@ var fieldDocs = map[string]string{
 	"Snapshot.memory":                  "Whether it holds what ran too. An addition to the public API.",
 	"Snapshot.expiresAt":               "When it is deleted, in ms since the Unix epoch; absent for never.",
 	"Snapshot.lastUsedAt":              "When a session last started from it, in ms since the Unix epoch.",
+	"Sandbox.mounts":                   "The drives of the next session, by path.",
+	"Mount.drive":                      "Name of the drive.",
+	"Mount.mode":                       "read-write, or snapshot: a copy as of the session's start, for reading.",
+	"Drive.id":                         "Id of the drive, drv_….",
+	"Drive.name":                       "Unique in the project.",
+	"Drive.projectId":                  "Id of the project.",
+	"Drive.region":                     "Where it is.",
+	"Drive.maxSizeBytes":               "How large it can become, with what its filesystem needs for itself.",
+	"Drive.currentSessionId":           "The session that has it read-write; absent if none has.",
+	"Drive.currentSandboxName":         "Name of that session's sandbox.",
 	"NetworkPolicy.mode":               "Always allow-all in this version.",
 	"Route.url":                        "How the port is reached from outside.",
 	"Route.subdomain":                  "The first label of the URL's host.",
@@ -154,8 +171,9 @@ var fieldDocs = map[string]string{
 }
 
 var (
-	envDoc  = fmt.Sprintf("At most %d variables of %d bytes together.", skerry.MaxEnv, skerry.MaxEnvBytes)
-	pathDoc = fmt.Sprintf("At most %d bytes.", skerry.MaxPathLength)
+	envDoc    = fmt.Sprintf("At most %d variables of %d bytes together.", skerry.MaxEnv, skerry.MaxEnvBytes)
+	mountsDoc = fmt.Sprintf("At most %d. Paths of the system, such as /etc or /proc, are refused; a folder that is not there is made.", skerry.MaxMounts)
+	pathDoc   = fmt.Sprintf("At most %d bytes.", skerry.MaxPathLength)
 )
 
 // fieldDoc describes a field of the struct t.

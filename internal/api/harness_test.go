@@ -217,6 +217,8 @@ type stub struct {
 	filter  skerry.SandboxFilter
 	forked  skerry.ForkParams
 	taken   skerry.SnapshotParams
+	drive   skerry.DriveParams
+	drives  skerry.DriveFilter
 	signal  int
 }
 
@@ -250,6 +252,24 @@ func (s *stub) ForkSandbox(_ context.Context, _ skerry.Scope, _ string, p skerry
 
 func (s *stub) CreateSnapshot(_ context.Context, _ skerry.Scope, _ string, p skerry.SnapshotParams) (*skerry.Run, error) {
 	s.taken = p
+	return nil, s.err
+}
+
+func (s *stub) GetOrCreateDrive(_ context.Context, _ skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error) {
+	s.drive = p
+	return nil, s.err
+}
+
+func (s *stub) ListDrives(_ context.Context, _ skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error) {
+	s.drives = f
+	return []skerry.Drive{{ID: "drv_1", Name: "d", ProjectID: "prj_1", Region: "local", MaxSizeBytes: 1 << 30}}, "on", nil
+}
+
+func (s *stub) GetDrive(context.Context, skerry.Scope, string) (*skerry.Drive, error) {
+	return nil, s.err
+}
+
+func (s *stub) DeleteDrive(context.Context, skerry.Scope, string) (*skerry.Drive, error) {
 	return nil, s.err
 }
 

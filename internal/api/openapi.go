@@ -204,6 +204,8 @@ func (d *describer) schema(t reflect.Type, request bool) object {
 		return object{"type": "string", "enum": codes()}
 	case reflect.TypeFor[skerry.SessionStatus]():
 		return object{"type": "string", "enum": statuses, "description": statusDoc}
+	case reflect.TypeFor[skerry.MountMode]():
+		return object{"type": "string", "enum": []skerry.MountMode{skerry.MountReadWrite, skerry.MountSnapshot}}
 	case reflect.TypeFor[signalNumber]():
 		return object{"type": []string{"integer", "string"}, "minimum": 1, "maximum": lastSignal}
 	case reflect.TypeFor[json.RawMessage]():

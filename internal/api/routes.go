@@ -56,6 +56,7 @@ const (
 	sandboxPath   = sandboxesPath + "/{name}"
 	sessionsPath  = sandboxesPath + "/sessions"
 	snapshotsPath = sandboxesPath + "/snapshots"
+	drivesPath    = sandboxesPath + "/drives"
 	sessionPath   = sessionsPath + "/{session}"
 	commandPath   = sessionPath + "/cmd/{command}"
 	// anyAction ends the pattern that stands in for "/fork", and is no route
@@ -80,7 +81,7 @@ var (
 func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
-		s.sandboxRoutes(), s.snapshotRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
+		s.sandboxRoutes(), s.snapshotRoutes(), s.driveRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
 		s.scopeRoutes(), s.ownRoutes(), s.unbuiltRoutes(),
 	} {
 		all = append(all, part...)
@@ -310,10 +311,6 @@ func (s *Server) unbuiltRoutes() []route {
 	return []route{
 		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
 		unbuilt(http.MethodPost, commandPath+"/stdin", "writeStdin", "standard input of a command"),
-		unbuilt(http.MethodGet, sandboxesPath+"/drives", "listDrives", "listing drives"),
-		unbuilt(http.MethodPost, sandboxesPath+"/drives/{drive}", "getOrCreateDrive", "a drive"),
-		unbuilt(http.MethodGet, sandboxesPath+"/drives/{drive}", "getDrive", "getting a drive"),
-		unbuilt(http.MethodDelete, sandboxesPath+"/drives/{drive}", "deleteDrive", "deleting a drive"),
-		unbuilt(http.MethodPost, sandboxesPath+"/drives/{drive}/fork", "forkDrive", "forking a drive"),
+		unbuilt(http.MethodPost, drivesPath+"/{drive}/fork", "forkDrive", "forking a drive"),
 	}
 }

@@ -111,6 +111,7 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 	p = skerry.CreateParams{
 		Name: r.Name, Runtime: r.Runtime, Image: r.Image, Env: r.Env, Tags: r.Tags,
 		Persistent: r.Persistent, SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(),
+		Mounts: mountsOf(r.Mounts),
 	}
 	if r.Timeout != nil {
 		p.Timeout = *r.Timeout
@@ -163,7 +164,7 @@ func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 	p = skerry.UpdateParams{
 		Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Persistent: r.Persistent,
 		SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(), ClearRetention: r.ClearRetention,
-		CurrentSnapshotID: r.CurrentSnapshotID,
+		CurrentSnapshotID: r.CurrentSnapshotID, Mounts: mountsOf(r.Mounts),
 	}
 	if r.Resources != nil {
 		p.VCPUs, p.MemoryMB = r.Resources.VCPUs, r.Resources.MemoryMB
@@ -183,7 +184,6 @@ func (u *unbuiltFields) check() error {
 		{len(u.Ports) > 0, "ports", "publishing ports"},
 		{u.NetworkPolicy != nil && (mode != "allow-all" || len(u.NetworkPolicy) > 1), "networkPolicy", "a network policy other than allow-all"},
 		{u.NetworkID != nil, "networkId", "a private network"},
-		{len(u.Mounts) > 0, "mounts", "mounting a drive"},
 		{u.Region != "" && foreignRegion(u.Region), "region", "a region other than " + strconv.Quote(skerry.Region)},
 		{slices.ContainsFunc(u.FailoverRegions, foreignRegion), "failoverRegions", "a region other than " + strconv.Quote(skerry.Region)},
 	} {

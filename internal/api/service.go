@@ -40,6 +40,15 @@ type Service interface {
 	// if the page is ascending; next is the snapshot to go on from.
 	SnapshotTree(ctx context.Context, scope skerry.Scope, id string, p skerry.Page) (anchor *skerry.SnapshotNode, nodes []skerry.SnapshotNode, next string, err error)
 
+	// GetOrCreateDrive returns the drive of that name, a new one if there is
+	// none.
+	GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error)
+	GetDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
+	ListDrives(ctx context.Context, scope skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error)
+	// DeleteDrive removes a drive with all that is in it, unless a session has
+	// it for writing.
+	DeleteDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
+
 	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
 	GetSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
 	// StopSession returns once the session has stopped, after a persistent

@@ -38,9 +38,25 @@ type unbuiltFields struct {
 	Ports           []int          `json:"ports,omitempty" doc:"Ports to publish; only an empty list is supported yet."`
 	NetworkPolicy   map[string]any `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; only {\"mode\":\"allow-all\"} is supported yet."`
 	NetworkID       any            `json:"networkId,omitempty" doc:"Not supported yet."`
-	Mounts          map[string]any `json:"mounts,omitempty" doc:"Drives by path; only an empty object is supported yet."`
 	Region          string         `json:"region,omitempty" doc:"Only local is supported yet."`
 	FailoverRegions []string       `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
+}
+
+// mountRequest is a drive at a path.
+type mountRequest struct {
+	Drive string           `json:"drive" required:"true" doc:"Name of the drive, which must exist."`
+	Mode  skerry.MountMode `json:"mode,omitempty" enum:"read-write|snapshot|read-only" doc:"read-write, the default, has the drive itself, which one session has at a time; snapshot has a copy of it as it is when the session starts, for reading. read-only is an old name of snapshot."`
+}
+
+func mountsOf(m map[string]mountRequest) map[string]skerry.Mount {
+	if m == nil {
+		return nil
+	}
+	mounts := make(map[string]skerry.Mount, len(m))
+	for at, r := range m {
+		mounts[at] = skerry.Mount{Drive: r.Drive, Mode: r.Mode}
+	}
+	return mounts
 }
 
 // stateFields say what becomes of a sandbox's files.
@@ -68,14 +84,15 @@ type createRequest struct {
 	scopeFields
 	unbuiltFields
 	stateFields
-	Name      string            `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
-	Runtime   string            `json:"runtime,omitempty" enum:"node24|node22|python3.13" doc:"Runtime of the default image that is first on PATH; not together with image."`
-	Image     string            `json:"image,omitempty" doc:"Reference of an OCI image of the installation, the default image if absent."`
-	Source    *sourceRequest    `json:"source,omitempty" doc:"What the working directory is filled from."`
-	Timeout   *skerry.Duration  `json:"timeout,omitempty" doc:"How long a session lives, in ms; 300000 by default."`
-	Resources *resourcesRequest `json:"resources,omitempty" doc:"Size of the machine."`
-	Env       map[string]string `json:"env,omitempty" doc:"Default environment of every command."`
-	Tags      map[string]string `json:"tags,omitempty" doc:"Labels to find the sandbox by."`
+	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
+	Runtime   string                  `json:"runtime,omitempty" enum:"node24|node22|python3.13" doc:"Runtime of the default image that is first on PATH; not together with image."`
+	Image     string                  `json:"image,omitempty" doc:"Reference of an OCI image of the installation, the default image if absent."`
+	Source    *sourceRequest          `json:"source,omitempty" doc:"What the working directory is filled from."`
+	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"How long a session lives, in ms; 300000 by default."`
+	Resources *resourcesRequest       `json:"resources,omitempty" doc:"Size of the machine."`
+	Env       map[string]string       `json:"env,omitempty" doc:"Default environment of every command."`
+	Tags      map[string]string       `json:"tags,omitempty" doc:"Labels to find the sandbox by."`
+	Mounts    map[string]mountRequest `json:"mounts,omitempty" doc:"Drives, by the absolute path that each is at."`
 }
 
 // forkRequest has what shall be otherwise than in the source.
@@ -83,14 +100,15 @@ type forkRequest struct {
 	scopeFields
 	unbuiltFields
 	stateFields
-	Name      string            `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
-	Image     string            `json:"image,omitempty" doc:"Can only be the source's: its files stand on it."`
-	Timeout   *skerry.Duration  `json:"timeout,omitempty" doc:"How long a session lives, in ms."`
-	Resources *resourcesRequest `json:"resources,omitempty" doc:"Size of the machine."`
-	Env       map[string]string `json:"env,omitempty" doc:"Replaces the source's environment."`
-	Tags      map[string]string `json:"tags,omitempty" doc:"Replaces the source's tags."`
-	Live      bool              `json:"live,omitempty" doc:"Take the files of a running source as they are now, instead of those of its current snapshot. An addition to the public API."`
-	Memory    bool              `json:"memory,omitempty" doc:"Go on with the processes of a running source, which is not stopped, from this moment, in a network of the fork's own: connections of the source are cut off, its commands are not listed, and what they print is dropped. The size cannot be another. Without a running source its current snapshot must hold memory. A session that was itself started from memory, or that has outlived a restart of the server, cannot be forked so (409 conflict). An addition to the public API."`
+	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
+	Image     string                  `json:"image,omitempty" doc:"Can only be the source's: its files stand on it."`
+	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"How long a session lives, in ms."`
+	Resources *resourcesRequest       `json:"resources,omitempty" doc:"Size of the machine."`
+	Env       map[string]string       `json:"env,omitempty" doc:"Replaces the source's environment."`
+	Tags      map[string]string       `json:"tags,omitempty" doc:"Replaces the source's tags."`
+	Mounts    map[string]mountRequest `json:"mounts,omitempty" doc:"Replaces the source's drives, of which the fork has snapshots otherwise."`
+	Live      bool                    `json:"live,omitempty" doc:"Take the files of a running source as they are now, instead of those of its current snapshot. An addition to the public API."`
+	Memory    bool                    `json:"memory,omitempty" doc:"Go on with the processes of a running source, which is not stopped, from this moment, in a network of the fork's own: connections of the source are cut off, its commands are not listed, and what they print is dropped. The size cannot be another. Without a running source its current snapshot must hold memory. A session that was itself started from memory, or that has outlived a restart of the server, cannot be forked so (409 conflict). An addition to the public API."`
 }
 
 type snapshotRequest struct {
@@ -102,11 +120,18 @@ type updateRequest struct {
 	scopeFields
 	unbuiltFields
 	stateFields
-	CurrentSnapshotID *string           `json:"currentSnapshotId,omitempty" doc:"The snapshot that the next session starts from."`
-	Timeout           *skerry.Duration  `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`
-	Resources         *resourcesRequest `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`
-	Env               map[string]string `json:"env,omitempty" notnull:"true" doc:"Replaces the default environment."`
-	Tags              map[string]string `json:"tags,omitempty" notnull:"true" doc:"Replaces the tags."`
+	CurrentSnapshotID *string                 `json:"currentSnapshotId,omitempty" doc:"The snapshot that the next session starts from."`
+	Timeout           *skerry.Duration        `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`
+	Resources         *resourcesRequest       `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`
+	Env               map[string]string       `json:"env,omitempty" notnull:"true" doc:"Replaces the default environment."`
+	Tags              map[string]string       `json:"tags,omitempty" notnull:"true" doc:"Replaces the tags."`
+	Mounts            map[string]mountRequest `json:"mounts,omitempty" notnull:"true" doc:"Replaces the drives of the next session; an empty object leaves none."`
+}
+
+type driveRequest struct {
+	scopeFields
+	Region       string `json:"region,omitempty" doc:"Only local is supported."`
+	MaxSizeBytes int64  `json:"maxSizeBytes,omitempty" min:"1" doc:"Size of a new drive, with what its filesystem needs for itself. The size of one that exists stays as it is."`
 }
 
 type extendRequest struct {
@@ -166,6 +191,14 @@ type listSnapshotsQuery struct {
 	Cursor    string `json:"cursor" doc:"The next of the page before."`
 	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"By creation; desc by default."`
 	Name      string `json:"name" doc:"Snapshots of the sandbox of that name alone."`
+}
+
+type listDrivesQuery struct {
+	Limit      int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
+	Cursor     string `json:"cursor" doc:"The next of the page before."`
+	SortBy     string `json:"sortBy" enum:"createdAt|updatedAt|name" doc:"What to order by, createdAt by default."`
+	SortOrder  string `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
+	NamePrefix string `json:"namePrefix" doc:"What names start with."`
 }
 
 type treeQuery struct {
@@ -265,6 +298,15 @@ type snapshotResponse struct {
 type snapshotsResponse struct {
 	Snapshots  []skerry.Snapshot `json:"snapshots"`
 	Pagination pagination        `json:"pagination"`
+}
+
+type driveResponse struct {
+	Drive skerry.Drive `json:"drive"`
+}
+
+type drivesResponse struct {
+	Drives     []skerry.Drive `json:"drives"`
+	Pagination pagination     `json:"pagination"`
 }
 
 // treeNode counts in a string, as the public API does.

@@ -134,11 +134,10 @@ func (a *app) root() *cobra.Command {
 		a.execCommand(), a.connectCommand(),
 		a.listCommand(), a.stopCommand(), a.removeCommand(), a.copyCommand(),
 		a.pauseCommand(), a.resumeCommand(),
-		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(),
+		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(), a.drivesCommand(),
 		a.sessionsCommand(), a.configCommand(),
 		a.loginCommand(), a.logoutCommand(),
 	)
-	root.AddCommand(unbuilt("drives", "managing drives")...)
 	completion(root)
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + scopeHelp + "{{end}}")
 	return root

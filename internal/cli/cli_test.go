@@ -149,7 +149,6 @@ func TestGolden(t *testing.T) {
 		{"usage-too-many", false, nil, []string{"create", "web"}},
 		{"usage-unknown-subcommand", false, nil, []string{"config", "time", "first", "1h"}},
 		{"usage-url", false, map[string]string{"SKERRY_URL": "server:7700"}, []string{"ls"}},
-		{"unbuilt-drives", false, nil, []string{"drives", "ls", "--limit", "1"}},
 		{"list-nothing", true, nil, []string{"ls", "--name-prefix", "zzz"}},
 		{"list-nothing-all", true, nil, []string{"ls", "--all", "--name-prefix", "zzz"}},
 		{"remove", false, nil, []string{"rm", "first", "none"}},

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -63,6 +64,10 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 		hint = "'sandbox snapshots list' shows those that there are; 'sandbox config current-snapshot' gives a sandbox another one."
 	case (client.IsNotFound(e) || client.IsSnapshotNotFound(e)) && aboutSnapshots(cmd, e):
 		hint = "'sandbox snapshots list' shows those that there are."
+	case client.IsNotFound(e) && strings.HasPrefix(message, aboutDrive):
+		hint = "'sandbox drives list' shows those that there are."
+	case client.IsConflict(e) && strings.HasPrefix(message, "drive "):
+		hint = "stop that sandbox, or mount a snapshot of the drive: --mount drive:/path:snapshot."
 	case client.IsNotFound(e) && e.Field == "":
 		hint = "'sandbox list --all' shows the sandboxes of this project."
 	case client.IsConflict(e):
@@ -70,6 +75,9 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 	}
 	return message, hint
 }
+
+// aboutDrive begins what the server says of a drive that is not there.
+const aboutDrive = "there is no drive"
 
 // aboutSnapshots reports whether what was not found is a snapshot.
 func aboutSnapshots(cmd *cobra.Command, e *client.Error) bool {

@@ -46,6 +46,7 @@ type Server struct {
 	dirs      map[string]string // by the name of the sandbox
 	sources   map[string]string // the snapshot that it was created from
 	snapshots []*skerry.Snapshot
+	drives    []*skerry.Drive
 	sessions  []*skerry.Session
 	commands  map[string]*command
 	requests  []string
@@ -81,8 +82,19 @@ func Start(dir string) (s *Server, stop func()) {
 	mux.HandleFunc("GET /v2/sandboxes/snapshots/tree", s.snapshotTree)
 	mux.HandleFunc("GET /v2/sandboxes/snapshots/{id}", s.getSnapshot)
 	mux.HandleFunc("DELETE /v2/sandboxes/snapshots/{id}", s.deleteSnapshot)
-	mux.HandleFunc("POST /v2/sandboxes/{name}/fork", s.fork)
 	mux.HandleFunc("POST "+session+"/pause", s.live(s.pause))
+	// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
+	mux.HandleFunc("POST /v2/sandboxes/{name}/{action}", func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("action") != "fork" {
+			http.NotFound(w, r)
+			return
+		}
+		s.fork(w, r)
+	})
+	mux.HandleFunc("GET /v2/sandboxes/drives", s.listDrives)
+	mux.HandleFunc("POST /v2/sandboxes/drives/{drive}", s.createDrive)
+	mux.HandleFunc("GET /v2/sandboxes/drives/{drive}", s.getDrive)
+	mux.HandleFunc("DELETE /v2/sandboxes/drives/{drive}", s.deleteDrive)
 	mux.HandleFunc("POST "+session+"/extend-timeout", s.live(s.extend))
 	mux.HandleFunc("POST "+session+"/cmd", s.live(s.run))
 	mux.HandleFunc("GET "+session+"/cmd/{cmd}", s.command)

@@ -53,6 +53,15 @@ type Store interface {
 	ForgetSnapshots(ctx context.Context, before skerry.Time) error
 	Manifests(ctx context.Context) ([]string, error)
 
+	// CreateDrive and DeleteDrive return when what they did survives a loss of
+	// power. A session has its DriveIDs from CreateSession, or CreateSandbox, to
+	// its end.
+	CreateDrive(ctx context.Context, d *skerry.Drive) error
+	DeleteDrive(ctx context.Context, id string) error
+	Drive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
+	ListDrives(ctx context.Context, scope skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error)
+	DriveIDs(ctx context.Context) ([]string, error)
+
 	SaveCommands(ctx context.Context, cmds []skerry.Command) error
 	Command(ctx context.Context, sessionID, id string) (*skerry.Command, error)
 	Commands(ctx context.Context, sessionID string) ([]skerry.Command, error)
@@ -79,6 +88,9 @@ type Config struct {
 	StartTimeout time.Duration
 	// SourceTimeout bounds the fetching of a source.
 	SourceTimeout time.Duration
+	// DriveSize is the size of a drive whose creator does not say, MaxDriveSize
+	// the largest; in bytes.
+	DriveSize, MaxDriveSize int64
 }
 
 // Defaults of Config.
@@ -153,6 +165,12 @@ func New(cfg Config) *Controller {
 	}
 	if cfg.SourceTimeout == 0 {
 		cfg.SourceTimeout = DefaultSourceTimeout
+	}
+	if cfg.MaxDriveSize == 0 {
+		cfg.MaxDriveSize = skerry.MaxDriveSize
+	}
+	if cfg.DriveSize == 0 {
+		cfg.DriveSize = min(skerry.DefaultDriveSize, cfg.MaxDriveSize)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Controller{

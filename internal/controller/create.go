@@ -43,6 +43,7 @@ type basis struct {
 	// forkOf, if not "", is the session that the snapshot is still to be taken
 	// of, with its memory.
 	forkOf string
+	mounts []DriveMount
 }
 
 // basisOf finds what a sandbox's next session starts from: its current
@@ -85,7 +86,10 @@ func given(n int) *int {
 }
 
 // create makes a sandbox of parameters that were checked.
-func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (*skerry.Run, error) {
+func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (_ *skerry.Run, err error) {
+	if from.mounts, err = c.findDrives(ctx, scope, p.Mounts); err != nil {
+		return nil, err
+	}
 	now := skerry.At(time.Now())
 	box := &skerry.Sandbox{
 		ID:                 skerry.NewID(skerry.PrefixSandbox),
@@ -104,6 +108,7 @@ func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.Cr
 		NetworkPolicy:      &skerry.NetworkPolicy{Mode: "allow-all"},
 		SnapshotExpiration: p.SnapshotExpiration,
 		Retention:          p.Retention,
+		Mounts:             p.Mounts,
 		Status:             skerry.StatusPending,
 		StatusUpdatedAt:    now,
 		Cwd:                skerry.WorkDir,
@@ -166,6 +171,11 @@ func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, from b
 	}
 	if from.snapshot != nil {
 		run.SourceSnapshotID = from.snapshot.ID
+	}
+	for _, m := range from.mounts {
+		if !m.Frozen {
+			run.DriveIDs = append(run.DriveIDs, m.DriveID)
+		}
 	}
 	box.CurrentSessionID = run.ID
 	box.Status, box.StatusUpdatedAt = run.Status, now
@@ -288,6 +298,7 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		VCPUs:       box.VCPUs,
 		MemoryMB:    box.MemoryMB,
 		Env:         env,
+		Mounts:      from.mounts,
 	}
 }
 
@@ -396,6 +407,9 @@ func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, m
 	}
 	from, err := c.basisOf(ctx, box.Scope, box.Image, current, box.Source)
 	if err != nil {
+		return nil, false, err
+	}
+	if from.mounts, err = c.findDrives(ctx, box.Scope, box.Mounts); err != nil {
 		return nil, false, err
 	}
 	l, err := c.nextSession(ctx, boxID, from)

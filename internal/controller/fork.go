@@ -156,7 +156,10 @@ func forked(box *skerry.Sandbox, p skerry.ForkParams) skerry.CreateParams {
 		Name: p.Name, Runtime: box.Runtime, Source: box.Source,
 		Timeout: box.Timeout, VCPUs: box.VCPUs, MemoryMB: box.MemoryMB,
 		Env: maps.Clone(box.Env), Tags: maps.Clone(box.Tags), Persistent: &box.Persistent,
-		SnapshotExpiration: box.SnapshotExpiration, Retention: box.Retention,
+		SnapshotExpiration: box.SnapshotExpiration, Retention: box.Retention, Mounts: frozenMounts(box.Mounts),
+	}
+	if p.Mounts != nil {
+		create.Mounts = p.Mounts
 	}
 	if p.Timeout != nil {
 		create.Timeout = *p.Timeout

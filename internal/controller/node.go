@@ -49,6 +49,15 @@ type Node interface {
 	// Retain forgets every session that is not in ids.
 	Retain(ctx context.Context, ids []string) error
 
+	// CreateDrive makes a drive of that size, and returns when it survives a
+	// loss of power. One that is there stays as it is.
+	CreateDrive(ctx context.Context, driveID string, sizeBytes int64) error
+	// DeleteDrive removes a drive that no session has for writing; one that is
+	// not there is no error.
+	DeleteDrive(ctx context.Context, driveID string) error
+	// RetainDrives removes every drive that is not in ids.
+	RetainDrives(ctx context.Context, ids []string) error
+
 	// Exec starts a command and returns once it runs. With attach it also
 	// returns a reader of all its output. A command that cannot be executed
 	// is no error: it ends with 127 (not found) or 126 and says why on its
@@ -97,6 +106,15 @@ type SessionSpec struct {
 	MemoryMB int
 	// Env is the environment of every command.
 	Env map[string]string
+	// Mounts are the drives of the session, ordered by path.
+	Mounts []DriveMount
+}
+
+// DriveMount is a drive at a path of a session, or a frozen copy of it.
+type DriveMount struct {
+	Path    string
+	DriveID string
+	Frozen  bool
 }
 
 // Saving is what a snapshot shall be.

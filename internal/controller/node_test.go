@@ -255,7 +255,7 @@ func (n *processNode) Recover(_ context.Context, keep []string) ([]string, error
 func (n *processNode) Retain(ctx context.Context, ids []string) error {
 	entries, err := os.ReadDir(n.dir)
 	for _, e := range entries {
-		if e.Name() != savedDir && !slices.Contains(ids, e.Name()) {
+		if e.Name() != savedDir && e.Name() != drivesDir && !slices.Contains(ids, e.Name()) {
 			err = errors.Join(err, n.Forget(ctx, e.Name()))
 		}
 	}
@@ -390,4 +390,35 @@ func (oneImage) Resolve(_ context.Context, ref string) (Image, error) {
 		return Image{}, skerry.Errorf(skerry.CodeNotFound, "there is no image %q", ref)
 	}
 	return Image{Digest: oneDigest, Runtimes: []string{"node24", "python3.13"}}, nil
+}
+
+// CreateDrive makes a folder; a session with the drive is told where it is.
+func (n *processNode) CreateDrive(_ context.Context, id string, _ int64) error {
+	return os.MkdirAll(filepath.Join(n.dir, drivesDir, id), 0o700)
+}
+
+func (n *processNode) DeleteDrive(_ context.Context, id string) error {
+	return os.RemoveAll(filepath.Join(n.dir, drivesDir, id))
+}
+
+func (n *processNode) RetainDrives(ctx context.Context, ids []string) error {
+	var err error
+	for _, id := range n.drives() {
+		if !slices.Contains(ids, id) {
+			err = errors.Join(err, n.DeleteDrive(ctx, id))
+		}
+	}
+	return err
+}
+
+// drivesDir is where the drives are, a folder each.
+const drivesDir = "drives"
+
+func (n *processNode) drives() []string {
+	var names []string
+	entries, _ := os.ReadDir(filepath.Join(n.dir, drivesDir)) // none yet
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }

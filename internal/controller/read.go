@@ -100,6 +100,12 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 	if p.Retention != nil || p.ClearRetention {
 		box.Retention = p.Retention
 	}
+	if p.Mounts != nil {
+		if _, err := c.findDrives(ctx, scope, p.Mounts); err != nil {
+			return nil, err
+		}
+		box.Mounts = p.Mounts
+	}
 	if p.CurrentSnapshotID != nil {
 		if !box.Persistent {
 			return nil, skerry.Invalid("currentSnapshotId", "has no effect on a sandbox that is not persistent; its sessions start from its image or source")

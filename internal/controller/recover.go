@@ -47,7 +47,12 @@ func (c *Controller) Recover(ctx context.Context) error {
 	if err == nil {
 		err = c.cfg.Node.Retain(ctx, known)
 	}
-	if err := errors.Join(append(errs, err)...); err != nil {
+	// So is a drive that the store does not know, or it was not yet created.
+	drives, derr := c.cfg.Store.DriveIDs(ctx)
+	if derr == nil {
+		derr = c.cfg.Node.RetainDrives(ctx, drives)
+	}
+	if err := errors.Join(append(errs, err, derr)...); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
 	c.collectSoon()

@@ -76,6 +76,9 @@ func (c *Controller) validateCreate(p *skerry.CreateParams) error {
 	if err := validateRetention(p.Retention); err != nil {
 		return err
 	}
+	if err := validateMounts(p.Mounts); err != nil {
+		return err
+	}
 	return validateSource(p.Source)
 }
 
@@ -121,6 +124,9 @@ func (c *Controller) validateUpdate(p *skerry.UpdateParams) error {
 		return err
 	}
 	if err := validateRetention(p.Retention); err != nil {
+		return err
+	}
+	if err := validateMounts(p.Mounts); err != nil {
 		return err
 	}
 	return validateTags(p.Tags)

@@ -5,7 +5,9 @@ package driver
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
 	"time"
 )
 
@@ -50,7 +52,33 @@ type Spec struct {
 	// Snapshot is a folder that Machine.Snapshot filled; the machine's files
 	// start from it. Empty for the image alone.
 	Snapshot string
+	// Mounts are the host's file trees that the machine sees beside its own.
+	// Machine.Snapshot leaves them out.
+	Mounts []Mount
 }
+
+// Mount shows a file tree of the host to a machine. Nothing that is in the
+// tree is ever executed, followed or opened as a device by the host.
+type Mount struct {
+	// Path is where the machine sees the tree: absolute, and not at, above or
+	// below another mount's. A directory that is missing there is made.
+	Path string
+	// Tree is a detached mount (open_tree(2), fsmount(2)). The machine's is the
+	// only place it is attached to, so it goes with the machine, whatever ends
+	// that. The caller closes its own reference after Start.
+	Tree     *os.File
+	ReadOnly bool
+}
+
+// MountError says that a mount's path cannot be made a folder of the machine:
+// there is a file, for example.
+type MountError struct {
+	Path string
+	Err  error
+}
+
+func (e *MountError) Error() string { return fmt.Sprintf("mount %s: %v", e.Path, e.Err) }
+func (e *MountError) Unwrap() error { return e.Err }
 
 // Machine is a running isolated machine.
 type Machine interface {

@@ -64,6 +64,10 @@ func (s *session) writeMemory(ctx context.Context, dir string) error {
 		return skerry.Errorf(skerry.CodeConflict,
 			"the memory of session %s cannot be saved: it has outlived a restart of the server, or was itself started from a snapshot of memory; stop the sandbox and start it again first", s.id)
 	}
+	if len(s.mounts) > 0 {
+		return skerry.Errorf(skerry.CodeConflict,
+			"the memory of session %s cannot be saved: programs in it may have files of its drives open, which are no part of a snapshot", s.id)
+	}
 	b, err := json.Marshal(woken{Secret: s.secret, Agent: s.agent})
 	if err != nil {
 		return err

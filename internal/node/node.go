@@ -59,6 +59,7 @@ type Config struct {
 	// SnapshotWork is a folder on the same filesystem as what Snapshots keeps,
 	// where files are saved first. What is in it at New is removed.
 	SnapshotWork string
+	Drives       Drives
 	// Agent is the EROFS image with the guest agent.
 	Agent string
 	// DiskBytes bounds what a session writes, Processes how many processes

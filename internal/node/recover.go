@@ -19,6 +19,9 @@ import (
 
 // Recover implements controller.Node.
 func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
+	if err := n.cfg.Drives.Recover(ctx); err != nil {
+		return nil, fmt.Errorf("recover drives: %w", err)
+	}
 	machines, err := n.cfg.Driver.Recover(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("recover machines: %w", err)
@@ -95,7 +98,7 @@ func (s *session) adopt(ctx context.Context) error {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
-	s.secret, s.agent, s.attached = st.Secret, st.Agent, true
+	s.secret, s.agent, s.attached, s.drives = st.Secret, st.Agent, true, st.Drives
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
 	}

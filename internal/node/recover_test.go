@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
@@ -122,8 +123,13 @@ func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_
 			t.Fatal(err)
 		}
 	}
+	drives, err := drive.Open(drive.Options{Dir: filepath.Join(dir, "drives"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	n, err := New(Config{
-		Dir: sessions, SnapshotWork: filepath.Join(dir, "work"), Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
+		Drives: drives,
+		Dir:    sessions, SnapshotWork: filepath.Join(dir, "work"), Driver: driver, Networks: noNetworks{}, AgentWait: wait, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
 )
@@ -33,6 +34,10 @@ type session struct {
 	lease    Lease
 	machine  driver.Machine
 	guest    *guest.Client
+	// drives are those that the session has for writing; mounts are all that
+	// this process acquired for it.
+	drives []string
+	mounts []*drive.Mount
 
 	// ctx ends when this process lets go of the session; work counts the
 	// goroutines that end with it.
@@ -87,10 +92,12 @@ type state struct {
 	Secret string `json:"secret"`
 	Lease  string `json:"lease"`
 	Agent  string `json:"agent,omitempty"`
+	// Drives are those that the session has for writing.
+	Drives []string `json:"drives,omitempty"`
 }
 
 func (s *session) saveState() error {
-	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent})
+	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives})
 	if err != nil {
 		return err
 	}
@@ -219,7 +226,7 @@ func (s *session) release(ctx context.Context) error {
 	}
 	s.cancel()
 	s.work.Wait()
-	errs = append(errs, s.closeLogs())
+	errs = append(errs, s.closeLogs(), s.unmount(ctx))
 	if s.lease != nil {
 		errs = append(errs, s.lease.Release(ctx))
 	}

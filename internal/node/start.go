@@ -42,6 +42,9 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err != nil {
 		return err
 	}
+	if (spec.Memory || spec.ForkOf != "") && len(spec.Mounts) > 0 {
+		return skerry.Invalid("mounts", "cannot be given to a sandbox that goes on from a snapshot of memory")
+	}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return fmt.Errorf("create the session's folder: %w", err)
 	}
@@ -50,6 +53,10 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	}
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
+	}
+	mounts, err := s.mount(ctx, spec.Mounts)
+	if err != nil {
+		return err
 	}
 	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
 	if err := s.saveState(); err != nil {
@@ -64,6 +71,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		ID:          s.id,
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
+		Mounts:      mounts,
 		Agent:       cfg.Agent,
 		NetNS:       s.lease.NetNSPath(),
 		VCPUs:       spec.VCPUs,
@@ -95,6 +103,9 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		err = s.boot(ctx, machine, setup)
 	}
 	if err != nil {
+		return mountFailure(err)
+	}
+	if err := s.detachMounts(); err != nil {
 		return err
 	}
 	s.begin()

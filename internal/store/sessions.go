@@ -40,6 +40,9 @@ func (s *Store) saveSession(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox
 }
 
 func insertSession(ctx context.Context, tx *sql.Tx, run *skerry.Session) error {
+	if err := attachDrives(ctx, tx, run); err != nil {
+		return err
+	}
 	document, err := json.Marshal(run)
 	if err != nil {
 		return err

@@ -33,6 +33,7 @@ func TestCrashAtAnyPoint(t *testing.T) {
 		s.kill()
 		churn.end()
 		s.start()
+		s.settle()
 		spare := 0
 		if s.flags == nil {
 			spare = 5

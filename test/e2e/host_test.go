@@ -64,7 +64,7 @@ func (s *server) sentry(session string) int {
 	s.t.Helper()
 	for pid, args := range s.processes() {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		if err == nil && strings.Contains(string(b), fmt.Sprintf("NSpid:\t%d\t1\n", pid)) &&
+		if err == nil && strings.Contains(string(b), fmt.Sprintf("NSpid:\t%d\t1\n", pid)) && slices.Contains(args, "boot") &&
 			slices.Contains(args, "--root="+filepath.Join(s.runDir(), "machines", session)) {
 			return pid
 		}
@@ -268,7 +268,7 @@ func (s *server) assertOwned(spare int) {
 // server keeps, and that each session's folder is one the server still knows.
 func (s *server) assertKnownFiles() {
 	s.t.Helper()
-	known := []string{"agent", "db", "disks", "sandboxd.log", "sandboxd.pid", "sessions", "snapshots"}
+	known := []string{"agent", "db", "disks", "drives", "sandboxd.log", "sandboxd.pid", "sessions", "snapshots"}
 	for _, name := range s.list(s.path("state")) {
 		if !slices.Contains(known, name) {
 			s.t.Errorf("the state folder holds %s", name)
@@ -316,6 +316,9 @@ func (s *server) assertNothingLeft() {
 	}
 	if mounts := s.mounts(); len(mounts) > 0 {
 		s.t.Errorf("mounts are left: %v", mounts)
+	}
+	if loops := s.loops(); len(loops) > 0 {
+		s.t.Errorf("loop devices are left: %v", loops)
 	}
 	if links := s.links(); len(links) > 0 {
 		s.t.Errorf("interfaces are left: %v", links)

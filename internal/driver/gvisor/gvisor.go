@@ -172,7 +172,7 @@ func (d *Driver) runscConfig(id string, network bool) (*config.Config, error) {
 
 // Recover implements driver.Driver.
 func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
-	running, err := sentries(d.cfg.Dir)
+	procs, err := running(d.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +185,7 @@ func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
 		return nil, fmt.Errorf("list cgroups: %w", err)
 	}
 	ids := map[string]bool{}
-	for id := range running {
+	for id := range procs {
 		ids[id] = true
 	}
 	for _, e := range dirs {
@@ -197,13 +197,13 @@ func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
 	var machines []driver.Machine
 	var errs []error
 	for id := range ids {
-		m, err := d.adopt(id, running[id])
+		m, err := d.adopt(id, procs[id])
 		if err == nil {
 			machines = append(machines, m)
 			continue
 		}
 		d.cfg.Log.Info("removing what is left of a machine", "machine", id, "why", err)
-		if err := d.sweep(ctx, id, running[id]); err != nil {
+		if err := d.sweep(ctx, id, procs[id]); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -211,10 +211,13 @@ func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
 }
 
 // sweep removes every trace of a machine that is not, or not wholly, there.
-func (d *Driver) sweep(ctx context.Context, id string, pid int) error {
+func (d *Driver) sweep(ctx context.Context, id string, procs found) error {
 	var errs []error
 	group := d.cfg.Cgroups.Open(id)
-	if pid != 0 {
+	for _, pid := range []int{procs.sentry, procs.gofer} {
+		if pid == 0 {
+			continue
+		}
 		p, err := openProcess(pid)
 		if err == nil {
 			errs = append(errs, p.kill(ctx))

@@ -151,8 +151,8 @@ func (l *lab) assertNothingLeft(t *testing.T, id string) {
 	if _, err := os.Stat(l.machineDir(id)); !os.IsNotExist(err) {
 		t.Errorf("the machine's folder is still there: %v", err)
 	}
-	if running, err := sentries(l.cfg.Dir); err != nil || running[id] != 0 {
-		t.Errorf("the sentry still runs: %v, %v", running, err)
+	if procs, err := running(l.cfg.Dir); err != nil || procs[id] != (found{}) {
+		t.Errorf("it still runs: %v, %v", procs, err)
 	}
 	groups, err := l.cfg.Cgroups.Groups()
 	if err != nil {
@@ -217,10 +217,10 @@ func TestSentryIsUnprivileged(t *testing.T) {
 func TestBundleOfAnotherStays(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "machine")
 	spec := ociSpec(driver.Spec{ID: "x"}, dir)
-	if err := writeBundle(dir, spec); err != nil {
+	if err := writeBundle(dir, spec, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeBundle(dir, spec); !errors.Is(err, os.ErrExist) {
+	if err := writeBundle(dir, spec, 0); !errors.Is(err, os.ErrExist) {
 		t.Errorf("a second machine of the same name: %v", err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, bundle)); err != nil {

@@ -25,11 +25,13 @@ import (
 
 // machine is one sandbox.
 type machine struct {
-	d     *Driver
-	id    string
-	box   *sandbox.Sandbox
-	conf  *config.Config
-	proc  *process
+	d    *Driver
+	id   string
+	box  *sandbox.Sandbox
+	conf *config.Config
+	proc *process
+	// gofer serves the mounts; nil for a machine without.
+	gofer *process
 	group *cgroup.Group
 	// oci is nil for an adopted machine.
 	oci *specs.Spec
@@ -48,9 +50,10 @@ type machine struct {
 	reason string
 
 	// unloadable is set when the snapshot that it started from could not be
-	// read; loading counts awaitFiles and awaitMemory.
-	unloadable atomic.Bool
-	loading    sync.WaitGroup
+	// read, unserved when its gofer has ended.
+	unloadable, unserved atomic.Bool
+	// work counts the goroutines that Stop waits for.
+	work sync.WaitGroup
 
 	stop sync.Once
 	err  error
@@ -73,16 +76,23 @@ type state struct {
 	MemoryBytes int64  `json:"memoryBytes,omitempty"`
 	// Paused says that the machine is, or may be, paused.
 	Paused bool `json:"paused,omitempty"`
+	// GoferPID is 0 for a machine without mounts.
+	GoferPID       int    `json:"goferPid,omitempty"`
+	GoferStartTime uint64 `json:"goferStartTime,omitempty"`
 }
 
 func (m *machine) save() error {
-	b, err := json.Marshal(state{
+	st := state{
 		PID:       m.proc.pid,
 		StartTime: m.proc.start,
 		Network:   m.conf.Network == config.NetworkSandbox,
 		Control:   m.box.ControlSocketPath,
 		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Paused: m.paused,
-	})
+	}
+	if m.gofer != nil {
+		st.GoferPID, st.GoferStartTime = m.gofer.pid, m.gofer.start
+	}
+	b, err := json.Marshal(st)
 	if err != nil {
 		return err
 	}
@@ -93,10 +103,10 @@ func (m *machine) save() error {
 	return os.Rename(path+".tmp", path)
 }
 
-// adopt takes over a machine that an earlier process started. pid is where
-// its sentry was found, 0 if it was not.
-func (d *Driver) adopt(id string, pid int) (*machine, error) {
-	if pid == 0 {
+// adopt takes over a machine that an earlier process started, of which procs
+// were found.
+func (d *Driver) adopt(id string, procs found) (_ *machine, err error) {
+	if procs.sentry == 0 {
 		return nil, errors.New("it has no sentry")
 	}
 	b, err := os.ReadFile(filepath.Join(d.machineDir(id), stateFile))
@@ -107,34 +117,67 @@ func (d *Driver) adopt(id string, pid int) (*machine, error) {
 	if err := json.Unmarshal(b, &st); err != nil {
 		return nil, fmt.Errorf("its state is damaged: %w", err)
 	}
-	proc, err := openProcess(pid)
+	proc, err := adoptProcess(procs.sentry, st.PID, st.StartTime)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("its sentry: %w", err)
 	}
-	if proc.pid != st.PID || proc.start != st.StartTime {
-		proc.close()
-		return nil, fmt.Errorf("process %d is not the sentry that was started", pid)
+	var gofer *process
+	defer func() {
+		if err != nil {
+			proc.close()
+			if gofer != nil {
+				gofer.close()
+			}
+		}
+	}()
+	if st.GoferPID != 0 {
+		if gofer, err = adoptProcess(procs.gofer, st.GoferPID, st.GoferStartTime); err != nil {
+			return nil, fmt.Errorf("its gofer: %w", err)
+		}
 	}
 	conf, err := d.runscConfig(id, st.Network)
 	if err != nil {
-		proc.close()
 		return nil, err
 	}
 	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
-	box.Pid.Store(pid)
+	box.Pid.Store(proc.pid)
 	m := &machine{
-		d: d, id: id, box: box, conf: conf, proc: proc, group: d.cfg.Cgroups.Open(id), done: make(chan struct{}),
+		d: d, id: id, box: box, conf: conf, proc: proc, gofer: gofer, group: d.cfg.Cgroups.Open(id), done: make(chan struct{}),
 		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes,
 	}
 	m.paused = st.Paused
 	if m.paused {
 		if err := m.endPause(); err != nil {
-			proc.close()
-			return nil, err
+			return nil, fmt.Errorf("it cannot be resumed: %w", err)
 		}
 	}
-	go m.watch()
+	m.begin()
 	return m, nil
+}
+
+// adoptProcess opens the process that was found to run if it is the one that
+// was started.
+func adoptProcess(running, pid int, start uint64) (*process, error) {
+	if running == 0 {
+		return nil, errors.New("it does not run")
+	}
+	p, err := openProcess(running)
+	if err != nil {
+		return nil, err
+	}
+	if p.pid != pid || p.start != start {
+		p.close()
+		return nil, fmt.Errorf("process %d is not the one that was started", running)
+	}
+	return p, nil
+}
+
+// begin watches the machine's processes.
+func (m *machine) begin() {
+	go m.watch()
+	if m.gofer != nil {
+		m.work.Go(m.watchGofer)
+	}
 }
 
 // nobody is the host user that sentries run as.
@@ -157,6 +200,9 @@ func (m *machine) watch() {
 		m.reason = fmt.Sprintf("the sandbox was killed by signal %d", ws.Signal())
 	default:
 		m.reason = "the sandbox's guest agent ended"
+	}
+	if m.unserved.Load() {
+		m.reason = "the process that serves the sandbox's drives ended"
 	}
 	if m.unloadable.Load() {
 		m.reason = "the snapshot that the sandbox started from could not be read"
@@ -249,8 +295,14 @@ func (m *machine) release(ctx context.Context) error {
 	} else {
 		<-m.done
 	}
-	m.loading.Wait()
+	if m.gofer != nil {
+		errs = append(errs, m.gofer.signal())
+	}
+	m.work.Wait()
 	m.proc.close()
+	if m.gofer != nil {
+		m.gofer.close()
+	}
 	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("stop machine %s: %w", m.id, err)

@@ -151,7 +151,7 @@ func (m *machine) load(dir string) error {
 	if err := errors.Join(err, unrank()); err != nil {
 		return err
 	}
-	m.loading.Go(m.awaitMemory)
+	m.work.Go(m.awaitMemory)
 	return nil
 }
 

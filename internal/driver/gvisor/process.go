@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a sentry, held by a pidfd so that its number cannot come to mean
+// process is a sentry or a gofer, held by a pidfd so that its number cannot come to mean
 // another process.
 type process struct {
 	pid int
@@ -126,15 +126,18 @@ func descendants(pid int) []int {
 	return all
 }
 
-// sentries finds the sentries that run for machines under dir, by machine.
-// They are recognised by their arguments, which carry the machine's folder:
-// that finds those too whose starter died before it could write anything down.
-func sentries(dir string) (map[string]int, error) {
+// found is what runs of a machine; 0 is a process that does not.
+type found struct{ sentry, gofer int }
+
+// running finds the processes of the machines under dir, by machine. They are
+// recognised by their arguments, which carry the machine's folder: that finds
+// those too whose starter died before it could write anything down.
+func running(dir string) (map[string]found, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]int{}
+	all := map[string]found{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -145,30 +148,44 @@ func sentries(dir string) (map[string]int, error) {
 			continue
 		}
 		args := strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
-		// A sentry's helpers may share its arguments; it is the first process of
-		// its PID namespace.
-		if id := machineOf(args, dir); id != "" && isNamespaceInit(pid) {
-			found[id] = pid
+		// A helper may share its sentry's arguments; the sentry is the first
+		// process of its PID namespace, and so is a gofer.
+		id, role := machineOf(args, dir)
+		if id == "" || !isNamespaceInit(pid) {
+			continue
 		}
+		f := all[id]
+		if role == roleSentry {
+			f.sentry = pid
+		} else {
+			f.gofer = pid
+		}
+		all[id] = f
 	}
-	return found, nil
+	return all, nil
 }
 
-// machineOf returns the machine under dir that a command line is the sentry
-// of, "" if it is none's.
-func machineOf(args []string, dir string) string {
-	boot := false
-	id := ""
+// What runsc calls the two kinds of a machine's processes.
+const (
+	roleSentry = "boot"
+	roleGofer  = "gofer"
+)
+
+// machineOf returns the machine under dir that a command line belongs to and
+// as what, "" if to none.
+func machineOf(args []string, dir string) (id, role string) {
 	for _, a := range args {
 		if root, ok := strings.CutPrefix(a, "--root="); ok && filepath.Dir(root) == dir {
 			id = filepath.Base(root)
 		}
-		boot = boot || a == "boot"
+		if a == roleSentry || a == roleGofer {
+			role = a
+		}
 	}
-	if !boot || args[len(args)-1] != id {
-		return ""
+	if role == "" || args[len(args)-1] != id {
+		return "", ""
 	}
-	return id
+	return id, role
 }
 
 func isNamespaceInit(pid int) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -22,6 +23,8 @@ const (
 	panicLog = "panic.log"
 	bundle   = "config.json"
 	rootDir  = "rootfs"
+	// mountsDir has an empty folder for each of the machine's mounts.
+	mountsDir = "mounts"
 )
 
 // capabilities is what root has inside the sandbox. They are the sentry's to
@@ -37,10 +40,11 @@ var capabilities = []string{
 	"CAP_SYS_TTY_CONFIG",
 }
 
-// ociSpec describes the machine to runsc.
-func ociSpec(s driver.Spec, root string) *specs.Spec {
+// ociSpec describes the machine to runsc; dir is its folder.
+func ociSpec(s driver.Spec, dir string) *specs.Spec {
+	root := filepath.Join(dir, rootDir)
 	netns := specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: s.NetNS}
-	return &specs.Spec{
+	oci := &specs.Spec{
 		Version:  specs.Version,
 		Hostname: s.Hostname,
 		Process: &specs.Process{
@@ -74,12 +78,26 @@ func ociSpec(s driver.Spec, root string) *specs.Spec {
 			"dev.gvisor.spec.rootfs.overlay": "memory",
 		},
 	}
+	for i, m := range s.Mounts {
+		access := "rw"
+		if m.ReadOnly {
+			access = "ro"
+		}
+		oci.Mounts = append(oci.Mounts, specs.Mount{
+			Destination: m.Path, Type: "bind", Source: mountPoint(dir, i), Options: []string{access},
+		})
+	}
+	return oci
 }
+
+// mountPoint is where the gofer of a machine finds the i-th mount's tree. To
+// the host it is an empty folder.
+func mountPoint(dir string, i int) string { return filepath.Join(dir, mountsDir, strconv.Itoa(i)) }
 
 // writeBundle makes the machine's folder: runsc reads the spec from it. If it
 // fails, on a full disk say, nothing is left; a folder that was there stays, as
 // it is another machine's.
-func writeBundle(dir string, spec *specs.Spec) (err error) {
+func writeBundle(dir string, spec *specs.Spec, mounts int) (err error) {
 	b, err := json.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("encode the machine's spec: %w", err)
@@ -94,6 +112,11 @@ func writeBundle(dir string, spec *specs.Spec) (err error) {
 	}()
 	if err := os.Mkdir(filepath.Join(dir, rootDir), 0o700); err != nil {
 		return fmt.Errorf("create the machine's root: %w", err)
+	}
+	for i := range mounts {
+		if err := os.MkdirAll(mountPoint(dir, i), 0o700); err != nil {
+			return fmt.Errorf("create the machine's mount points: %w", err)
+		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, bundle), b, 0o600); err != nil {
 		return fmt.Errorf("write the machine's spec: %w", err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/boot"
@@ -56,7 +57,7 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 			return err
 		}
 		if spec.Snapshot != "" {
-			m.loading.Go(m.awaitFiles)
+			m.work.Go(m.awaitFiles)
 		}
 		return nil
 	})
@@ -71,8 +72,8 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 // bring it to life. guest is the agent's end of its first connection.
 func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, begin func(*machine) error) (_ *machine, err error) {
 	dir := d.machineDir(spec.ID)
-	oci := ociSpec(spec, filepath.Join(dir, rootDir))
-	if err := writeBundle(dir, oci); err != nil {
+	oci := ociSpec(spec, dir)
+	if err := writeBundle(dir, oci, len(spec.Mounts)); err != nil {
 		return nil, err
 	}
 	m := &machine{
@@ -81,7 +82,7 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(withPanic(dir, err), d.abandon(ctx, spec.ID, m.proc))
+			err = errors.Join(withMount(spec.Mounts, withPanic(dir, err)), d.abandon(ctx, spec.ID, m.proc, m.gofer))
 		}
 	}()
 	m.group, err = d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
@@ -106,6 +107,16 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
 		return nil, err
 	}
+	if len(spec.Mounts) > 0 {
+		if m.gofer, err = d.startGofer(m.conf, spec, args); err != nil {
+			return nil, err
+		}
+		if args.CloneIntoCgroupFD == nil {
+			if err := m.group.Add(m.gofer.pid); err != nil {
+				return nil, fmt.Errorf("limit the gofer: %w", err)
+			}
+		}
+	}
 	if m.box, err = sandbox.New(m.conf, args); err != nil {
 		return nil, err
 	}
@@ -125,7 +136,7 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	if err := begin(m); err != nil {
 		return nil, err
 	}
-	go m.watch()
+	m.begin()
 	return m, nil
 }
 
@@ -207,24 +218,40 @@ func confine(group *cgroup.Group, sentry int, move bool) error {
 	return nil
 }
 
-// abandon removes what a failed start has made.
-func (d *Driver) abandon(ctx context.Context, id string, proc *process) error {
+// abandon removes what a failed start has made. The processes are nil as far
+// as the start did not come to know them.
+func (d *Driver) abandon(ctx context.Context, id string, sentry, gofer *process) error {
 	// The caller's ctx may be what ended the start.
 	ctx = context.WithoutCancel(ctx)
-	pid := 0
-	if proc != nil {
-		pid = proc.pid
-		proc.close()
-	} else if running, err := sentries(d.cfg.Dir); err == nil {
-		pid = running[id]
+	var procs found
+	if all, err := running(d.cfg.Dir); err == nil {
+		procs = all[id]
 	}
-	return d.sweep(ctx, id, pid)
+	if sentry != nil {
+		procs.sentry = sentry.pid
+		defer sentry.close()
+	}
+	if gofer != nil {
+		procs.gofer = gofer.pid
+		defer gofer.close()
+	}
+	return d.sweep(ctx, id, procs)
 }
 
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
+}
+
+// withMount tells a mount that the sentry could not make from other failures.
+func withMount(mounts []driver.Mount, err error) error {
+	for _, m := range mounts {
+		if strings.Contains(err.Error(), "mount submount "+strconv.Quote(m.Path)) {
+			return &driver.MountError{Path: m.Path, Err: err}
+		}
+	}
+	return err
 }
 
 // maxPanic is how much of a sentry's last words is looked at.

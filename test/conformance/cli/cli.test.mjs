@@ -204,6 +204,24 @@ suite("the public CLI", () => {
     await works("rm", source);
   });
 
+  test("drives", async () => {
+    const drive = `${name}-drive`, writer = `${name}-writer`, reader = `${name}-reader`;
+    const made = await works("drives get-or-create", drive, "--max-size", String(64 << 20));
+    assert.match(made.stderr, /ready/);
+    await works("create", "--non-persistent", "--name", writer, "--mount", `${drive}:/data`);
+    await works("exec", writer, "--", "sh", "-c", "echo kept > /data/file");
+    const row = (await works("drives list", "--name-prefix", drive)).stdout.split("\n").find((line) => line.startsWith(drive));
+    assert.match(row, /64\s?Mi?B/i);
+    assert.match(row, new RegExp(`${writer}\\s+sbx_`));
+    assert.notEqual((await sandbox("drives delete", drive)).code, 0);
+    await works("create", "--non-persistent", "--name", reader, "--mount", `${drive}:/data:snapshot`);
+    assert.equal((await works("exec", reader, "cat", "/data/file")).stdout, "kept\n");
+    assert.notEqual((await sandbox("exec", reader, "touch", "/data/file")).code, 0);
+    await works("rm", writer, reader);
+    await works("drives delete", drive);
+    assert.doesNotMatch((await works("drives ls")).stdout, new RegExp(drive));
+  });
+
   test("rm removes, once", async () => {
     const other = `${name}-other`;
     await works("create", "--non-persistent", "--silent", "--name", other);

@@ -189,7 +189,6 @@ test("what is not built says so and names the field", async (t) => {
     ports: { ports: [3000] },
     networkPolicy: { networkPolicy: "deny-all" },
     networkId: { networkId: "network_1" },
-    mounts: { mounts: { "/data": { drive: "d", mode: "read-write" } } },
     region: { region: "iad1" },
   })) {
     const { status, json } = await api("POST", "/v3/sandboxes", { projectId: credentials.projectId, ...params, ...(field === "networkPolicy" && { networkPolicy: { mode: "deny-all" } }) });

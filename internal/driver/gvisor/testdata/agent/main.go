@@ -164,6 +164,8 @@ func do(verb string, args []string) string {
 		fmt.Fprintln(dialed, args[0])
 		line, err := bufio.NewReader(dialed).ReadString('\n')
 		return fmt.Sprintf("%q %v", line, err)
+	case "path":
+		return path(args[0], args[1:])
 	case "exit":
 		os.Exit(1)
 	}
@@ -186,6 +188,57 @@ func count() {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// path does something to a path and says how it went.
+func path(verb string, args []string) string {
+	var err error
+	switch verb {
+	case "append":
+		var f *os.File
+		if f, err = os.OpenFile(args[0], os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644); err == nil {
+			_, err = f.WriteString(args[1])
+			err = errors.Join(err, f.Close())
+		}
+	case "read":
+		var b []byte
+		if b, err = os.ReadFile(args[0]); err == nil {
+			return fmt.Sprintf("%q", b)
+		}
+	case "list":
+		entries, lerr := os.ReadDir(args[0])
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return fmt.Sprint(names, " ", lerr)
+	case "owner":
+		var st syscall.Stat_t
+		err = syscall.Stat(args[0], &st)
+		return fmt.Sprintf("%d:%d %o %v", st.Uid, st.Gid, st.Mode, err)
+	case "symlink":
+		err = os.Symlink(args[1], args[0])
+	case "chmod":
+		mode, _ := strconv.ParseUint(args[1], 8, 32)
+		err = syscall.Chmod(args[0], uint32(mode))
+	case "chown":
+		id, _ := strconv.Atoi(args[1])
+		err = os.Lchown(args[0], id, id)
+	case "mknod":
+		err = syscall.Mknod(args[0], syscall.S_IFBLK|0o666, 7<<8)
+	case "mkfifo":
+		err = syscall.Mkfifo(args[0], 0o666)
+	case "exec":
+		var out []byte
+		out, err = exec.Command(args[0], args[1:]...).CombinedOutput()
+		return fmt.Sprintf("%q %v", out, err)
+	case "copy":
+		var b []byte
+		if b, err = os.ReadFile(args[0]); err == nil {
+			err = os.WriteFile(args[1], b, 0o755)
+		}
+	}
+	return fmt.Sprint(err)
 }
 
 // fill writes so many MiB to a file and says how it went.

@@ -1,0 +1,57 @@
+package client_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/clienttest"
+)
+
+func TestDrives(t *testing.T) {
+	s := clienttest.New(t)
+	c := connect(t, s, client.Options{})
+	ctx := t.Context()
+	d, err := c.GetOrCreateDrive(ctx, "a drive", client.DriveOptions{MaxSizeBytes: 1 << 30, Region: "local"})
+	if err != nil || d.Name != "a drive" || d.MaxSizeBytes != 1<<30 {
+		t.Fatalf("create: %+v, %v", d, err)
+	}
+	if body := s.LastBody("POST /v2/sandboxes/drives/"); !strings.Contains(body, `"maxSizeBytes":1073741824`) || !strings.Contains(body, `"region":"local"`) {
+		t.Errorf("body %s", body)
+	}
+	again, err := c.GetOrCreateDrive(ctx, "a drive", client.DriveOptions{})
+	if err != nil || again != d {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	if got, err := c.GetDrive(ctx, "a drive"); err != nil || got != d {
+		t.Errorf("get: %+v, %v", got, err)
+	}
+	s.Add("box", skerry.StatusRunning)
+	s.AttachDrive("a drive", "box")
+	if _, err := c.DeleteDrive(ctx, "a drive"); !client.IsConflict(err) || !strings.Contains(err.Error(), "box") {
+		t.Errorf("delete while attached: %v", err)
+	}
+	for i := range 4 {
+		if _, err := c.GetOrCreateDrive(ctx, fmt.Sprintf("d-%d", i), client.DriveOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var names []string
+	for d, err := range c.ListDrives(ctx, client.DriveListOptions{Limit: 3, SortBy: "name", Ascending: true, NamePrefix: "d-"}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, d.Name)
+	}
+	if got := strings.Join(names, " "); got != "d-0 d-1 d-2 d-3" {
+		t.Errorf("listed %s", got)
+	}
+	if _, err := c.DeleteDrive(ctx, "d-0"); err != nil {
+		t.Error(err)
+	}
+	if _, err := c.GetDrive(ctx, "d-0"); !client.IsNotFound(err) {
+		t.Errorf("after its deletion: %v", err)
+	}
+}

@@ -1,0 +1,249 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/client"
+)
+
+func (a *app) drivesCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "drives", Short: "Make, see and delete drives",
+		Long: `Make, see and delete drives: folders that outlive the sandboxes that they are
+mounted in. One running sandbox has a drive for writing at a time; any number of
+others can have a snapshot of it, which is the drive as it was when they started.`,
+		Example: `  sandbox drives create data --max-size 5GiB
+  sandbox create --mount data:/data
+  sandbox create --mount data:/data:snapshot`,
+		Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.drivesListCommand(), a.drivesGetCommand(), a.drivesCreateCommand(), a.drivesDeleteCommand())
+	return cmd
+}
+
+func (a *app) drivesListCommand() *cobra.Command {
+	var f listFlags
+	var prefix string
+	sortBy := choice{choices: []string{"createdAt", "updatedAt", "name"}}
+	cmd := &cobra.Command{
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List drives", Args: args(cobra.NoArgs),
+		Long: `List the project's drives, the latest first. On a terminal it is a table; piped,
+each line has its fields separated by tabs, and --json gives everything the
+server tells.`,
+		Example: `  sandbox drives list --name-prefix data-
+  sandbox drives ls --json | jq -r '.drives[].name'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			if prefix != "" && sortBy.value == "" {
+				sortBy.value = "name"
+			}
+			page, err := a.listDrives(cmd.Context(), client.DriveListOptions{
+				Limit: f.limit, Cursor: f.cursor, Ascending: f.order.value == "asc", SortBy: sortBy.value, NamePrefix: prefix,
+			})
+			if err != nil {
+				return err
+			}
+			if f.json {
+				if page.Items == nil {
+					page.Items = []skerry.Drive{}
+				}
+				return a.json(struct {
+					Drives     []skerry.Drive `json:"drives"`
+					Pagination pagination     `json:"pagination"`
+				}{page.Items, paginate(page)})
+			}
+			if len(page.Items) == 0 && a.OutTTY {
+				a.nothing("drive", true, "")
+				return nil
+			}
+			a.driveTable(page.Items)
+			a.more(cmd, page.Next)
+			return nil
+		},
+	}
+	f.registerPage(cmd)
+	cmd.Flags().StringVar(&prefix, "name-prefix", "", "only names that begin so")
+	cmd.Flags().Var(&sortBy, "sort-by", "what to sort by (default createdAt, with --name-prefix name)")
+	return cmd
+}
+
+func (a *app) listDrives(ctx context.Context, opts client.DriveListOptions) (client.Page[skerry.Drive], error) {
+	c, err := a.client()
+	if err != nil {
+		return client.Page[skerry.Drive]{}, err
+	}
+	defer a.spin("Fetching drives…", false)()
+	return c.ListDrivesPage(ctx, opts)
+}
+
+func (a *app) driveTable(list []skerry.Drive) {
+	rows := make([][]cell, 0, len(list))
+	for i := range list {
+		d := &list[i]
+		rows = append(rows, []cell{
+			plain(d.Name), plain(d.Region), plain(a.ago(d.CreatedAt)), plain(a.ago(d.UpdatedAt)), plain(size(d.MaxSizeBytes)),
+			plain(or(d.CurrentSandboxName)), plain(or(d.CurrentSessionID)),
+		})
+	}
+	a.table([]string{"NAME", "REGION", "CREATED", "UPDATED", "SIZE", "ATTACHED SANDBOX", "ATTACHED SESSION"}, rows)
+}
+
+// showDrive prints a drive as fields or as JSON.
+func (a *app) showDrive(d *skerry.Drive, asJSON bool) error {
+	if asJSON {
+		return a.json(d)
+	}
+	rows := [][]cell{
+		{plain("Name"), plain(d.Name)},
+		{plain("ID"), plain(d.ID)},
+		{plain("Size"), plain(size(d.MaxSizeBytes))},
+		{plain("Attached sandbox"), plain(or(d.CurrentSandboxName))},
+		{plain("Attached session"), plain(or(d.CurrentSessionID))},
+		{plain("Created"), plain(a.ago(d.CreatedAt))},
+		{plain("Updated"), plain(a.ago(d.UpdatedAt))},
+		{plain("Region"), plain(or(d.Region))},
+	}
+	for _, row := range rows {
+		row[0].paint = a.out.bold
+	}
+	a.table([]string{"FIELD", "VALUE"}, rows)
+	return nil
+}
+
+func (a *app) drivesGetCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "get [flags] NAME", Short: "Show a drive", Args: args(cobra.ExactArgs(1)),
+		Long:              "Show a drive: its size and the sandbox that has it for writing, if one has.",
+		Example:           "  sandbox drives get data",
+		ValidArgsFunction: a.completeDrives,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			d, err := c.GetDrive(cmd.Context(), given[0])
+			if err != nil {
+				return err
+			}
+			return a.showDrive(&d, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the drive as JSON")
+	return cmd
+}
+
+func (a *app) drivesCreateCommand() *cobra.Command {
+	var max, region string
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "get-or-create [flags] NAME", Aliases: []string{"create"}, Short: "Make a drive if there is none of that name", Args: args(cobra.ExactArgs(1)),
+		Long: `Make a drive, unless there is one of that name, and print its name. One that
+exists stays as it is, whatever its size.
+
+The name goes to standard output, all else to standard error.`,
+		Example: `  sandbox drives create data
+  sandbox drives get-or-create data --max-size 5GiB`,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			opts := client.DriveOptions{Region: region}
+			var err error
+			if max != "" {
+				if opts.MaxSizeBytes, err = parseSize(max); err != nil {
+					return usagef("--max-size: %w", err)
+				}
+			}
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			stop := a.spin("Creating the drive…", false)
+			defer stop()
+			d, err := c.GetOrCreateDrive(cmd.Context(), given[0], opts)
+			stop()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return a.json(d)
+			}
+			fmt.Fprintf(a.Err, "%s Drive %s is ready (%s).\n", a.err.green("✔"), a.err.cyan(clean(d.Name)), size(d.MaxSizeBytes))
+			fmt.Fprintln(a.Out, clean(d.Name))
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&max, "max-size", "", "size of a new drive, in bytes or such as 512MiB or 5GiB (default 10GiB)")
+	cmd.Flags().StringVar(&region, "region", "", "region of a new drive")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the drive as JSON in place of its name")
+	return cmd
+}
+
+// sizeUnits are powers of 1024; the letters alone mean the same.
+var sizeUnits = []string{"", "K", "M", "G", "T"}
+
+// parseSize reads a number of bytes, or one with a unit.
+func parseSize(s string) (int64, error) {
+	bad := fmt.Errorf("%q is not a size; write bytes, or such as 512MiB or 5GiB", s)
+	digits := strings.TrimRight(s, "KMGTiB")
+	letters := strings.TrimSuffix(s[len(digits):], "B")
+	if len(letters) == 2 {
+		letters = strings.TrimSuffix(letters, "i")
+	}
+	unit := slices.Index(sizeUnits, letters)
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 1 || unit < 0 || n > 1<<62>>(10*unit) {
+		return 0, bad
+	}
+	return n << (10 * unit), nil
+}
+
+func (a *app) drivesDeleteCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete NAME [NAME...]", Aliases: []string{"rm", "remove"}, Short: "Delete drives for good", Args: args(cobra.MinimumNArgs(1)),
+		Long: `Delete one or more drives, with all files in them, for good. A drive that a
+running sandbox has for writing is refused: stop that one first. If one cannot be
+deleted, the others are all the same, and the tool ends with 1.`,
+		Example:           "  sandbox drives rm data",
+		ValidArgsFunction: a.completeDrives,
+		RunE: func(cmd *cobra.Command, names []string) error {
+			return a.each(cmd.Context(), "Deleting", "drives", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
+				_, err := c.DeleteDrive(ctx, name)
+				return "Deleted " + a.err.cyan(clean(name)) + ".", err
+			})
+		},
+	}
+}
+
+// completeDrives completes names of drives, each once.
+func (a *app) completeDrives(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	ctx := cmd.Context()
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, completeWait)
+	defer cancel()
+	c, err := a.client()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	page, err := c.ListDrivesPage(ctx, client.DriveListOptions{Limit: 100, NamePrefix: prefix, SortBy: "name", Ascending: true})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for _, d := range page.Items {
+		if !slices.Contains(given, d.Name) {
+			names = append(names, clean(d.Name)+"\t"+size(d.MaxSizeBytes))
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
