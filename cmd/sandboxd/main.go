@@ -26,8 +26,9 @@ func main() {
 	// A first signal asks for an orderly end; see serve for what it means.
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
+	stderr := os.Stderr // a server replaces it; see gvisor.New
 	if err := newRoot().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "sandboxd:", err)
+		fmt.Fprintln(stderr, "sandboxd:", err)
 		os.Exit(1)
 	}
 }

@@ -19,7 +19,6 @@ import (
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/api"
 	"github.com/skerry-dev/skerry/internal/auth"
-	"github.com/skerry-dev/skerry/internal/blob"
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/drive"
@@ -54,6 +53,7 @@ type serveOptions struct {
 	maxDriveGB  int
 	processes   int
 	network     networkOptions
+	storage     storageOptions
 }
 
 func newServe() *cobra.Command {
@@ -92,6 +92,7 @@ the same state folder takes them over. So does a crash.`,
 	f.IntVar(&o.maxDriveGB, "max-drive-size", skerry.MaxDriveSize>>30, "the largest size of a drive, in GiB")
 	f.IntVar(&o.processes, "max-processes", 4096, "how many processes and threads a sandbox may have")
 	o.network.flags(f)
+	o.storage.flags(f)
 	return cmd
 }
 
@@ -282,7 +283,7 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 // snapshots opens what keeps the files of stopped sandboxes.
 func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
 	dir := filepath.Join(o.state, "snapshots")
-	blobs, err := blob.OpenDir(filepath.Join(dir, "blobs"))
+	blobs, err := o.storage.open(dir)
 	if err != nil {
 		return nil, err
 	}

@@ -201,8 +201,8 @@ func (s *server) unsettled() bool {
 	return false
 }
 
-// assertBytesGo deletes everything and waits for the blobs to be gone.
-func (s *server) assertBytesGo() {
+// deleteAll deletes every sandbox and every snapshot.
+func (s *server) deleteAll() {
 	s.t.Helper()
 	ctx := s.t.Context()
 	for box, err := range s.ListSandboxes(ctx, client.ListOptions{}) {
@@ -221,6 +221,12 @@ func (s *server) assertBytesGo() {
 			s.t.Fatal(err)
 		}
 	}
+}
+
+// assertBytesGo deletes everything and waits for the blobs to be gone.
+func (s *server) assertBytesGo() {
+	s.t.Helper()
+	s.deleteAll()
 	blobs := func() (files []string) {
 		err := filepath.Walk(s.path("state/snapshots/blobs"), func(path string, info os.FileInfo, err error) error {
 			if err == nil && info.Mode().IsRegular() {
