@@ -53,6 +53,12 @@ func (c *call) reply(v any) error {
 	return nil
 }
 
+// replyCreated is reply for a thing that was not there before.
+func (c *call) replyCreated(v any) error {
+	writeJSON(c.w, http.StatusCreated, v)
+	return nil
+}
+
 // query binds the query parameters to dst.
 func (c *call) query(dst any) error {
 	q, err := url.ParseQuery(c.r.URL.RawQuery)

@@ -16,7 +16,7 @@ func (s *Server) driveRoutes() []route {
 		},
 		{
 			method: http.MethodPost, path: one, id: "getOrCreateDrive", summary: "Get the drive of a name, a new one if there is none",
-			request: driveRequest{}, response: driveResponse{}, handle: s.getOrCreateDrive,
+			request: driveRequest{}, response: driveResponse{}, creates: true, handle: s.getOrCreateDrive,
 			errors: []skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull},
 		},
 		{
@@ -54,11 +54,14 @@ func (s *Server) getOrCreateDrive(c *call) error {
 	if req.Region != "" && req.Region != skerry.Region {
 		return skerry.NotImplemented("region", "a region other than "+strconv.Quote(skerry.Region))
 	}
-	d, err := s.service.GetOrCreateDrive(c.r.Context(), c.scope, skerry.DriveParams{
+	d, created, err := s.service.GetOrCreateDrive(c.r.Context(), c.scope, skerry.DriveParams{
 		Name: c.path("drive"), MaxSizeBytes: req.MaxSizeBytes,
 	})
 	if err != nil {
 		return err
+	}
+	if created {
+		return c.replyCreated(driveResponse{Drive: *d})
 	}
 	return c.reply(driveResponse{Drive: *d})
 }

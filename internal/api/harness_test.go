@@ -255,9 +255,9 @@ func (s *stub) CreateSnapshot(_ context.Context, _ skerry.Scope, _ string, p ske
 	return nil, s.err
 }
 
-func (s *stub) GetOrCreateDrive(_ context.Context, _ skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error) {
+func (s *stub) GetOrCreateDrive(_ context.Context, _ skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error) {
 	s.drive = p
-	return nil, s.err
+	return nil, false, s.err
 }
 
 func (s *stub) ListDrives(_ context.Context, _ skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error) {

@@ -129,10 +129,16 @@ func (d *describer) responses(rt *route) object {
 		if status == 0 {
 			status = http.StatusOK
 		}
-		if content := d.content(rt); len(content) > 0 {
-			all[strconv.Itoa(status)] = object{"description": http.StatusText(status), "content": content}
-		} else {
-			all[strconv.Itoa(status)] = object{"description": http.StatusText(status)}
+		statuses := []int{status}
+		if rt.creates {
+			statuses = append(statuses, http.StatusCreated)
+		}
+		for _, status := range statuses {
+			answer := object{"description": http.StatusText(status)}
+			if content := d.content(rt); len(content) > 0 {
+				answer["content"] = content
+			}
+			all[strconv.Itoa(status)] = answer
 		}
 	}
 	codes := append([]skerry.Code{skerry.CodeInternal}, rt.errors...)

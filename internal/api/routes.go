@@ -27,7 +27,10 @@ type route struct {
 	headers     map[string]string
 	// response is the zero value of the answer's type. lines are the types
 	// of the lines of a stream.
-	status       int // http.StatusOK if zero
+	status int // http.StatusOK if zero
+	// creates is for a call that answers http.StatusCreated if it made what it
+	// answers with, and the status otherwise.
+	creates      bool
 	response     any
 	responseType string // of an answer that is not JSON
 	lines        []any

@@ -42,7 +42,7 @@ type Service interface {
 
 	// GetOrCreateDrive returns the drive of that name, a new one if there is
 	// none.
-	GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error)
+	GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error)
 	GetDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
 	ListDrives(ctx context.Context, scope skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error)
 	// DeleteDrive removes a drive with all that is in it, unless a session has

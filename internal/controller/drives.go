@@ -18,31 +18,32 @@ import (
 
 // GetOrCreateDrive implements api.Service. A drive that exists is returned as
 // it is, whatever its size.
-func (c *Controller) GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error) {
+func (c *Controller) GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error) {
 	if err := validateName(p.Name); err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	d, err := c.cfg.Store.Drive(ctx, scope, p.Name)
+	d, err = c.cfg.Store.Drive(ctx, scope, p.Name)
 	if skerry.CodeOf(err) != skerry.CodeNotFound {
-		return d, err
+		return d, false, err
 	}
 	if p.MaxSizeBytes == 0 {
 		p.MaxSizeBytes = c.cfg.DriveSize
 	}
 	if p.MaxSizeBytes < skerry.MinDriveSize || p.MaxSizeBytes > c.cfg.MaxDriveSize {
-		return nil, skerry.Invalid("maxSizeBytes", "must be %d to %d, is %d", skerry.MinDriveSize, c.cfg.MaxDriveSize, p.MaxSizeBytes)
+		return nil, false, skerry.Invalid("maxSizeBytes", "must be %d to %d, is %d", skerry.MinDriveSize, c.cfg.MaxDriveSize, p.MaxSizeBytes)
 	}
 	// Whoever asks for it twice at once gets it twice.
 	unlock, err := c.boxes.lock(ctx, "drive "+scope.ProjectID+" "+p.Name)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer unlock()
 	d, err = c.cfg.Store.Drive(ctx, scope, p.Name)
 	if skerry.CodeOf(err) != skerry.CodeNotFound {
-		return d, err
+		return d, false, err
 	}
-	return c.createDrive(ctx, scope, p)
+	d, err = c.createDrive(ctx, scope, p)
+	return d, err == nil, err
 }
 
 func (c *Controller) createDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error) {

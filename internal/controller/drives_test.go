@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/skerry-dev/skerry"
@@ -13,7 +14,7 @@ import (
 
 func (l *lab) drive(name string) *skerry.Drive {
 	l.t.Helper()
-	d, err := l.GetOrCreateDrive(l.t.Context(), scope, skerry.DriveParams{Name: name})
+	d, _, err := l.GetOrCreateDrive(l.t.Context(), scope, skerry.DriveParams{Name: name})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -31,18 +32,25 @@ func (l *lab) mounting(name string, mounts map[string]skerry.Mount) (*skerry.Run
 func TestGetOrCreateDrive(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.MaxDriveSize = 1 << 30 })
 	var ids sync.Map
+	var made atomic.Int32
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			d, err := l.GetOrCreateDrive(t.Context(), scope, skerry.DriveParams{Name: "data"})
+			d, created, err := l.GetOrCreateDrive(t.Context(), scope, skerry.DriveParams{Name: "data"})
 			if err != nil {
 				t.Error(err)
 				return
+			}
+			if created {
+				made.Add(1)
 			}
 			ids.Store(d.ID, true)
 		})
 	}
 	all.Wait()
+	if made.Load() != 1 {
+		t.Errorf("%d callers were told that they made it", made.Load())
+	}
 	d := l.drive("data")
 	ids.Range(func(id, _ any) bool {
 		if id != d.ID {
@@ -59,7 +67,7 @@ func TestGetOrCreateDrive(t *testing.T) {
 	for _, p := range []skerry.DriveParams{
 		{Name: ""}, {Name: "a/b"}, {Name: strings.Repeat("x", 200)}, {Name: "x", MaxSizeBytes: 1}, {Name: "x", MaxSizeBytes: 1<<30 + 1}, {Name: "x", MaxSizeBytes: -1},
 	} {
-		_, err := l.GetOrCreateDrive(t.Context(), scope, p)
+		_, _, err := l.GetOrCreateDrive(t.Context(), scope, p)
 		wantCode(t, p.Name, err, skerry.CodeBadRequest)
 	}
 	other := skerry.Scope{TeamID: "team_b", ProjectID: "prj_b"}
@@ -67,7 +75,7 @@ func TestGetOrCreateDrive(t *testing.T) {
 	wantCode(t, "a foreign drive", err, skerry.CodeNotFound)
 	_, err = l.DeleteDrive(t.Context(), other, "data")
 	wantCode(t, "deleting a foreign drive", err, skerry.CodeNotFound)
-	if theirs, err := l.GetOrCreateDrive(t.Context(), other, skerry.DriveParams{Name: "data"}); err != nil || theirs.ID == d.ID {
+	if theirs, _, err := l.GetOrCreateDrive(t.Context(), other, skerry.DriveParams{Name: "data"}); err != nil || theirs.ID == d.ID {
 		t.Errorf("another project's drive is %+v, %v", theirs, err)
 	}
 }

@@ -117,8 +117,6 @@ class TestSandboxes:
             with refused(501, "not_implemented") as info:
                 client.create_sandbox(**params)
             assert info.value.data["error"]["field"] == field
-        with refused(501, "not_implemented"):
-            list(client.query_drives())
 
     def test_credentials(self):
         for change, status, code in (
