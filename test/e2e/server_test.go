@@ -87,6 +87,11 @@ func prepareServer(t *testing.T, flags ...string) *server {
 		if t.Failed() {
 			if log, err := os.ReadFile(s.path("state/sandboxd.log")); err == nil {
 				t.Logf("the server's log ends:\n%s", log[max(0, len(log)-6000):])
+				for line := range strings.Lines(string(log[:max(0, len(log)-6000)])) {
+					if !strings.Contains(line, "level=INFO") {
+						t.Logf("before that: %s", line)
+					}
+				}
 			}
 		}
 		os.RemoveAll(dir)

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	gvlog "gvisor.dev/gvisor/pkg/log"
@@ -86,6 +87,8 @@ type Driver struct {
 	cfg Config
 	// null stands in for the standard files of the sandboxes; see detach.
 	null *os.File
+	// longPaths lets one machine after the other start; see startProcesses.
+	longPaths sync.Mutex
 }
 
 var _ driver.Driver = (*Driver)(nil)

@@ -107,17 +107,7 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
 		return nil, err
 	}
-	if len(spec.Mounts) > 0 {
-		if m.gofer, err = d.startGofer(m.conf, spec, args); err != nil {
-			return nil, err
-		}
-		if args.CloneIntoCgroupFD == nil {
-			if err := m.group.Add(m.gofer.pid); err != nil {
-				return nil, fmt.Errorf("limit the gofer: %w", err)
-			}
-		}
-	}
-	if m.box, err = sandbox.New(m.conf, args); err != nil {
+	if err := d.startProcesses(m, spec, args); err != nil {
 		return nil, err
 	}
 	if m.proc, err = openProcess(m.box.Getpid()); err != nil {
@@ -138,6 +128,32 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	}
 	m.begin()
 	return m, nil
+}
+
+// socketPathMax is what the path of a Unix socket must be shorter than.
+const socketPathMax = 108
+
+// startProcesses starts a machine's gofer, if it needs one, and its sentry.
+func (d *Driver) startProcesses(m *machine, spec driver.Spec, args *sandbox.Args) (err error) {
+	if len(filepath.Join(m.conf.RootDir, "runsc-"+args.ID+".sock")) >= socketPathMax {
+		// gVisor makes a socket with so long a path by way of its folder, and
+		// has that open such that a process which is forked meanwhile inherits
+		// it. A sentry does not start with a folder of the host.
+		d.longPaths.Lock()
+		defer d.longPaths.Unlock()
+	}
+	if len(spec.Mounts) > 0 {
+		if m.gofer, err = d.startGofer(m.conf, spec, args); err != nil {
+			return err
+		}
+		if args.CloneIntoCgroupFD == nil {
+			if err := m.group.Add(m.gofer.pid); err != nil {
+				return fmt.Errorf("limit the gofer: %w", err)
+			}
+		}
+	}
+	m.box, err = sandbox.New(m.conf, args)
+	return err
 }
 
 // sandboxArgs opens the files that a sentry is started with. runsc closes
