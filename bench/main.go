@@ -222,37 +222,57 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// output measures how fast a command's output comes.
+// output measures how fast a command's output comes: of one program that
+// writes large pieces, and of a pipeline whose pieces are a few kilobytes and
+// which is therefore the slower part itself.
 func (b *bench) output() error {
-	const size = 500_000_000
-	script := fmt.Sprintf("yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -c %d", size)
+	const (
+		size     = 500_000_000
+		pipeline = "yes 0123456789012345678901234567890123456789012345678901234567890123456789 | head -c 500000000"
+		file     = "/tmp/output"
+	)
 	return b.with(func(sb *client.Sandbox) error {
-		ours, err := b.measure("500 MB of a command's output", 3, func() error {
-			var n counter
-			cmd := sb.Command(b.ctx, "sh", "-c", script)
-			cmd.Stdout = &n
-			if err := cmd.Run(); err != nil {
-				return err
-			}
-			if n != size {
-				return fmt.Errorf("%d bytes came", n)
-			}
-			return nil
-		})
-		if err != nil {
+		write := pipeline + " > " + file
+		if err := sb.Command(b.ctx, "sh", "-c", write).Run(); err != nil {
 			return err
 		}
-		peer, err := b.measure("  the same under chroot, into a pipe", 3, func() error {
-			cmd := exec.CommandContext(b.ctx, "chroot", b.tree, "sh", "-c", script)
-			cmd.Stdout = new(counter)
-			return cmd.Run()
-		})
-		if err != nil {
+		if err := exec.CommandContext(b.ctx, "chroot", b.tree, "sh", "-c", write).Run(); err != nil {
 			return err
 		}
-		fmt.Printf("%-44s %7.0f MB/s %6.0f MB/s\n", "  throughput (ours, chroot)", size/1e6/ours.Seconds(), size/1e6/peer.Seconds())
+		if err := b.throughput(sb, size, "cat FILE", "cat "+file); err != nil {
+			return err
+		}
+		return b.throughput(sb, size, "yes LINE | head", pipeline)
+	})
+}
+
+// throughput measures a script that prints size bytes.
+func (b *bench) throughput(sb *client.Sandbox, size counter, name, script string) error {
+	ours, err := b.measure("500 MB of output, "+name, 5, func() error {
+		var n counter
+		cmd := sb.Command(b.ctx, "sh", "-c", script)
+		cmd.Stdout = &n
+		if err := cmd.Run(); err != nil {
+			return err
+		}
+		if n != size {
+			return fmt.Errorf("%d bytes came", n)
+		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	peer, err := b.measure("  the same under chroot, into a pipe", 5, func() error {
+		cmd := exec.CommandContext(b.ctx, "chroot", b.tree, "sh", "-c", script)
+		cmd.Stdout = new(counter)
+		return cmd.Run()
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%-44s %5.0f MB/s %5.0f MB/s\n", "  throughput (ours, chroot)", float64(size)/1e6/ours.Seconds(), float64(size)/1e6/peer.Seconds())
+	return nil
 }
 
 // memory measures idle sandboxes: the proportional set size of all processes

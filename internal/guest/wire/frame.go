@@ -7,15 +7,16 @@ import (
 )
 
 // Version is the version of the protocol; both sides must have the same.
-const Version = 1
+const Version = 2
 
 // HeaderSize is the length of a frame's header in bytes.
 const HeaderSize = 12
 
 const (
 	// MaxData bounds the payload of a Data frame: large enough that the cost
-	// of a frame disappears, small enough that frames of many calls alternate.
-	MaxData = 64 << 10
+	// of a frame disappears (64 KiB make the output of a command a third
+	// slower), small enough that frames of many calls alternate.
+	MaxData = 256 << 10
 	// Window is how far a sender may be ahead of its receiver's Ack, per
 	// stream, and so the memory that a stream may need on either side. In
 	// gVisor, where waking the other side is dear, half of it halves the

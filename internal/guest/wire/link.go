@@ -43,7 +43,7 @@ type Link struct {
 
 // readBuffer holds the headers and small frames that come together; larger
 // payloads are read past it.
-const readBuffer = 32 << 10
+const readBuffer = 64 << 10
 
 // NewLink returns a Link over t, which it owns.
 func NewLink(t Transport) *Link {

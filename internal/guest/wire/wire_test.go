@@ -70,7 +70,7 @@ func TestMalformedFrames(t *testing.T) {
 		"unknown type":    {0, 0, 0, 0, byte(typeEnd), 0, 0, 0, 1, 0, 0, 0},
 		"unknown stream":  {1, 0, 0, 0, byte(TypeData), 3, 0, 0, 1, 0, 0, 0},
 		"reserved byte":   {0, 0, 0, 0, byte(TypePing), 0, 1, 0, 1, 0, 0, 0},
-		"too long":        {1, 0, 1, 0, byte(TypeData), 1, 0, 0, 1, 0, 0, 0},
+		"too long":        {1, 0, MaxData >> 16, 0, byte(TypeData), 1, 0, 0, 1, 0, 0, 0},
 		"huge":            {255, 255, 255, 255, byte(TypeReply), 0, 0, 0, 1, 0, 0, 0},
 		"too short":       {7, 0, 0, 0, byte(TypeAck), 1, 0, 0, 1, 0, 0, 0},
 		"empty data":      {0, 0, 0, 0, byte(TypeData), 1, 0, 0, 1, 0, 0, 0},
