@@ -89,6 +89,9 @@ type Driver struct {
 	null *os.File
 	// longPaths lets one machine after the other start; see startProcesses.
 	longPaths sync.Mutex
+	// freeing counts the writable layers of ended machines that are being
+	// given back.
+	freeing sync.WaitGroup
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -130,7 +133,10 @@ func detach() (*os.File, error) {
 }
 
 // Close gives back what the driver holds. Machines run on.
-func (d *Driver) Close() error { return d.null.Close() }
+func (d *Driver) Close() error {
+	d.freeing.Wait()
+	return d.null.Close()
+}
 
 // machineDir is the folder of one machine.
 func (d *Driver) machineDir(id string) string { return filepath.Join(d.cfg.Dir, id) }

@@ -33,6 +33,10 @@ type machine struct {
 	// gofer serves the mounts; nil for a machine without.
 	gofer *process
 	group *cgroup.Group
+	// disk is the writable layer, nil for an adopted machine. It is held so
+	// that the sentry's end does not wait for the file's: what was written to
+	// it may just be on its way to the disk.
+	disk *os.File
 	// oci is nil for an adopted machine.
 	oci *specs.Spec
 	// sentry is the version of gVisor that runs the machine, "" for one from
@@ -302,6 +306,9 @@ func (m *machine) release(ctx context.Context) error {
 	m.proc.close()
 	if m.gofer != nil {
 		m.gofer.close()
+	}
+	if m.disk != nil {
+		m.d.freeing.Go(func() { m.disk.Close() }) // it has no name and nobody's bytes any more
 	}
 	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
 	if err := errors.Join(errs...); err != nil {

@@ -107,6 +107,14 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
 		return nil, err
 	}
+	if m.disk, err = dup(args.GoferFilestoreFiles[0]); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.disk.Close()
+		}
+	}()
 	if err := d.startProcesses(m, spec, args); err != nil {
 		return nil, err
 	}
@@ -213,6 +221,15 @@ func nameless(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// dup returns another descriptor of an open file.
+func dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hold %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // confine puts a sentry and its helpers under the machine's limits. It waits
