@@ -27,6 +27,12 @@ type Drive struct {
 	CurrentSessionID   string `json:"currentSessionId,omitempty"`
 	CurrentSandboxName string `json:"currentSandboxName,omitempty"`
 
+	// ParentDriveID is the drive that this one was forked from, and RootDriveID
+	// the first of that line; empty for a drive that began empty. Either may have
+	// been deleted.
+	ParentDriveID string `json:"parentDriveId,omitempty"`
+	RootDriveID   string `json:"rootDriveId,omitempty"`
+
 	CreatedAt Time `json:"createdAt"`
 	UpdatedAt Time `json:"updatedAt"`
 }

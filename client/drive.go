@@ -37,6 +37,16 @@ func (c *Client) GetOrCreateDrive(ctx context.Context, name string, opts DriveOp
 	return got.Drive, err
 }
 
+// ForkDrive creates a drive with what another has at this moment, as large as
+// that. It fails if there is no source (see [IsNotFound]) and if there is a drive
+// of the new name (see [IsConflict]).
+func (c *Client) ForkDrive(ctx context.Context, source, name string) (skerry.Drive, error) {
+	var got driveBody
+	body := map[string]any{"name": name}
+	err := c.call(ctx, request{method: http.MethodPost, path: drivePath(source) + "/fork", query: c.scope("projectId"), json: body}, &got)
+	return got.Drive, err
+}
+
 // GetDrive returns a drive by its name; see [IsNotFound].
 func (c *Client) GetDrive(ctx context.Context, name string) (skerry.Drive, error) {
 	var got driveBody

@@ -28,6 +28,19 @@ func TestDrives(t *testing.T) {
 	if got, err := c.GetDrive(ctx, "a drive"); err != nil || got != d {
 		t.Errorf("get: %+v, %v", got, err)
 	}
+	fork, err := c.ForkDrive(ctx, "a drive", "another")
+	if err != nil || fork.Name != "another" || fork.ParentDriveID != d.ID || fork.MaxSizeBytes != d.MaxSizeBytes {
+		t.Errorf("fork: %+v, %v", fork, err)
+	}
+	if _, err := c.ForkDrive(ctx, "a drive", "another"); !client.IsConflict(err) {
+		t.Errorf("fork to a name that is taken: %v", err)
+	}
+	if _, err := c.ForkDrive(ctx, "none", "more"); !client.IsNotFound(err) {
+		t.Errorf("fork of nothing: %v", err)
+	}
+	if _, err := c.DeleteDrive(ctx, "another"); err != nil {
+		t.Error(err)
+	}
 	s.Add("box", skerry.StatusRunning)
 	s.AttachDrive("a drive", "box")
 	if _, err := c.DeleteDrive(ctx, "a drive"); !client.IsConflict(err) || !strings.Contains(err.Error(), "box") {

@@ -152,7 +152,6 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 	for _, call := range []string{
 		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin",
 		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
-		"POST /v2/sandboxes/drives/d/fork",
 	} {
 		method, path, _ := strings.Cut(call, " ")
 		h.refused(method, path, "", 501, skerry.CodeNotImplemented, "")

@@ -117,6 +117,8 @@ var fieldDocs = map[string]string{
 	"Drive.maxSizeBytes":               "How large it can become, with what its filesystem needs for itself.",
 	"Drive.currentSessionId":           "The session that has it read-write; absent if none has.",
 	"Drive.currentSandboxName":         "Name of that session's sandbox.",
+	"Drive.parentDriveId":              "The drive that it was forked from; not there for one that began empty. It may have been deleted.",
+	"Drive.rootDriveId":                "The first drive of that line.",
 	"NetworkPolicy.mode":               "Always allow-all in this version.",
 	"Route.url":                        "How the port is reached from outside.",
 	"Route.subdomain":                  "The first label of the URL's host.",

@@ -20,6 +20,12 @@ func (s *Server) driveRoutes() []route {
 			errors: []skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull},
 		},
 		{
+			method: http.MethodPost, path: one + "/fork", id: "forkDrive", summary: "Create a drive with what another has",
+			detail:  "It is as large as the other. A session that writes to the other waits while it is copied.",
+			request: forkDriveRequest{}, response: driveResponse{}, creates: true, handle: s.forkDrive,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeConflict, skerry.CodeDiskFull},
+		},
+		{
 			method: http.MethodGet, path: one, id: "getDrive", summary: "Get a drive",
 			response: driveResponse{}, handle: s.getDrive, errors: []skerry.Code{skerry.CodeNotFound},
 		},
@@ -64,6 +70,18 @@ func (s *Server) getOrCreateDrive(c *call) error {
 		return c.replyCreated(driveResponse{Drive: *d})
 	}
 	return c.reply(driveResponse{Drive: *d})
+}
+
+func (s *Server) forkDrive(c *call) error {
+	var req forkDriveRequest
+	if err := c.body(&req); err != nil {
+		return err
+	}
+	d, err := s.service.ForkDrive(c.r.Context(), c.scope, c.path("drive"), req.Name)
+	if err != nil {
+		return err
+	}
+	return c.replyCreated(driveResponse{Drive: *d})
 }
 
 func (s *Server) getDrive(c *call) error {

@@ -23,6 +23,10 @@ func TestDriveCallsReachTheService(t *testing.T) {
 	if svc.drive != (skerry.DriveParams{Name: "fork"}) {
 		t.Errorf("asked for %+v", svc.drive)
 	}
+	refused("POST", "/v2/sandboxes/drives/data/fork", `{"projectId":"prj_1","name":"copy"}`)
+	if svc.forkedDrive != [2]string{"data", "copy"} {
+		t.Errorf("asked for a fork %q", svc.forkedDrive)
+	}
 	refused("GET", "/v2/sandboxes/drives/data", "")
 	refused("DELETE", "/v2/sandboxes/drives/data?projectId=prj_1", "")
 	list := ok[drivesResponse](h, "GET", "/v2/sandboxes/drives?limit=1&cursor=c&sortBy=updatedAt&sortOrder=asc&namePrefix=d", "")

@@ -206,20 +206,21 @@ func (h *harness) session() string {
 // stub is a Service whose calls fail with err, but for those that are set.
 type stub struct {
 	Service
-	err     error
-	run     func(ctx context.Context, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error)
-	wait    func(ctx context.Context) (*skerry.Command, error)
-	write   func(dir string, r io.Reader) error
-	read    func() (io.ReadCloser, error)
-	seen    skerry.CommandParams
-	created skerry.CreateParams
-	updated skerry.UpdateParams
-	filter  skerry.SandboxFilter
-	forked  skerry.ForkParams
-	taken   skerry.SnapshotParams
-	drive   skerry.DriveParams
-	drives  skerry.DriveFilter
-	signal  int
+	err         error
+	run         func(ctx context.Context, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error)
+	wait        func(ctx context.Context) (*skerry.Command, error)
+	write       func(dir string, r io.Reader) error
+	read        func() (io.ReadCloser, error)
+	seen        skerry.CommandParams
+	created     skerry.CreateParams
+	updated     skerry.UpdateParams
+	filter      skerry.SandboxFilter
+	forked      skerry.ForkParams
+	taken       skerry.SnapshotParams
+	forkedDrive [2]string // source and name
+	drive       skerry.DriveParams
+	drives      skerry.DriveFilter
+	signal      int
 }
 
 func (s *stub) CreateSandbox(_ context.Context, _ skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
@@ -258,6 +259,11 @@ func (s *stub) CreateSnapshot(_ context.Context, _ skerry.Scope, _ string, p ske
 func (s *stub) GetOrCreateDrive(_ context.Context, _ skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error) {
 	s.drive = p
 	return nil, false, s.err
+}
+
+func (s *stub) ForkDrive(_ context.Context, _ skerry.Scope, source, name string) (*skerry.Drive, error) {
+	s.forkedDrive = [2]string{source, name}
+	return nil, s.err
 }
 
 func (s *stub) ListDrives(_ context.Context, _ skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error) {

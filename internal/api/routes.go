@@ -314,6 +314,5 @@ func (s *Server) unbuiltRoutes() []route {
 	return []route{
 		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
 		unbuilt(http.MethodPost, commandPath+"/stdin", "writeStdin", "standard input of a command"),
-		unbuilt(http.MethodPost, drivesPath+"/{drive}/fork", "forkDrive", "forking a drive"),
 	}
 }

@@ -43,6 +43,8 @@ type Service interface {
 	// GetOrCreateDrive returns the drive of that name, a new one if there is
 	// none.
 	GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error)
+	// ForkDrive returns a new drive with what source has at this moment.
+	ForkDrive(ctx context.Context, scope skerry.Scope, source, name string) (*skerry.Drive, error)
 	GetDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
 	ListDrives(ctx context.Context, scope skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error)
 	// DeleteDrive removes a drive with all that is in it, unless a session has

@@ -134,6 +134,11 @@ type driveRequest struct {
 	MaxSizeBytes int64  `json:"maxSizeBytes,omitempty" min:"1" doc:"Size of a new drive, with what its filesystem needs for itself. The size of one that exists stays as it is."`
 }
 
+type forkDriveRequest struct {
+	scopeFields
+	Name string `json:"name" required:"true" doc:"Name of the new drive, unique in its project."`
+}
+
 type extendRequest struct {
 	Duration skerry.Duration `json:"duration" required:"true" doc:"What to add to the session's timeout, in ms."`
 }

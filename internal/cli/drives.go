@@ -25,7 +25,7 @@ others can have a snapshot of it, which is the drive as it was when they started
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.drivesListCommand(), a.drivesGetCommand(), a.drivesCreateCommand(), a.drivesDeleteCommand())
+	cmd.AddCommand(a.drivesListCommand(), a.drivesGetCommand(), a.drivesCreateCommand(), a.drivesForkCommand(), a.drivesDeleteCommand())
 	return cmd
 }
 
@@ -113,6 +113,9 @@ func (a *app) showDrive(d *skerry.Drive, asJSON bool) error {
 		{plain("Updated"), plain(a.ago(d.UpdatedAt))},
 		{plain("Region"), plain(or(d.Region))},
 	}
+	if d.ParentDriveID != "" {
+		rows = append(rows, []cell{plain("Forked from"), plain(d.ParentDriveID)})
+	}
 	for _, row := range rows {
 		row[0].paint = a.out.bold
 	}
@@ -173,16 +176,48 @@ The name goes to standard output, all else to standard error.`,
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return a.json(d)
-			}
-			fmt.Fprintf(a.Err, "%s Drive %s is ready (%s).\n", a.err.green("✔"), a.err.cyan(clean(d.Name)), size(d.MaxSizeBytes))
-			fmt.Fprintln(a.Out, clean(d.Name))
-			return nil
+			return a.showNewDrive(&d, asJSON)
 		},
 	}
 	cmd.Flags().StringVar(&max, "max-size", "", "size of a new drive, in bytes or such as 512MiB or 5GiB (default 10GiB)")
 	cmd.Flags().StringVar(&region, "region", "", "region of a new drive")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print the drive as JSON in place of its name")
+	return cmd
+}
+
+// showNewDrive says that a drive is there and prints its name.
+func (a *app) showNewDrive(d *skerry.Drive, asJSON bool) error {
+	if asJSON {
+		return a.json(d)
+	}
+	fmt.Fprintf(a.Err, "%s Drive %s is ready (%s).\n", a.err.green("✔"), a.err.cyan(clean(d.Name)), size(d.MaxSizeBytes))
+	fmt.Fprintln(a.Out, clean(d.Name))
+	return nil
+}
+
+func (a *app) drivesForkCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "fork [flags] SOURCE NAME", Short: "Make a drive with what another has", Args: args(cobra.ExactArgs(2)),
+		Long: `Make a drive with what another has at this moment, as large as that. A sandbox
+that writes to the other goes on, after waiting for the copy.`,
+		Example:           "  sandbox drives fork data data-experiment",
+		ValidArgsFunction: a.completeDrives,
+		RunE: func(cmd *cobra.Command, given []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			stop := a.spin("Copying the drive…", false)
+			defer stop()
+			d, err := c.ForkDrive(cmd.Context(), given[0], given[1])
+			stop()
+			if err != nil {
+				return err
+			}
+			return a.showNewDrive(&d, asJSON)
+		},
+	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the drive as JSON in place of its name")
 	return cmd
 }

@@ -29,6 +29,9 @@ func TestDrivesGolden(t *testing.T) {
 		{"drives-json", false, []string{"drives", "ls", "--json"}},
 		{"drives-get", true, []string{"drives", "get", "data"}},
 		{"drives-get-json", false, []string{"drives", "get", "data", "--json"}},
+		{"drives-fork", true, []string{"drives", "fork", "data", "copy"}},
+		{"drives-fork-taken", false, []string{"drives", "fork", "data", "cache"}},
+		{"drives-fork-get", true, []string{"drives", "get", "copy"}},
 		{"drives-get-none", false, []string{"drives", "get", "none"}},
 		{"drives-delete", false, []string{"drives", "delete", "data", "cache", "none"}},
 	} {

@@ -68,6 +68,8 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 		hint = "'sandbox drives list' shows those that there are."
 	case client.IsConflict(e) && strings.HasPrefix(message, "drive "):
 		hint = "stop that sandbox, or mount a snapshot of the drive: --mount drive:/path:snapshot."
+	case client.IsConflict(e) && cmd.HasParent() && cmd.Parent().Name() == "drives":
+		// The name is taken, which the message says.
 	case client.IsNotFound(e) && e.Field == "":
 		hint = "'sandbox list --all' shows the sandboxes of this project."
 	case client.IsConflict(e):

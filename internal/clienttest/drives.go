@@ -52,13 +52,41 @@ func (s *Server) createDrive(w http.ResponseWriter, r *http.Request) {
 	defer s.mu.Unlock()
 	d := s.findDrive(nil, r)
 	if d == nil {
-		created := skerry.At(Epoch.Add(time.Duration(len(s.drives)) * time.Minute))
-		d = &skerry.Drive{
-			ID: fmt.Sprintf("drv_%024d", len(s.drives)+1), Name: r.PathValue("drive"), ProjectID: "prj_1", Region: skerry.Region,
-			MaxSizeBytes: body.MaxSizeBytes, CreatedAt: created, UpdatedAt: created,
-		}
-		s.drives = append(s.drives, d)
+		d = s.addDrive(r.PathValue("drive"), body.MaxSizeBytes)
 	}
+	answer(w, map[string]any{"drive": d})
+}
+
+func (s *Server) addDrive(name string, size int64) *skerry.Drive {
+	created := skerry.At(Epoch.Add(time.Duration(len(s.drives)) * time.Minute))
+	d := &skerry.Drive{
+		ID: fmt.Sprintf("drv_%024d", len(s.drives)+1), Name: name, ProjectID: "prj_1", Region: skerry.Region,
+		MaxSizeBytes: size, CreatedAt: created, UpdatedAt: created,
+	}
+	s.drives = append(s.drives, d)
+	return d
+}
+
+func (s *Server) forkDrive(w http.ResponseWriter, r *http.Request) {
+	var body struct{ Name string }
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+		Refuse(w, http.StatusBadRequest, skerry.CodeBadRequest, err.Error())
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	source := s.findDrive(w, r)
+	if source == nil {
+		return
+	}
+	for _, d := range s.drives {
+		if d.Name == body.Name {
+			Refuse(w, http.StatusConflict, skerry.CodeConflict, "a drive of that name exists")
+			return
+		}
+	}
+	d := s.addDrive(body.Name, source.MaxSizeBytes)
+	d.ParentDriveID, d.RootDriveID = source.ID, source.ID
 	answer(w, map[string]any{"drive": d})
 }
 

@@ -93,6 +93,7 @@ func Start(dir string) (s *Server, stop func()) {
 	})
 	mux.HandleFunc("GET /v2/sandboxes/drives", s.listDrives)
 	mux.HandleFunc("POST /v2/sandboxes/drives/{drive}", s.createDrive)
+	mux.HandleFunc("POST /v2/sandboxes/drives/{drive}/fork", s.forkDrive)
 	mux.HandleFunc("GET /v2/sandboxes/drives/{drive}", s.getDrive)
 	mux.HandleFunc("DELETE /v2/sandboxes/drives/{drive}", s.deleteDrive)
 	mux.HandleFunc("POST "+session+"/extend-timeout", s.live(s.extend))

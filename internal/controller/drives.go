@@ -1,8 +1,11 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -33,7 +36,7 @@ func (c *Controller) GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p
 		return nil, false, skerry.Invalid("maxSizeBytes", "must be %d to %d, is %d", skerry.MinDriveSize, c.cfg.MaxDriveSize, p.MaxSizeBytes)
 	}
 	// Whoever asks for it twice at once gets it twice.
-	unlock, err := c.boxes.lock(ctx, "drive "+scope.ProjectID+" "+p.Name)
+	unlock, err := c.lockDrive(ctx, scope, p.Name)
 	if err != nil {
 		return nil, false, err
 	}
@@ -42,24 +45,72 @@ func (c *Controller) GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p
 	if skerry.CodeOf(err) != skerry.CodeNotFound {
 		return d, false, err
 	}
-	d, err = c.createDrive(ctx, scope, p)
-	return d, err == nil, err
+	d = newDrive(scope, p.Name, p.MaxSizeBytes)
+	if err := c.cfg.Node.CreateDrive(ctx, d.ID, d.MaxSizeBytes); err != nil {
+		return nil, false, err
+	}
+	if err := c.nameDrive(ctx, d); err != nil {
+		return nil, false, err
+	}
+	return d, true, nil
 }
 
-func (c *Controller) createDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (*skerry.Drive, error) {
-	now := skerry.At(time.Now())
-	d := &skerry.Drive{
-		ID: skerry.NewID(skerry.PrefixDrive), Scope: scope, Name: p.Name, ProjectID: scope.ProjectID,
-		Region: skerry.Region, MaxSizeBytes: p.MaxSizeBytes, CreatedAt: now, UpdatedAt: now,
-	}
-	if err := c.cfg.Node.CreateDrive(ctx, d.ID, d.MaxSizeBytes); err != nil {
+// ForkDrive implements api.Service: a new drive with what another has at this
+// moment, of its size. A session that writes to that may go on.
+func (c *Controller) ForkDrive(ctx context.Context, scope skerry.Scope, source, name string) (*skerry.Drive, error) {
+	if err := validateName(name); err != nil {
 		return nil, err
 	}
-	if err := c.cfg.Store.CreateDrive(ctx, d); err != nil {
-		return nil, errors.Join(err, c.cfg.Node.DeleteDrive(context.WithoutCancel(ctx), d.ID))
+	from, err := c.cfg.Store.Drive(ctx, scope, source)
+	if err != nil {
+		return nil, err
 	}
-	c.cfg.Log.Info("drive created", "drive", d.ID, "bytes", d.MaxSizeBytes)
+	unlock, err := c.lockDrive(ctx, scope, name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	// The store refuses it too, but only when all is copied.
+	switch _, err := c.cfg.Store.Drive(ctx, scope, name); {
+	case err == nil:
+		return nil, &skerry.Error{Code: skerry.CodeConflict, Field: "name", Message: fmt.Sprintf("a drive named %q exists", name)}
+	case skerry.CodeOf(err) != skerry.CodeNotFound:
+		return nil, err
+	}
+	d := newDrive(scope, name, from.MaxSizeBytes)
+	d.ParentDriveID, d.RootDriveID = from.ID, cmp.Or(from.RootDriveID, from.ID)
+	if err := c.cfg.Node.ForkDrive(ctx, d.ID, from.ID); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, skerry.Errorf(skerry.CodeNotFound, "there is no drive named %q any more", source)
+		}
+		return nil, err
+	}
+	if err := c.nameDrive(ctx, d); err != nil {
+		return nil, err
+	}
 	return d, nil
+}
+
+// lockDrive keeps a drive's name from being given twice.
+func (c *Controller) lockDrive(ctx context.Context, scope skerry.Scope, name string) (unlock func(), err error) {
+	return c.boxes.lock(ctx, "drive "+scope.ProjectID+" "+name)
+}
+
+func newDrive(scope skerry.Scope, name string, size int64) *skerry.Drive {
+	now := skerry.At(time.Now())
+	return &skerry.Drive{
+		ID: skerry.NewID(skerry.PrefixDrive), Scope: scope, Name: name, ProjectID: scope.ProjectID,
+		Region: skerry.Region, MaxSizeBytes: size, CreatedAt: now, UpdatedAt: now,
+	}
+}
+
+// nameDrive puts a drive that the node has made into the store.
+func (c *Controller) nameDrive(ctx context.Context, d *skerry.Drive) error {
+	if err := c.cfg.Store.CreateDrive(ctx, d); err != nil {
+		return errors.Join(err, c.cfg.Node.DeleteDrive(context.WithoutCancel(ctx), d.ID))
+	}
+	c.cfg.Log.Info("drive created", "drive", d.ID, "bytes", d.MaxSizeBytes, "from", d.ParentDriveID)
+	return nil
 }
 
 // GetDrive implements api.Service.

@@ -52,6 +52,9 @@ type Node interface {
 	// CreateDrive makes a drive of that size, and returns when it survives a
 	// loss of power. One that is there stays as it is.
 	CreateDrive(ctx context.Context, driveID string, sizeBytes int64) error
+	// ForkDrive makes a drive that has what another has at this moment, and
+	// returns when it survives a loss of power.
+	ForkDrive(ctx context.Context, driveID, fromID string) error
 	// DeleteDrive removes a drive that no session has for writing; one that is
 	// not there is no error.
 	DeleteDrive(ctx context.Context, driveID string) error

@@ -131,8 +131,47 @@ func (s *Store) Create(ctx context.Context, id string, size int64) error {
 }
 
 func (s *Store) create(ctx context.Context, id string, size int64) error {
+	return s.place(id, func(tmp string) error { return makeImage(ctx, tmp, size) })
+}
+
+// Fork creates a drive with what another has at this moment, and of its size.
+// Whoever writes to that waits while it is copied, as for Freeze. A drive that
+// is there already stays as it is.
+func (s *Store) Fork(ctx context.Context, id, from string) error {
+	if !skerry.ValidID(skerry.PrefixDrive, id) || !skerry.ValidID(skerry.PrefixDrive, from) || id == from {
+		return fmt.Errorf("fork drive: %q of %q are not two drives' ids", id, from)
+	}
+	_, unlock := s.lock(id)
+	defer unlock()
+	if _, err := os.Stat(s.path(id)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := s.fork(ctx, id, from); err != nil {
+		return fmt.Errorf("fork drive %s: %w", from, err)
+	}
+	return nil
+}
+
+// fork is called with the new drive's lock held. Nobody else knows of that drive,
+// so no two forks wait for each other.
+func (s *Store) fork(ctx context.Context, id, from string) error {
+	_, unlock := s.lock(from)
+	defer unlock()
+	return s.place(id, func(tmp string) error {
+		copied, _, err := s.copyOf(ctx, from, func() (*os.File, error) {
+			return os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+		})
+		if err != nil {
+			return err
+		}
+		return errors.Join(copied.Sync(), copied.Close())
+	})
+}
+
+// place puts the image that fill writes where a drive's is, whole or not at all.
+func (s *Store) place(id string, fill func(tmp string) error) error {
 	tmp := s.path(id) + newSuffix
-	err := makeImage(ctx, tmp, size)
+	err := fill(tmp)
 	if err == nil {
 		err = os.Rename(tmp, s.path(id))
 	}

@@ -271,6 +271,40 @@ func TestDriveIsAttachedOnce(t *testing.T) {
 	}
 }
 
+func TestFork(t *testing.T) {
+	s := newStore(t)
+	source := s.mustCreate(t)
+	m := s.mustAttach(t, source)
+	m.mustWrite(t, "file", "one")
+	fork := skerry.NewID(skerry.PrefixDrive)
+	if err := s.Fork(t.Context(), fork, source); err != nil {
+		t.Fatal(err)
+	}
+	m.mustWrite(t, "file", "two")
+	other := s.mustAttach(t, fork)
+	if got := other.read("file"); got != "one" {
+		t.Errorf("the fork has %q", got)
+	}
+	other.mustWrite(t, "file", "three")
+	if got := m.read("file"); got != "two" {
+		t.Errorf("the source has %q", got)
+	}
+	m.Release()
+	other.Release()
+	if err := s.Fork(t.Context(), skerry.NewID(skerry.PrefixDrive), skerry.NewID(skerry.PrefixDrive)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a fork of nothing: %v", err)
+	}
+	// Both are whole, and nothing else was left.
+	for _, id := range []string{source, fork} {
+		if err := s.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(s.dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 func TestFrozenCopies(t *testing.T) {
 	s := newStore(t)
 	id := s.mustCreate(t)

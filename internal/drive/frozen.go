@@ -36,7 +36,7 @@ func (s *Store) Freeze(ctx context.Context, id string) (*Mount, error) {
 func (s *Store) freeze(ctx context.Context, id string, d *drive) (*Mount, error) {
 	c := d.copy
 	if c == nil {
-		file, attached, err := s.copyOf(ctx, id)
+		file, attached, err := s.copyOf(ctx, id, func() (*os.File, error) { return nameless(s.dir) })
 		if err != nil {
 			return nil, err
 		}
@@ -78,9 +78,9 @@ func (s *Store) leaveCopy(d *drive, c *frozen) {
 // dropCopy sees to it that nobody else is given the last copy.
 func (s *Store) dropCopy(d *drive) { d.copy = nil }
 
-// copyOf copies a drive's image into a file without a name, and reports whether
-// someone has the drive attached.
-func (s *Store) copyOf(ctx context.Context, id string) (_ *os.File, attached bool, err error) {
+// copyOf copies a drive's image into the file that create makes, and reports
+// whether someone has the drive attached.
+func (s *Store) copyOf(ctx context.Context, id string, create func() (*os.File, error)) (_ *os.File, attached bool, err error) {
 	tree, attached, err := s.mounted(ctx, id)
 	if err != nil {
 		return nil, false, err
@@ -105,7 +105,7 @@ func (s *Store) copyOf(ctx context.Context, id string) (_ *os.File, attached boo
 		return nil, false, err
 	}
 	defer image.Close()
-	file, err := nameless(s.dir)
+	file, err := create()
 	if err != nil {
 		return nil, false, err
 	}

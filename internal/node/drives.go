@@ -18,6 +18,8 @@ import (
 type Drives interface {
 	Create(ctx context.Context, id string, size int64) error
 	Delete(ctx context.Context, id string) error
+	// Fork makes a drive that has what another has.
+	Fork(ctx context.Context, id, from string) error
 	Retain(ctx context.Context, ids []string) error
 	// Attach mounts a drive, Freeze a copy of it.
 	Attach(ctx context.Context, id string) (*drive.Mount, error)
@@ -36,6 +38,11 @@ const settleTimeout = time.Minute
 // CreateDrive implements controller.Node.
 func (n *Node) CreateDrive(ctx context.Context, id string, size int64) error {
 	return diskFull(n.cfg.Drives.Create(ctx, id, size))
+}
+
+// ForkDrive implements controller.Node.
+func (n *Node) ForkDrive(ctx context.Context, id, from string) error {
+	return diskFull(n.cfg.Drives.Fork(ctx, id, from))
 }
 
 // DeleteDrive implements controller.Node.

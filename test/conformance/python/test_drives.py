@@ -43,6 +43,26 @@ class TestDrives:
         with client.create_sandbox(mounts={"/elsewhere": mount}, execution_time_limit=60) as following:
             assert sh(following, "cat /elsewhere/file") == "second"
 
+    def test_forked(self, client, drive):
+        with client.create_sandbox(mounts={"/data": drive}, execution_time_limit=60) as writer:
+            sh(writer, "echo first > /data/file")
+            fork = drive.fork(name=unique("fork"))
+            try:
+                assert (fork.max_size_bytes, fork.parent_drive_id, fork.root_drive_id) == (SIZE, drive.id, drive.id)
+                with refused(409, "conflict"):
+                    drive.fork(name=fork.name)
+                sh(writer, "echo second > /data/file")
+                with client.create_sandbox(mounts={"/data": fork}, execution_time_limit=60) as other:
+                    assert sh(other, "cat /data/file; echo third > /data/file") == "first"
+                assert sh(writer, "cat /data/file") == "second"
+                again = fork.fork(name=unique("fork"))
+                assert (again.parent_drive_id, again.root_drive_id) == (fork.id, drive.id)
+                again.delete()
+            finally:
+                fork.delete()
+        with refused(404, "not_found"):
+            fork.fork(name=unique("fork"))
+
     def test_deleted(self, client):
         drive, _ = client.get_or_create_drive(name=unique("drive"))
         drive.delete()
