@@ -31,6 +31,10 @@ const (
 	CodeDiskFull             Code = "disk_full"
 	CodeImageInvalid         Code = "image_invalid"
 	CodeSourceFailed         Code = "source_failed"
+	// CodeStdinUnavailable: the command has no standard input, or it has
+	// ended. CodeStdinTimeout: it does not read what it has been given.
+	CodeStdinUnavailable Code = "command_stdin_unavailable"
+	CodeStdinTimeout     Code = "command_stdin_timeout"
 )
 
 // Error is a failure that a client may see: its message names what was wrong
@@ -42,6 +46,9 @@ type Error struct {
 	// Field is the path of the request field at fault ("resources.vcpus"),
 	// empty when no single field is.
 	Field string `json:"field,omitempty"`
+	// BytesWritten comes with CodeStdinTimeout: how much of a command's input
+	// was taken in all.
+	BytesWritten *int64 `json:"bytesWritten,omitempty"`
 	// Err is the cause, for the log; it is never sent.
 	Err error `json:"-"`
 }

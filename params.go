@@ -87,6 +87,19 @@ type CommandParams struct {
 	Sudo bool
 	// Timeout, when positive, kills the command with SIGKILL.
 	Timeout Duration
+	// Stdin gives the command a standard input that is written to while it
+	// runs; without, it is empty.
+	Stdin bool
+}
+
+// StdinParams is a piece of a command's standard input.
+type StdinParams struct {
+	Data []byte
+	// Offset, if not nil, is where in the input Data begins: what was taken of
+	// it before is skipped, so that a call can be repeated.
+	Offset *int64
+	// Close ends the input after Data.
+	Close bool
 }
 
 // TerminalParams is an interactive command on a pseudo-terminal.

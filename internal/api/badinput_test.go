@@ -148,9 +148,12 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 		h.refused("POST", "/v3/sandboxes", body, 501, skerry.CodeNotImplemented, field)
 		h.refused("PATCH", "/v2/sandboxes/a", body, 501, skerry.CodeNotImplemented, field)
 	}
-	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", `{"command":"cat","attachStdin":true}`, 501, skerry.CodeNotImplemented, "attachStdin")
+	const stdin = "/v2/sandboxes/sessions/s/cmd/c/stdin"
+	h.refused("POST", stdin, `{"data":"not base64!"}`, 400, skerry.CodeBadRequest, "data")
+	h.refused("POST", stdin, `{"data":"YQ==","offset":-1}`, 400, skerry.CodeBadRequest, "offset")
+	h.refused("POST", stdin, `{"close":"yes"}`, 400, skerry.CodeBadRequest, "close")
 	for _, call := range []string{
-		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin",
+		"POST /v2/sandboxes/sessions/s/network-policy",
 		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
 	} {
 		method, path, _ := strings.Cut(call, " ")

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 
@@ -124,10 +125,25 @@ func (s *Server) killCommand(c *call) error {
 	return c.reply(commandResponse{Command: wireCommand(cmd)})
 }
 
+func (s *Server) writeStdin(c *call) error {
+	var req stdinRequest
+	if err := c.body(&req); err != nil {
+		return err
+	}
+	data, err := base64.StdEncoding.DecodeString(req.Data)
+	if err != nil {
+		return skerry.Invalid("data", "is not base64: %v", err)
+	}
+	written, err := s.service.WriteStdin(c.r.Context(), c.scope, c.path("session"), c.path("command"),
+		skerry.StdinParams{Data: data, Offset: req.Offset, Close: req.Close})
+	if err != nil {
+		return err
+	}
+	return c.reply(stdinResponse{BytesWritten: written})
+}
+
 func (r *runRequest) params() (p skerry.CommandParams, err error) {
 	switch {
-	case r.AttachStdin:
-		return p, skerry.NotImplemented("attachStdin", "standard input of a command")
 	case r.Command == "":
 		return p, skerry.Invalid("command", "must not be empty")
 	case len(r.Cwd) > skerry.MaxPathLength:
@@ -139,7 +155,7 @@ func (r *runRequest) params() (p skerry.CommandParams, err error) {
 	if err := checkTimeout("timeout", r.Timeout); err != nil {
 		return p, err
 	}
-	p = skerry.CommandParams{Name: r.Command, Args: r.Args, Cwd: r.Cwd, Env: r.Env, Sudo: r.Sudo}
+	p = skerry.CommandParams{Name: r.Command, Args: r.Args, Cwd: r.Cwd, Env: r.Env, Sudo: r.Sudo, Stdin: r.AttachStdin}
 	if r.Timeout != nil {
 		p.Timeout = *r.Timeout
 	}

@@ -39,6 +39,8 @@ var statusOf = map[skerry.Code]int{
 	skerry.CodeInternal:             http.StatusInternalServerError,
 	skerry.CodeNotImplemented:       http.StatusNotImplemented,
 	skerry.CodeUnavailable:          http.StatusServiceUnavailable,
+	skerry.CodeStdinUnavailable:     http.StatusBadRequest,
+	skerry.CodeStdinTimeout:         http.StatusGatewayTimeout,
 	codeStreamClosed:                http.StatusServiceUnavailable,
 }
 
@@ -52,9 +54,10 @@ type errorResponse struct {
 }
 
 type errorBody struct {
-	Code    skerry.Code `json:"code" doc:"What kind of failure it is; clients branch on it."`
-	Message string      `json:"message" doc:"What went wrong, for people."`
-	Field   string      `json:"field,omitempty" doc:"Path of the request field at fault, such as resources.vcpus."`
+	Code         skerry.Code `json:"code" doc:"What kind of failure it is; clients branch on it."`
+	Message      string      `json:"message" doc:"What went wrong, for people."`
+	Field        string      `json:"field,omitempty" doc:"Path of the request field at fault, such as resources.vcpus."`
+	BytesWritten *int64      `json:"bytesWritten,omitempty" doc:"With command_stdin_timeout: how much of the input the command was given in all."`
 	// RequestID is sent with server errors, whose cause is in the log only.
 	RequestID string `json:"requestId,omitempty" doc:"What to look for in the server's log."`
 }
@@ -72,7 +75,7 @@ func visible(err error, requestID string) (int, errorBody) {
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	body := errorBody{Code: e.Code, Message: e.Message, Field: e.Field}
+	body := errorBody{Code: e.Code, Message: e.Message, Field: e.Field, BytesWritten: e.BytesWritten}
 	// The message of a 400 names the field, since some clients show nothing
 	// else.
 	if e.Field != "" {

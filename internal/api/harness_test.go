@@ -217,6 +217,7 @@ type stub struct {
 	filter      skerry.SandboxFilter
 	forked      skerry.ForkParams
 	taken       skerry.SnapshotParams
+	stdin       skerry.StdinParams
 	forkedDrive [2]string // source and name
 	drive       skerry.DriveParams
 	drives      skerry.DriveFilter
@@ -264,6 +265,11 @@ func (s *stub) GetOrCreateDrive(_ context.Context, _ skerry.Scope, p skerry.Driv
 func (s *stub) ForkDrive(_ context.Context, _ skerry.Scope, source, name string) (*skerry.Drive, error) {
 	s.forkedDrive = [2]string{source, name}
 	return nil, s.err
+}
+
+func (s *stub) WriteStdin(_ context.Context, _ skerry.Scope, _, _ string, p skerry.StdinParams) (int64, error) {
+	s.stdin = p
+	return int64(len(p.Data)), s.err
 }
 
 func (s *stub) ListDrives(_ context.Context, _ skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error) {

@@ -241,6 +241,13 @@ func (s *Server) commandRoutes() []route {
 			detail: "What is kept of a command's output is bounded: the newest 16 MiB of each command by default, and of all commands of a session 512 MiB, the oldest of those that have ended going first. It is kept for as long as the session is listed.",
 		},
 		{
+			method: http.MethodPost, path: commandPath + "/stdin", id: "writeStdin", summary: "Write to a command's standard input",
+			detail: "Of a command that was started with attachStdin. A call waits up to 10 s for the command to read on, and is then answered with command_stdin_timeout " +
+				"and the number of bytes that were taken; repeat it with the same offset. A restart of the server ends the input.",
+			request: stdinRequest{}, response: stdinResponse{}, handle: s.writeStdin,
+			errors: append([]skerry.Code{skerry.CodeStdinUnavailable, skerry.CodeStdinTimeout}, sessionErrors...),
+		},
+		{
 			method: http.MethodPost, path: commandPath + "/kill", id: "killCommand", summary: "Send a signal to a command",
 			request: killRequest{}, response: commandResponse{}, handle: s.killCommand, errors: sessionErrors,
 		},
@@ -313,6 +320,5 @@ func (s *Server) unbuiltRoutes() []route {
 	}
 	return []route{
 		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
-		unbuilt(http.MethodPost, commandPath+"/stdin", "writeStdin", "standard input of a command"),
 	}
 }

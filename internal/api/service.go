@@ -43,6 +43,10 @@ type Service interface {
 	// GetOrCreateDrive returns the drive of that name, a new one if there is
 	// none.
 	GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error)
+	// WriteStdin writes to a command's standard input and returns how much of
+	// that was taken in all.
+	WriteStdin(ctx context.Context, scope skerry.Scope, sessionID, id string, p skerry.StdinParams) (written int64, err error)
+
 	// ForkDrive returns a new drive with what source has at this moment.
 	ForkDrive(ctx context.Context, scope skerry.Scope, source, name string) (*skerry.Drive, error)
 	GetDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)

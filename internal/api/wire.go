@@ -152,7 +152,17 @@ type runRequest struct {
 	Wait        bool              `json:"wait,omitempty" doc:"Answer with a stream that ends with the command."`
 	Logs        bool              `json:"logs,omitempty" doc:"With wait: stream the output too."`
 	Timeout     *skerry.Duration  `json:"timeout,omitempty" doc:"After how many ms the command is killed with SIGKILL; never if absent."`
-	AttachStdin bool              `json:"attachStdin,omitempty" doc:"Not supported yet."`
+	AttachStdin bool              `json:"attachStdin,omitempty" doc:"Give it a standard input that is written to by calls of its own; without, it is empty."`
+}
+
+type stdinRequest struct {
+	Data   string `json:"data,omitempty" doc:"What to write, in base64; nothing if absent."`
+	Offset *int64 `json:"offset,omitempty" min:"0" doc:"Where in the input data begins. What was taken of it before is skipped, so that a call can be repeated; more than was taken is refused."`
+	Close  bool   `json:"close,omitempty" doc:"End the input after data."`
+}
+
+type stdinResponse struct {
+	BytesWritten int64 `json:"bytesWritten" doc:"How much of the input the command was given in all."`
 }
 
 type killRequest struct {

@@ -238,6 +238,25 @@ func (c *Controller) KillCommand(ctx context.Context, scope skerry.Scope, sessio
 	return &now, nil
 }
 
+// WriteStdin implements api.Service.
+func (c *Controller) WriteStdin(ctx context.Context, scope skerry.Scope, sessionID, id string, p skerry.StdinParams) (int64, error) {
+	cmd, past, err := c.command(ctx, scope, sessionID, id)
+	if err != nil {
+		return 0, err
+	}
+	l := c.liveSession(sessionID)
+	if past != nil || l == nil {
+		return 0, skerry.Errorf(skerry.CodeStdinUnavailable, "the command has ended")
+	}
+	if now := cmd.get(); now.Finished() {
+		return 0, skerry.Errorf(skerry.CodeStdinUnavailable, "the command has ended")
+	}
+	if err := c.wake(ctx, l); err != nil {
+		return 0, err
+	}
+	return c.cfg.Node.WriteStdin(ctx, sessionID, id, p)
+}
+
 // OpenTerminal implements api.Service.
 func (c *Controller) OpenTerminal(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error) {
 	if err := validateTerminal(&p); err != nil {

@@ -66,6 +66,9 @@ type Node interface {
 	// is no error: it ends with 127 (not found) or 126 and says why on its
 	// standard error.
 	Exec(ctx context.Context, sessionID string, spec CommandSpec, attach bool) (skerry.OutputReader, error)
+	// WriteStdin writes to a command's standard input, for a while, and returns
+	// how much of that was taken in all.
+	WriteStdin(ctx context.Context, sessionID, commandID string, p skerry.StdinParams) (written int64, err error)
 	// Wait returns once the command has ended, after its output was taken in.
 	Wait(ctx context.Context, sessionID, commandID string) (Exit, error)
 	// Output follows the kept output of a command from its start.

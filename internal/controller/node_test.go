@@ -397,6 +397,10 @@ func (n *processNode) CreateDrive(_ context.Context, id string, _ int64) error {
 	return os.MkdirAll(filepath.Join(n.dir, drivesDir, id), 0o700)
 }
 
+func (n *processNode) WriteStdin(context.Context, string, string, skerry.StdinParams) (int64, error) {
+	return 0, skerry.Errorf(skerry.CodeStdinUnavailable, "these commands have none")
+}
+
 func (n *processNode) ForkDrive(_ context.Context, id, from string) error {
 	return os.CopyFS(filepath.Join(n.dir, drivesDir, id), os.DirFS(filepath.Join(n.dir, drivesDir, from)))
 }

@@ -70,7 +70,7 @@ type Process struct {
 	key   string
 	pid   int
 	in    *wire.Inbox
-	stdin *stdin // nil without one
+	stdin *Stdin // nil without one
 
 	ended sync.Once
 	done  chan struct{} // closed when exit or err is set
@@ -96,7 +96,7 @@ func (c *Client) Start(ctx context.Context, spec StartSpec) (*Process, error) {
 	}
 	p := &Process{c: c, key: spec.ID, done: make(chan struct{}), in: wire.NewInbox(wire.StreamOut, wire.StreamErr)}
 	if spec.Stdin || spec.TTY != nil {
-		p.stdin = &stdin{p: p, gate: wire.NewGate()}
+		p.stdin = &Stdin{p: p, gate: wire.NewGate()}
 	}
 	cl := &call{reply: make(chan wire.Reply, 1)}
 	id := c.open(cl, p)
@@ -298,18 +298,13 @@ func (p *Process) finish(exit Exit, err error) {
 	})
 }
 
-// Stdin returns the standard input or the terminal's keyboard. Closing it
-// ends the input, or hangs the terminal up. It takes bytes as fast as the
-// process does; a process that has ended takes none (io.ErrClosedPipe). It is
-// nil for a process without, and for one that Reconnect returned.
-func (p *Process) Stdin() io.WriteCloser {
-	if p.stdin == nil {
-		return nil
-	}
-	return p.stdin
-}
+// Stdin returns the standard input or the terminal's keyboard. It is nil for a
+// process without, and for one that Reconnect returned.
+func (p *Process) Stdin() *Stdin { return p.stdin }
 
-type stdin struct {
+// Stdin is the standard input of a process. It takes bytes as fast as the
+// process does; a process that has ended takes none (io.ErrClosedPipe).
+type Stdin struct {
 	p    *Process
 	gate *wire.Gate
 
@@ -317,8 +312,14 @@ type stdin struct {
 	closed bool
 }
 
+// Sent returns how many bytes were taken so far.
+func (s *Stdin) Sent() int64 { return s.gate.Sent() }
+
 // Write implements io.Writer.
-func (s *stdin) Write(b []byte) (int, error) {
+func (s *Stdin) Write(b []byte) (int, error) { return s.WriteContext(context.Background(), b) }
+
+// WriteContext writes until ctx ends, and returns how much was taken.
+func (s *Stdin) WriteContext(ctx context.Context, b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	written := 0
@@ -326,7 +327,7 @@ func (s *stdin) Write(b []byte) (int, error) {
 		if s.closed {
 			return written, io.ErrClosedPipe
 		}
-		n, err := s.gate.Reserve(context.Background(), len(b)-written)
+		n, err := s.gate.Reserve(ctx, len(b)-written)
 		if err != nil {
 			return written, err
 		}
@@ -338,8 +339,8 @@ func (s *stdin) Write(b []byte) (int, error) {
 	return written, nil
 }
 
-// Close implements io.Closer. A Write in progress fails.
-func (s *stdin) Close() error {
+// Close ends the input, or hangs the terminal up. A Write in progress fails.
+func (s *Stdin) Close() error {
 	s.gate.Close(io.ErrClosedPipe)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -40,7 +40,7 @@ func hear(b []byte) (*Process, *call, error) {
 	conn := &gatedConn{fakeConn: fakeConn{bytes.NewReader(b)}, open: make(chan struct{})}
 	c := newClient(conn, false)
 	p := &Process{c: c, key: "p", done: make(chan struct{}), in: wire.NewInbox(wire.StreamOut, wire.StreamErr)}
-	p.stdin = &stdin{p: p, gate: wire.NewGate()}
+	p.stdin = &Stdin{p: p, gate: wire.NewGate()}
 	c.open(&call{reply: make(chan wire.Reply, 1)}, p)
 	cl := &call{reply: make(chan wire.Reply, 1), in: wire.NewInbox(wire.StreamOut)}
 	c.open(cl, nil)

@@ -23,6 +23,9 @@ type command struct {
 	log  *output.Log
 
 	// done is closed when the command has ended; exit and err are set then.
+	// input holds a token while somebody writes to the standard input.
+	input chan struct{}
+
 	done chan struct{}
 	once sync.Once
 	exit controller.Exit
@@ -30,7 +33,7 @@ type command struct {
 }
 
 func newCommand(id string, proc *guest.Process, log *output.Log) *command {
-	return &command{id: id, proc: proc, log: log, done: make(chan struct{})}
+	return &command{id: id, proc: proc, log: log, input: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // over says whether the command has ended.
@@ -70,6 +73,7 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.Comma
 		Cwd:     spec.Cwd,
 		Root:    spec.Sudo,
 		Timeout: spec.Timeout.Std(),
+		Stdin:   spec.Stdin,
 	})
 	if err != nil {
 		return nil, s.failure(err)

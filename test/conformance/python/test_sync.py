@@ -1,5 +1,6 @@
 """The synchronous client."""
 
+import hashlib
 import io
 import subprocess
 import time
@@ -161,6 +162,26 @@ class TestProcesses:
         started = time.monotonic()
         assert sandbox.run_process("sleep", ["60"], kill_after=0.5).returncode == 137
         assert time.monotonic() - started < 30
+
+    def test_standard_input(self, sandbox):
+        done = sandbox.run_process("cat", input="héllo", capture_output=True)
+        assert (done.returncode, done.stdout) == (0, "héllo")
+        data = bytes(range(256)) * 12_000  # more than a call, the window and a pipe hold
+        summed = sandbox.run_process("sha256sum", input=data, capture_output=True)
+        assert summed.stdout.split()[0] == hashlib.sha256(data).hexdigest()
+        assert sandbox.run_process("cat", capture_output=True).stdout == ""
+
+        process = sandbox.create_process("sh", ["-c", "while read line; do echo got $line; done; echo end"], stdin=subprocess.PIPE)
+        process.stdin.write(b"one\n")
+        process.stdin.write(b"two\n")
+        process.stdin.close()
+        out, _ = process.communicate()
+        assert out == "got one\ngot two\nend\n"
+
+        deaf = sandbox.create_process("true", stdin=subprocess.PIPE)
+        deaf.wait()
+        with pytest.raises(BrokenPipeError):
+            deaf.stdin.write(b"x")
 
     def test_created_process(self, sandbox):
         process = sandbox.create_process("sh", ["-c", "for i in 1 2 3; do echo $i; sleep 0.1; done; echo e >&2; exit 5"])
