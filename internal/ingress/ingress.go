@@ -188,11 +188,17 @@ func (i *Ingress) Close() error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = i.server.Close()
 	}
+	if errors.Is(err, net.ErrClosed) {
+		err = nil // a listener that a route has just given back
+	}
 	i.mu.Lock()
 	for _, p := range i.places {
 		p.close()
 	}
 	i.mu.Unlock()
+	if i.cfg.Listener != nil {
+		_ = i.cfg.Listener.Close() // the server has done so, if it was started
+	}
 	i.work.Wait()
 	return err
 }

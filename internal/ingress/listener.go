@@ -50,6 +50,8 @@ type clientConn struct {
 	net.Conn
 	of   *listener
 	once sync.Once
+	// spent says that no further request is taken from it.
+	spent atomic.Bool
 }
 
 // Close implements net.Conn.

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -45,7 +46,8 @@ func (i *Ingress) newServer() *http.Server {
 		MaxHeaderBytes:    maxHeaderBytes,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		BaseContext:       func(net.Listener) context.Context { return i.ctx },
-		ConnContext:       withPlace,
+		ConnContext:       withConn,
+		ConnState:         closeSpent,
 		ErrorLog:          slog.NewLogLogger(i.cfg.Log.Handler(), slog.LevelDebug),
 	}
 }
@@ -58,26 +60,46 @@ func (i *Ingress) serve(ln net.Listener) {
 }
 
 type (
-	placeKey  struct{}
+	connKey   struct{}
 	targetKey struct{}
 )
 
-// withPlace remembers by which port a connection came.
-func withPlace(ctx context.Context, c net.Conn) context.Context {
-	if cc, ok := c.(*clientConn); ok && cc.of.place != nil {
-		return context.WithValue(ctx, placeKey{}, cc.of.place)
+// withConn has requests know by which connection they came.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if cc := counted(c); cc != nil {
+		return context.WithValue(ctx, connKey{}, cc)
 	}
 	return ctx
+}
+
+func counted(c net.Conn) *clientConn {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	cc, _ := c.(*clientConn)
+	return cc
+}
+
+func connOf(r *http.Request) *clientConn {
+	cc, _ := r.Context().Value(connKey{}).(*clientConn)
+	return cc
+}
+
+// closeSpent ends a connection that is to take no further request.
+func closeSpent(c net.Conn, state http.ConnState) {
+	if cc := counted(c); state == http.StateIdle && cc != nil && cc.spent.Load() {
+		_ = c.Close()
+	}
 }
 
 // routeOf finds whose request it is, nil if nobody's.
 func (i *Ingress) routeOf(r *http.Request) *route {
 	if i.cfg.Domain == "" {
-		p, _ := r.Context().Value(placeKey{}).(*place)
-		if p == nil {
+		cc := connOf(r)
+		if cc == nil || cc.of.place == nil {
 			return nil
 		}
-		return p.route.Load()
+		return cc.of.place.route.Load()
 	}
 	name, ok := subdomainOf(r.Host, i.cfg.Domain)
 	if !ok {
@@ -88,6 +110,9 @@ func (i *Ingress) routeOf(r *http.Request) *route {
 
 // handle answers one request.
 func (i *Ingress) handle(w http.ResponseWriter, r *http.Request) {
+	if cc := connOf(r); cc != nil && cc.spent.Load() {
+		panic(http.ErrAbortHandler) // what looks like a request is the rest of one
+	}
 	rt := i.routeOf(r)
 	if rt == nil {
 		if i.cfg.Domain == "" {
@@ -107,6 +132,10 @@ func (i *Ingress) handle(w http.ResponseWriter, r *http.Request) {
 	}
 	if rt.Private() && !i.admit(w, r, rt) {
 		return
+	}
+	if r.ProtoMajor == 1 && r.Body != http.NoBody {
+		body := duplex(w, r)
+		defer body.settle(connOf(r))
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
