@@ -6,7 +6,7 @@ import { Sandbox } from "@vercel/sandbox";
 
 import { api, create, options, rejectsWith, uniqueName } from "./skerry.mjs";
 
-const server = `require("http").createServer((req, res) => res.end("from " + req.url)).listen(Number(process.argv[2]))`;
+const server = `require("http").createServer((req, res) => res.end("from " + req.url)).listen(Number(process.argv[1]))`;
 
 // serve starts a web server in the sandbox and waits until its route answers.
 async function serve(sandbox, port) {
