@@ -20,6 +20,8 @@ type CreateParams struct {
 	Retention          *Retention
 	// Mounts are drives by the path that they are at.
 	Mounts map[string]Mount
+	// Ports are published; those that are in PrivatePorts too ask for a token.
+	Ports, PrivatePorts []int
 }
 
 // UpdateParams is what a client changes about a sandbox; nil fields stay.
@@ -36,6 +38,9 @@ type UpdateParams struct {
 	ClearRetention bool
 	// Mounts replaces all; an empty map leaves none.
 	Mounts map[string]Mount
+	// Ports, if not nil, replaces all published ports; those that stay keep
+	// their routes. PrivatePorts, if not nil, says which are private.
+	Ports, PrivatePorts []int
 	// CurrentSnapshotID has the next session start from that snapshot.
 	CurrentSnapshotID *string
 }

@@ -32,6 +32,11 @@ type Sandbox struct {
 
 	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
 
+	// Ports are reached from outside. They hold keys, so what is sent back are
+	// Routes, which a listing has too; our own addition to the wire form.
+	Ports  []PublishedPort `json:"-"`
+	Routes []Route         `json:"routes,omitempty"`
+
 	// SnapshotExpiration is how long snapshots of the sandbox are kept; nil is
 	// the default, 0 for ever.
 	SnapshotExpiration *Duration  `json:"snapshotExpiration,omitempty"`
@@ -89,6 +94,9 @@ type Route struct {
 	URL       string `json:"url"`
 	Subdomain string `json:"subdomain"`
 	Port      int    `json:"port"`
+	// Private says that only who has a token gets through; our own addition to
+	// the wire form.
+	Private bool `json:"private,omitempty"`
 }
 
 // Session is one run of a sandbox: one isolated machine from start to stop.

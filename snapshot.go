@@ -136,6 +136,9 @@ type ForkParams struct {
 	// Mounts, if not nil, are the fork's. The source's are copied as snapshots,
 	// since a drive has one writer.
 	Mounts map[string]Mount
+	// Ports and PrivatePorts are as in UpdateParams. The fork has routes of its
+	// own to them.
+	Ports, PrivatePorts []int
 	// Live takes the files of a running source as they are at this moment,
 	// instead of those of its current snapshot. Our own addition.
 	Live bool

@@ -37,8 +37,11 @@ type CreateOptions struct {
 	// takes a snapshot. Nil is true. A sandbox that is not persistent starts
 	// anew each time, and its stop is quicker.
 	Persistent *bool
-	// Ports are published: reachable from outside.
+	// Ports are published: reachable from outside, see [Sandbox.Domain]. Those
+	// that are in PrivatePorts too ask for a token, see [Sandbox.RouteToken].
 	Ports []int
+	// PrivatePorts are our own addition to the public API.
+	PrivatePorts []int
 	// NetworkPolicy says what the sandbox may reach.
 	NetworkPolicy *NetworkPolicy
 	// Mounts attaches drives, by the path they appear at.
@@ -107,6 +110,7 @@ type createBody struct {
 	Tags               map[string]string  `json:"tags,omitempty"`
 	Persistent         *bool              `json:"persistent,omitempty"`
 	Ports              []int              `json:"ports,omitempty"`
+	PrivatePorts       []int              `json:"privatePorts,omitempty"`
 	NetworkPolicy      *NetworkPolicy     `json:"networkPolicy,omitempty"`
 	Mounts             map[string]Mount   `json:"mounts,omitempty"`
 	SnapshotExpiration *skerry.Duration   `json:"snapshotExpiration,omitempty"`
@@ -131,6 +135,7 @@ func (c *Client) CreateSandbox(ctx context.Context, opts CreateOptions) (*Sandbo
 		Tags:               opts.Tags,
 		Persistent:         opts.Persistent,
 		Ports:              opts.Ports,
+		PrivatePorts:       opts.PrivatePorts,
 		NetworkPolicy:      opts.NetworkPolicy,
 		Mounts:             opts.Mounts,
 		SnapshotExpiration: (*skerry.Duration)(opts.SnapshotExpiration),

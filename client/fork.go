@@ -23,8 +23,10 @@ type ForkOptions struct {
 	// Tags, if not nil, replace the source's.
 	Tags       map[string]string
 	Persistent *bool
-	// Ports, if not nil, replace the published ports.
+	// Ports, if not nil, replace the published ports, PrivatePorts those that
+	// are private. Routes are the fork's own either way.
 	Ports              []int
+	PrivatePorts       []int
 	NetworkPolicy      *NetworkPolicy
 	Mounts             map[string]Mount
 	SnapshotExpiration *time.Duration
@@ -55,6 +57,7 @@ type forkBody struct {
 	Tags               map[string]string  `json:"tags,omitzero"`
 	Persistent         *bool              `json:"persistent,omitempty"`
 	Ports              []int              `json:"ports,omitzero"`
+	PrivatePorts       []int              `json:"privatePorts,omitzero"`
 	NetworkPolicy      *NetworkPolicy     `json:"networkPolicy,omitempty"`
 	Mounts             map[string]Mount   `json:"mounts,omitempty"`
 	SnapshotExpiration *skerry.Duration   `json:"snapshotExpiration,omitempty"`
@@ -81,6 +84,7 @@ func (c *Client) ForkSandbox(ctx context.Context, source string, opts ForkOption
 		Tags:               opts.Tags,
 		Persistent:         opts.Persistent,
 		Ports:              opts.Ports,
+		PrivatePorts:       opts.PrivatePorts,
 		NetworkPolicy:      opts.NetworkPolicy,
 		Mounts:             opts.Mounts,
 		SnapshotExpiration: (*skerry.Duration)(opts.SnapshotExpiration),

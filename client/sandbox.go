@@ -138,8 +138,10 @@ type UpdateOptions struct {
 	// Tags, if not nil, replace all tags.
 	Tags       map[string]string
 	Persistent *bool
-	// Ports, if not nil, replace all published ports.
+	// Ports, if not nil, replace all published ports; those that stay keep
+	// their routes. PrivatePorts, if not nil, are those that ask for a token.
 	Ports         []int
+	PrivatePorts  []int
 	NetworkPolicy *NetworkPolicy
 	// Mounts, if not nil, replace all mounts.
 	Mounts map[string]Mount
@@ -188,6 +190,7 @@ func (o UpdateOptions) body() map[string]any {
 	setIf(body, "tags", o.Tags != nil, o.Tags)
 	setIf(body, "persistent", o.Persistent != nil, o.Persistent)
 	setIf(body, "ports", o.Ports != nil, o.Ports)
+	setIf(body, "privatePorts", o.PrivatePorts != nil, o.PrivatePorts)
 	setIf(body, "networkPolicy", o.NetworkPolicy != nil, o.NetworkPolicy)
 	setIf(body, "mounts", o.Mounts != nil, o.Mounts)
 	setIf(body, "keepLastSnapshots", o.ClearKeepLastSnapshots, nil)

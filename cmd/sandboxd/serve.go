@@ -54,6 +54,7 @@ type serveOptions struct {
 	processes   int
 	network     networkOptions
 	storage     storageOptions
+	ingress     ingressOptions
 }
 
 func newServe() *cobra.Command {
@@ -93,6 +94,7 @@ the same state folder takes them over. So does a crash.`,
 	f.IntVar(&o.processes, "max-processes", 4096, "how many processes and threads a sandbox may have")
 	o.network.flags(f)
 	o.storage.flags(f)
+	o.ingress.flags(f)
 	return cmd
 }
 
@@ -176,20 +178,27 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 		return err
 	}
 
-	n, closeNode, err := o.node(ctx, log, images)
+	gate, err := o.ingress.open(ctx, log)
 	if err != nil {
 		return err
 	}
+	n, closeNode, err := o.node(ctx, log, images)
+	if err != nil {
+		return errors.Join(err, gate.Close())
+	}
 	defer closing(&err, closeNode)
+	defer closing(&err, gate.Close)
 	control := controller.New(controller.Config{
 		Store: db, Node: n, Images: images, Log: log,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
+		Ingress: gate, MaxPorts: o.ingress.maxPorts,
 	})
 	defer closing(&err, control.Close)
 	if err := control.Recover(ctx); err != nil {
 		return err
 	}
+	gate.Start(control)
 	server, err := api.New(api.Options{
 		Service: control, Accounts: accounts, Log: log, Version: version.Version,
 		PublicURL: o.publicURL, TrustForwarded: o.forwarded,
@@ -202,6 +211,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 		return err
 	}
 	err = server.Serve(ctx, ln)
+	err = errors.Join(err, gate.Close()) // or a request would start what is being stopped
 	if stopAll() {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopAllTimeout)
 		defer cancel()

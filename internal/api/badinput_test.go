@@ -140,8 +140,8 @@ func TestBadQueries(t *testing.T) {
 func TestUnbuiltIsSaidSo(t *testing.T) {
 	h := serve(t, &stub{err: skerry.Errorf(skerry.CodeConflict, "the request was accepted")})
 	for body, field := range map[string]string{
-		`{"ports":[3000]}`: "ports", `{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
-		`{"networkPolicy":{"allow":["x"]}}`: "networkPolicy", `{"networkPolicy":{"mode":"allow-all","subnets":{}}}`: "networkPolicy",
+		`{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
+		`{"networkPolicy":{"allow":["x"]}}`:     "networkPolicy", `{"networkPolicy":{"mode":"allow-all","subnets":{}}}`: "networkPolicy",
 		`{"networkPolicy":{}}`: "networkPolicy", `{"networkId":"n"}`: "networkId",
 		`{"region":"iad1"}`: "region", `{"failoverRegions":["local","sfo1"]}`: "failoverRegions",
 	} {

@@ -123,6 +123,11 @@ var fieldDocs = map[string]string{
 	"Route.url":                        "How the port is reached from outside.",
 	"Route.subdomain":                  "The first label of the URL's host.",
 	"Route.port":                       "The port in the sandbox.",
+	"Route.private":                    "Whether a token is needed. An addition to the public API.",
+	"Sandbox.routes":                   "How its published ports are reached. An addition to the public API.",
+	"RouteToken.token":                 "The token, skr_….",
+	"RouteToken.url":                   "The route's URL with the token.",
+	"RouteToken.expiresAt":             "Until when it is good, in ms since the Unix epoch.",
 
 	"Session.id":                  "Id of the session, sbx_….",
 	"Session.sandboxName":         "Name of the sandbox that it is a run of.",

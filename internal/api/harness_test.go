@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -279,6 +280,10 @@ func (s *stub) ListDrives(_ context.Context, _ skerry.Scope, f skerry.DriveFilte
 
 func (s *stub) GetDrive(context.Context, skerry.Scope, string) (*skerry.Drive, error) {
 	return nil, s.err
+}
+
+func (s *stub) RouteToken(_ context.Context, _ skerry.Scope, name string, port int, life skerry.Duration) (*skerry.RouteToken, error) {
+	return &skerry.RouteToken{Token: fmt.Sprintf("skr_%s-%d-%d", name, port, life.Millis()), URL: "http://127.0.0.1:1/"}, nil
 }
 
 func (s *stub) DeleteDrive(context.Context, skerry.Scope, string) (*skerry.Drive, error) {

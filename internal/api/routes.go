@@ -84,7 +84,7 @@ var (
 func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
-		s.sandboxRoutes(), s.snapshotRoutes(), s.driveRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
+		s.sandboxRoutes(), s.portRoutes(), s.snapshotRoutes(), s.driveRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
 		s.scopeRoutes(), s.ownRoutes(), s.unbuiltRoutes(),
 	} {
 		all = append(all, part...)

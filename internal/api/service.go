@@ -29,6 +29,9 @@ type Service interface {
 	// ForkSandbox creates a sandbox with another's configuration and files.
 	ForkSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.ForkParams) (*skerry.Run, error)
 
+	// RouteToken makes a token for a private port; 0 is the default life.
+	RouteToken(ctx context.Context, scope skerry.Scope, name string, port int, life skerry.Duration) (*skerry.RouteToken, error)
+
 	// CreateSnapshot saves a session's files and stops it; the result has the
 	// snapshot.
 	CreateSnapshot(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.SnapshotParams) (*skerry.Run, error)

@@ -191,32 +191,6 @@ func (a *app) configTagsCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) configPortsCommand() *cobra.Command {
-	var ports []int
-	cmd := &cobra.Command{
-		Use: "ports [flags] NAME", Short: "Replace the published ports", Args: args(cobra.ExactArgs(1)),
-		Long:              "Replace the published ports with those given; with none, publish none.",
-		Example:           "  sandbox config ports demo -p 3000 -p 8080",
-		ValidArgsFunction: a.completeFirst,
-		RunE: func(cmd *cobra.Command, given []string) error {
-			if ports == nil {
-				ports = []int{}
-			}
-			return a.update(cmd, given[0], client.UpdateOptions{Ports: ports}, "ports "+portList(ports))
-		},
-	}
-	cmd.Flags().IntSliceVarP(&ports, "publish-port", "p", nil, "port to publish (repeatable)")
-	return cmd
-}
-
-func portList(ports []int) string {
-	list := make([]string, len(ports))
-	for i, p := range ports {
-		list[i] = strconv.Itoa(p)
-	}
-	return or(strings.Join(list, ", "))
-}
-
 func (a *app) configMountsCommand() *cobra.Command {
 	var list []string
 	cmd := &cobra.Command{
@@ -293,10 +267,6 @@ func (a *app) configListCommand() *cobra.Command {
 }
 
 func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
-	ports := make([]int, len(routes))
-	for i, r := range routes {
-		ports[i] = r.Port
-	}
 	timeout, network := "-", "-"
 	if sb.Timeout > 0 {
 		timeout = span(time.Duration(sb.Timeout))
@@ -316,7 +286,7 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		{"Snapshot expiration", expiration(sb.SnapshotExpiration)},
 		{"Keep last snapshots", retention(sb.Retention)},
 		{"Network policy", network},
-		{"Ports", portList(ports)},
+		{"Ports", routeList(routes)},
 		{"Region", or(sb.Region)},
 		{"Tags", or(tagList(sb.Tags))},
 	} {

@@ -19,7 +19,7 @@ type createFlags struct {
 	region, failover, networkID        string
 	timeout                            duration
 	vcpus                              int
-	ports                              []int
+	ports, privatePorts                []int
 	env, tags                          pairs
 	mounts                             []string
 	nonPersistent, persistent, silent  bool
@@ -53,6 +53,7 @@ func (f *createFlags) registerShared(cmd *cobra.Command, getenv func(string) str
 	fs.Var(&f.timeout, "timeout", "how long a session may last, such as 30s, 5m or 2h (default 5m)")
 	fs.IntVar(&f.vcpus, "vcpus", 0, "number of virtual CPUs, with 2048 MiB of memory each (default 2)")
 	fs.IntSliceVarP(&f.ports, "publish-port", "p", nil, "make a port reachable from outside (repeatable)")
+	fs.IntSliceVar(&f.privatePorts, "private-port", nil, "the same, for who has a link from \"sandbox url\" alone (repeatable)")
 	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the value from here (repeatable)")
 	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
 	fs.StringVar(&f.region, "region", "", "region to run in")
@@ -93,7 +94,7 @@ func policy(mode string, domains, allow, deny []string) (*client.NetworkPolicy, 
 func (f *createFlags) options() (client.CreateOptions, error) {
 	o := client.CreateOptions{
 		Name: f.name, Runtime: f.runtime, Image: f.image, Timeout: f.timeout.d, VCPUs: f.vcpus,
-		Env: f.env.m, Tags: f.tags.m, Ports: f.ports, Region: f.region, NetworkID: f.networkID,
+		Env: f.env.m, Tags: f.tags.m, Ports: allPorts(f.ports, f.privatePorts), PrivatePorts: f.privatePorts, Region: f.region, NetworkID: f.networkID,
 		FailoverRegions: regions(f.failover),
 	}
 	switch {

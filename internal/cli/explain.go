@@ -94,7 +94,7 @@ func aboutSnapshots(cmd *cobra.Command, e *client.Error) bool {
 var flagOf = map[string]string{
 	"resources.vcpus": "vcpus", "resources.memory": "memory",
 	"source.type": "snapshot", "source.snapshotId": "snapshot",
-	"ports": "publish-port", "mounts": "mount", "env": "env", "tags": "tag",
+	"ports": "publish-port", "privatePorts": "private-port", "mounts": "mount", "env": "env", "tags": "tag",
 	"networkPolicy": "network-policy", "networkId": "network-id",
 	"failoverRegions": "failover-regions", "cwd": "workdir",
 	"snapshotExpiration": "snapshot-expiration", "keepLastSnapshots": "keep-last-snapshots",

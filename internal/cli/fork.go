@@ -78,7 +78,7 @@ source are cut off. The fork has the size of the source then.`,
 func (f *createFlags) forkOptions() (client.ForkOptions, error) {
 	o, err := f.options()
 	return client.ForkOptions{
-		Name: o.Name, Timeout: o.Timeout, VCPUs: o.VCPUs, Env: o.Env, Tags: o.Tags, Persistent: o.Persistent, Ports: o.Ports,
+		Name: o.Name, Timeout: o.Timeout, VCPUs: o.VCPUs, Env: o.Env, Tags: o.Tags, Persistent: o.Persistent, Ports: o.Ports, PrivatePorts: o.PrivatePorts,
 		NetworkPolicy: o.NetworkPolicy, SnapshotExpiration: o.SnapshotExpiration, KeepLastSnapshots: o.KeepLastSnapshots,
 		Region: o.Region, FailoverRegions: o.FailoverRegions, NetworkID: o.NetworkID,
 	}, err

@@ -149,7 +149,7 @@ func (a *app) listSandboxes(ctx context.Context, opts client.ListOptions, f *lis
 func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 	title := []string{"NAME", "STATUS", "CREATED", "VCPUS", "MEMORY", "IMAGE/RUNTIME", "TIMEOUT", "TAGS"}
 	if all {
-		title = append(title, "CPU", "NETWORK (OUT/IN)")
+		title = append(title, "CPU", "NETWORK (OUT/IN)", "PORTS")
 	}
 	rows := make([][]cell, 0, len(list))
 	for _, sb := range list {
@@ -162,7 +162,7 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 			plain(image(sb.Image, sb.Runtime)), plain(timeout), plain(or(tagList(sb.Tags))),
 		}
 		if all {
-			row = append(row, plain(cpu(sb.TotalActiveCPU)), plain(network(sb.TotalEgressBytes, sb.TotalIngressBytes)))
+			row = append(row, plain(cpu(sb.TotalActiveCPU)), plain(network(sb.TotalEgressBytes, sb.TotalIngressBytes)), plain(portsOf(sb.Routes)))
 		}
 		rows = append(rows, row)
 	}

@@ -35,6 +35,7 @@ type Store interface {
 	Session(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
 	LiveSessions(ctx context.Context) ([]skerry.Session, error)
 	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
+	PublishedSandboxes(ctx context.Context) ([]skerry.Sandbox, error)
 	SessionIDs(ctx context.Context, sandboxID string) ([]string, error)
 	PruneSessions(ctx context.Context, sandboxID string, keep int) ([]string, error)
 
@@ -73,7 +74,10 @@ type Config struct {
 	Store  Store
 	Node   Node
 	Images Images
-	Log    *slog.Logger
+	// Ingress is what published ports are reached through; without one, none
+	// can be published.
+	Ingress Ingress
+	Log     *slog.Logger
 
 	// MaxTimeout is the longest a session may live.
 	MaxTimeout time.Duration
@@ -91,6 +95,8 @@ type Config struct {
 	// DriveSize is the size of a drive whose creator does not say, MaxDriveSize
 	// the largest; in bytes.
 	DriveSize, MaxDriveSize int64
+	// MaxPorts is how many ports a sandbox may publish.
+	MaxPorts int
 }
 
 // Defaults of Config.
@@ -171,6 +177,9 @@ func New(cfg Config) *Controller {
 	}
 	if cfg.DriveSize == 0 {
 		cfg.DriveSize = min(skerry.DefaultDriveSize, cfg.MaxDriveSize)
+	}
+	if cfg.MaxPorts == 0 {
+		cfg.MaxPorts = skerry.DefaultMaxPorts
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	return &Controller{

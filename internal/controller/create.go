@@ -120,8 +120,13 @@ func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.Cr
 		return nil, err
 	}
 	defer unlock()
+	box.Ports = published(nil, p.Ports, p.PrivatePorts)
+	if err := c.publish(box); err != nil {
+		return nil, err
+	}
 	l, err := c.newSession(ctx, box, from, now, c.cfg.Store.CreateSandbox)
 	if err != nil {
+		c.withdraw(box.ID)
 		return nil, err
 	}
 	if err := c.startAndWait(ctx, l, from, true); err != nil {
@@ -440,16 +445,17 @@ func (c *Controller) runOf(ctx context.Context, boxID string, resumed bool) (*sk
 	if err != nil {
 		return nil, err
 	}
-	return answer(box, run, resumed), nil
+	return c.answer(box, run, resumed), nil
 }
 
 // answer puts a sandbox and one of its sessions together. They were read one
 // after the other; the session is the truth about the sandbox's state.
-func answer(box *skerry.Sandbox, run *skerry.Session, resumed bool) *skerry.Run {
+func (c *Controller) answer(box *skerry.Sandbox, run *skerry.Session, resumed bool) *skerry.Run {
 	if box.CurrentSessionID == run.ID {
 		reflectSession(box, run)
 	}
-	return &skerry.Run{Sandbox: *box, Session: *run, Routes: []skerry.Route{}, Resumed: resumed}
+	box.Routes = c.routes(box)
+	return &skerry.Run{Sandbox: *box, Session: *run, Routes: box.Routes, Resumed: resumed}
 }
 
 // sessionOf returns a session, live or past.

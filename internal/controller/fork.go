@@ -158,6 +158,7 @@ func forked(box *skerry.Sandbox, p skerry.ForkParams) skerry.CreateParams {
 		Env: maps.Clone(box.Env), Tags: maps.Clone(box.Tags), Persistent: &box.Persistent,
 		SnapshotExpiration: box.SnapshotExpiration, Retention: box.Retention, Mounts: frozenMounts(box.Mounts),
 	}
+	create.Ports, create.PrivatePorts = forkedPorts(box, p)
 	if p.Mounts != nil {
 		create.Mounts = p.Mounts
 	}

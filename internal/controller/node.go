@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"io"
+	"net"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -79,6 +80,10 @@ type Node interface {
 	// has ended ignores it.
 	Signal(ctx context.Context, sessionID, commandID string, signal int) error
 	Terminal(ctx context.Context, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error)
+
+	// Dial connects to a TCP port of a running session. That nothing listens
+	// there is CodeUnavailable. The connection ends with the session.
+	Dial(ctx context.Context, sessionID string, port int) (net.Conn, error)
 
 	WriteFiles(ctx context.Context, sessionID, dir string, tar io.Reader) error
 	ReadFile(ctx context.Context, sessionID, cwd, path string) (io.ReadCloser, error)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -378,6 +379,7 @@ func (n *processNode) WriteFiles(context.Context, string, string, io.Reader) err
 func (n *processNode) ReadFile(context.Context, string, string, string) (io.ReadCloser, error) {
 	return nil, errNotHere
 }
+func (n *processNode) Dial(context.Context, string, int) (net.Conn, error)         { return nil, errNotHere }
 func (n *processNode) MakeDir(context.Context, string, string, string, bool) error { return errNotHere }
 
 const oneDigest = "sha256:0"

@@ -10,7 +10,11 @@ import (
 
 // ListSandboxes implements api.Service.
 func (c *Controller) ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.SandboxFilter) ([]skerry.Sandbox, string, error) {
-	return c.cfg.Store.ListSandboxes(ctx, scope, f)
+	list, next, err := c.cfg.Store.ListSandboxes(ctx, scope, f)
+	for i := range list {
+		list[i].Routes = c.routes(&list[i])
+	}
+	return list, next, err
 }
 
 // ListSessions implements api.Service.
@@ -34,7 +38,7 @@ func (c *Controller) GetSession(ctx context.Context, scope skerry.Scope, id stri
 	if err != nil {
 		return nil, err
 	}
-	return answer(box, run, false), nil
+	return c.answer(box, run, false), nil
 }
 
 // UpdateSandbox implements api.Service. What changes applies to the next
@@ -128,5 +132,8 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 		}
 	}
 	box.UpdatedAt = skerry.At(time.Now())
+	if p.Ports != nil || p.PrivatePorts != nil {
+		return box, c.republish(ctx, box, p)
+	}
 	return box, c.cfg.Store.SaveSandbox(ctx, box)
 }

@@ -42,6 +42,7 @@ func (c *Controller) Recover(ctx context.Context) error {
 			errs = append(errs, c.bury(ctx, l))
 		}
 	}
+	errs = append(errs, c.publishAgain(ctx))
 	// What no session in the store owns is from one that was being deleted.
 	known, err := c.cfg.Store.SessionIDs(ctx, "")
 	if err == nil {

@@ -147,7 +147,7 @@ func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, ses
 	// the snapshot is there, and its id is known nowhere else.
 	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
 	if err == nil {
-		run = answer(box, &run.Session, false)
+		run = c.answer(box, &run.Session, false)
 		run.Snapshot = e.snapshot
 	} else if skerry.CodeOf(err) != skerry.CodeNotFound {
 		c.cfg.Log.Warn("cannot read the sandbox of a snapshot", "snapshot", e.snapshot.ID, "sandbox", l.boxID, "error", err)

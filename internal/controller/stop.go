@@ -289,6 +289,7 @@ func (c *Controller) erase(ctx context.Context, boxID string) error {
 	if err := c.cfg.Store.DeleteSandbox(ctx, boxID); err != nil {
 		return err
 	}
+	c.withdraw(boxID)
 	for _, id := range ids {
 		err = errors.Join(err, c.cfg.Node.Forget(ctx, id))
 	}

@@ -79,6 +79,9 @@ func (c *Controller) validateCreate(p *skerry.CreateParams) error {
 	if err := validateMounts(p.Mounts); err != nil {
 		return err
 	}
+	if err := c.validatePorts(p.Ports, p.PrivatePorts, p.Ports); err != nil {
+		return err
+	}
 	return validateSource(p.Source)
 }
 

@@ -246,16 +246,16 @@ func (l *Lease) removeNetNS() error {
 // send to this one. A failure is not worth a lost address: that rests before
 // it is used again.
 func (l *Lease) forgetConnections() {
-	if !l.pool.cfg.Outbound {
-		return
-	}
-	filter := &netlink.ConntrackFilter{}
-	err := filter.AddIP(netlink.ConntrackOrigSrcIP, l.sandbox.AsSlice())
-	if err == nil {
-		_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-	}
-	if err != nil {
-		l.pool.cfg.Log.Warn("cannot forget a network's connections", "network", l.id, "error", err)
+	// What it opened, and what the host has opened to it.
+	for _, side := range []netlink.ConntrackFilterType{netlink.ConntrackOrigSrcIP, netlink.ConntrackOrigDstIP} {
+		filter := &netlink.ConntrackFilter{}
+		err := filter.AddIP(side, l.sandbox.AsSlice())
+		if err == nil {
+			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
+		}
+		if err != nil {
+			l.pool.cfg.Log.Warn("cannot forget a network's connections", "network", l.id, "error", err)
+		}
 	}
 }
 

@@ -7,7 +7,8 @@
 // nftables table per installation (rules.go). A sandbox reaches what the host
 // routes to, from the host's address, and nothing else: not the host, not
 // another sandbox, not link-local or metadata addresses, not IPv6. Nothing
-// from outside reaches it that it did not ask for.
+// from outside reaches it that it did not ask for. The host itself can open
+// connections to it (Lease.Dial), and it can only answer in them.
 //
 // All that is made carries a mark that is derived from Config.Dir: the
 // interfaces begin with "sky" and the mark, the table is "skerry-" and the

@@ -38,9 +38,10 @@ var forbidden = []string{
 //	prerouting, before connections are tracked (so that what is dropped fills
 //	no table), for packets from sandboxes:
 //	  drop IPv6; drop unless (interface, source) is in the set "leases";
-//	  drop for the set "forbidden", sandboxes, and the host's own addresses;
+//	  accept TCP to the host's ends unless it would open a connection; drop for the set "forbidden", sandboxes, and the host's own addresses;
 //	  drop all, without Outbound
-//	input:   drop packets from sandboxes
+//	input:   drop packets from sandboxes, but for answers in connections that
+//	         the host has opened (Lease.Dial)
 //	forward: drop between sandboxes; towards them only what they asked for;
 //	         drop a sandbox's new connections beyond its share of the host's
 //	         connection table, which is everybody's
@@ -159,6 +160,8 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		join(ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), verdict(expr.VerdictAccept)),
 		join(protocolIsNot(unix.NFPROTO_IPV4), drop()),
 		join(leaseIsNotIn(r.leases().Name), drop()),
+		// The chain to-host judges these, which knows what they are part of.
+		join(destinationWithin(r.prefix), addressedToHost(), tcpNotOpening(), verdict(expr.VerdictAccept)),
 		join(destinationIn("forbidden"), drop()),
 		join(destinationWithin(r.prefix), drop()),
 		join(destinationIsLocal(), drop()),
@@ -167,7 +170,10 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		fromSandbox = append(fromSandbox, drop())
 	}
 	chain("from-sandbox", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, fromSandbox...)
-	chain("to-host", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, join(ours, drop()))
+	chain("to-host", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter,
+		join(ours, established(), inReply(), verdict(expr.VerdictAccept)),
+		join(ours, drop()),
+	)
 	toOurs := ifPrefixIs(expr.MetaKeyOIFNAME, r.ifPrefix)
 	chain("through-host", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
 		join(ours, ifPrefixIs(expr.MetaKeyOIFNAME, anyInterface), drop()),
@@ -338,6 +344,40 @@ func destinationIsLocal() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_UNICAST)},
+	}
+}
+
+// addressedToHost matches what is for one of the host's own addresses.
+func addressedToHost() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
+
+// tcpNotOpening matches TCP that is not the first packet of a connection. An
+// inet table sees non-first fragments put together again: the connection
+// tracking that other chains ask for comes before.
+func tcpNotOpening() []expr.Any {
+	const flagsOffset, syn, ack = 13, 0x02, 0x10
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: flagsOffset, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{syn | ack}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{syn}},
+	}
+}
+
+// established matches packets of connections that both sides know of, inReply
+// those of the side that did not open the connection.
+func established() []expr.Any { return ctState(expr.CtStateBitESTABLISHED) }
+
+func inReply() []expr.Any {
+	const reply = 1 // IP_CT_DIR_REPLY
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}},
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -44,6 +45,8 @@ type Lease interface {
 	NetNSPath() string
 	// Counters returns the bytes that went in and out, seen from the sandbox.
 	Counters() (ingress, egress int64, err error)
+	// Dial connects to a TCP port of the session.
+	Dial(ctx context.Context, port uint16) (net.Conn, error)
 	Release(ctx context.Context) error
 }
 

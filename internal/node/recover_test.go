@@ -102,7 +102,10 @@ type noLease struct{}
 func (noLease) ID() string                      { return "lease" }
 func (noLease) NetNSPath() string               { return "" }
 func (noLease) Counters() (int64, int64, error) { return 0, 0, nil }
-func (noLease) Release(context.Context) error   { return nil }
+func (noLease) Dial(context.Context, uint16) (net.Conn, error) {
+	return nil, errors.New("there is no network")
+}
+func (noLease) Release(context.Context) error { return nil }
 
 // nodeAfter returns a node whose earlier process left the machines, with their
 // ids.

@@ -68,6 +68,9 @@ type session struct {
 	// oldest first; see settle.
 	settled []*command
 
+	// conns are the open connections to the session's ports; see dial.go.
+	conns connections
+
 	stopOnce sync.Once
 	stopErr  error
 }
@@ -173,6 +176,7 @@ func (s *session) watch() {
 	asked := s.stopping
 	s.live = false
 	s.mu.Unlock()
+	s.conns.close() // nobody would ever answer in them
 	if !asked {
 		s.reason = reason
 	}
@@ -224,6 +228,7 @@ func (s *session) release(ctx context.Context) error {
 	if s.guest != nil {
 		errs = append(errs, s.guest.Close())
 	}
+	s.conns.close()
 	s.cancel()
 	s.work.Wait()
 	errs = append(errs, s.closeLogs(), s.unmount(ctx))
@@ -267,6 +272,7 @@ func (s *session) detach() error {
 	if s.guest != nil {
 		err = s.guest.Close()
 	}
+	s.conns.close()
 	s.cancel()
 	s.work.Wait()
 	return errors.Join(err, s.closeLogs())

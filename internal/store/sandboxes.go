@@ -14,6 +14,8 @@ import (
 type secrets struct {
 	Env    map[string]string `json:"env,omitempty"`
 	Source *skerry.Source    `json:"source,omitempty"`
+	// Ports have the keys of private routes.
+	Ports []skerry.PublishedPort `json:"ports,omitempty"`
 }
 
 // sandboxColumns are what scanSandbox reads.
@@ -28,10 +30,10 @@ func (s *Store) CreateSandbox(ctx context.Context, box *skerry.Sandbox, run *ske
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO sandboxes
-			(id, team_id, project_id, name, created_at, status_updated_at, current_snapshot_id, source_snapshot_id, document, secrets)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			(id, team_id, project_id, name, created_at, status_updated_at, current_snapshot_id, source_snapshot_id, document, secrets, published)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			box.ID, box.Scope.TeamID, box.Scope.ProjectID, box.Name, box.CreatedAt.Millis(), box.StatusUpdatedAt.Millis(),
-			box.CurrentSnapshotID, sourceSnapshot(box), document, sealed)
+			box.CurrentSnapshotID, sourceSnapshot(box), document, sealed, len(box.Ports))
 		if err != nil {
 			return err
 		}
@@ -58,8 +60,8 @@ func (s *Store) saveSandbox(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox
 		return err
 	}
 	res, err := tx.ExecContext(ctx, `UPDATE sandboxes SET status_updated_at = ?, current_snapshot_id = ?, source_snapshot_id = ?,
-		document = ?, secrets = ? WHERE id = ?`,
-		box.StatusUpdatedAt.Millis(), box.CurrentSnapshotID, sourceSnapshot(box), document, sealed, box.ID)
+		document = ?, secrets = ?, published = ? WHERE id = ?`,
+		box.StatusUpdatedAt.Millis(), box.CurrentSnapshotID, sourceSnapshot(box), document, sealed, len(box.Ports), box.ID)
 	if err != nil {
 		return err
 	}
@@ -186,12 +188,30 @@ func (s *Store) Images(ctx context.Context) ([]string, error) {
 	return scanIDs(rows, "list images in use")
 }
 
+// PublishedSandboxes returns the sandboxes of all scopes that publish ports.
+func (s *Store) PublishedSandboxes(ctx context.Context) ([]skerry.Sandbox, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT "+sandboxColumns+" FROM sandboxes WHERE published > 0")
+	if err != nil {
+		return nil, wrap(err, "list published ports")
+	}
+	defer rows.Close()
+	var list []skerry.Sandbox
+	for rows.Next() {
+		box, err := s.scanSandbox(rows)
+		if err != nil {
+			return nil, wrap(err, "list published ports")
+		}
+		list = append(list, *box)
+	}
+	return list, wrap(rows.Err(), "list published ports")
+}
+
 func (s *Store) encode(box *skerry.Sandbox) (document string, sealed []byte, err error) {
 	d, err := json.Marshal(box)
 	if err != nil {
 		return "", nil, err
 	}
-	p, err := json.Marshal(secrets{Env: box.Env, Source: box.Source})
+	p, err := json.Marshal(secrets{Env: box.Env, Source: box.Source, Ports: box.Ports})
 	if err != nil {
 		return "", nil, err
 	}
@@ -220,7 +240,7 @@ func (s *Store) scanSandbox(row scanner) (*skerry.Sandbox, error) {
 		return nil, fmt.Errorf("the secrets of sandbox %s are damaged: %w", id, err)
 	}
 	box.ID, box.Scope = id, skerry.Scope{TeamID: team, ProjectID: project}
-	box.Env, box.Source = sec.Env, sec.Source
+	box.Env, box.Source, box.Ports = sec.Env, sec.Source, sec.Ports
 	return box, nil
 }
 

@@ -240,10 +240,15 @@ suite("the public CLI", () => {
     assert.notEqual(wrong.code, 0);
   });
 
-  test("what is not built is said", async () => {
-    const result = await sandbox("create", "--non-persistent", "--publish-port", "3000");
-    assert.notEqual(result.code, 0);
-    assert.match(result.stdout + result.stderr, /ports/);
+  test("ports are published and replaced", async () => {
+    const name = `ports-${process.pid}`;
+    const made = await sandbox("create", "--non-persistent", "--name", name, "--publish-port", "3000");
+    assert.equal(made.code, 0, made.stderr);
+    const changed = await sandbox("config", "ports", name, "--publish-port", "8080");
+    assert.equal(changed.code, 0, changed.stderr);
+    assert.match(changed.stdout + changed.stderr, /8080/);
+    const removed = await sandbox("remove", name);
+    assert.equal(removed.code, 0, removed.stderr);
   });
 
   test("nothing leaves for another host", async () => {

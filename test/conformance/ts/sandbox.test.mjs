@@ -186,7 +186,6 @@ test("delete removes the name", async (t) => {
 
 test("what is not built says so and names the field", async (t) => {
   for (const [field, params] of Object.entries({
-    ports: { ports: [3000] },
     networkPolicy: { networkPolicy: "deny-all" },
     networkId: { networkId: "network_1" },
     region: { region: "iad1" },

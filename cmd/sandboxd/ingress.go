@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/ingress"
+)
+
+// ingressOptions are the flags about published ports.
+type ingressOptions struct {
+	address  string
+	ports    string
+	host     string
+	maxPorts int
+	resume   bool
+	wait     time.Duration
+
+	domain            string
+	listen            string
+	certFile, keyFile string
+	urlPort           int
+}
+
+func (o *ingressOptions) flags(f *pflag.FlagSet) {
+	f.StringVar(&o.address, "publish-address", ingress.DefaultAddress, "address at which published ports are reached; beyond loopback, other machines reach them without TLS")
+	f.StringVar(&o.ports, "publish-ports", fmt.Sprintf("%d-%d", ingress.DefaultFirstPort, ingress.DefaultLastPort), "this machine's ports for published ports, one each")
+	f.StringVar(&o.host, "publish-host", "", "host in the URLs of published ports (default: --publish-address)")
+	f.IntVar(&o.maxPorts, "max-ports", skerry.DefaultMaxPorts, "how many ports a sandbox may publish")
+	f.StringVar(&o.domain, "domain", "", "domain below which published ports have names, https://SUBDOMAIN.DOMAIN, in the place of ports of this machine; every name below it must lead here")
+	f.StringVar(&o.listen, "ingress-listen", ":443", "address to listen at for published ports, with --domain")
+	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN; read again when it changes")
+	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with its key")
+	f.IntVar(&o.urlPort, "ingress-port", 0, "port in the URLs of published ports, with --domain (default: that of --ingress-listen)")
+	f.BoolVar(&o.resume, "resume-on-request", true, "let a request to a published port start its persistent sandbox again if that has stopped")
+	f.DurationVar(&o.wait, "resume-wait", ingress.DefaultResumeWait, "how long such a request waits for the start")
+}
+
+// open makes the ingress; it lets nothing in yet.
+func (o *ingressOptions) open(ctx context.Context, log *slog.Logger) (*ingress.Ingress, error) {
+	if o.domain != "" {
+		return o.openDomain(ctx, log)
+	}
+	first, last, err := portRange(o.ports)
+	if err != nil {
+		return nil, err
+	}
+	return ingress.New(ingress.Config{
+		Log: log, Address: o.address, FirstPort: first, LastPort: last, Host: o.host, NoResume: !o.resume, ResumeWait: o.wait,
+	})
+}
+
+// openDomain makes the ingress of domain mode.
+func (o *ingressOptions) openDomain(ctx context.Context, log *slog.Logger) (*ingress.Ingress, error) {
+	if o.certFile == "" || o.keyFile == "" {
+		return nil, errors.New("--domain needs a certificate for all names below the domain: --ingress-tls-cert and --ingress-tls-key")
+	}
+	cert, err := ingress.LoadCertificate(o.certFile, o.keyFile, log)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for published ports: %w", err)
+	}
+	gate, err := ingress.New(ingress.Config{
+		Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: cert.TLS(), NoResume: !o.resume, ResumeWait: o.wait,
+	})
+	if err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return gate, nil
+}
+
+// portRange parses "FIRST-LAST".
+func portRange(s string) (first, last int, err error) {
+	a, b, _ := strings.Cut(s, "-")
+	if first, err = strconv.Atoi(a); err == nil {
+		last, err = strconv.Atoi(b)
+	}
+	if err != nil || first < 1 || last < first || last > skerry.MaxPort {
+		return 0, 0, fmt.Errorf("--publish-ports %q is not of the form FIRST-LAST, such as 20000-29999", s)
+	}
+	return first, last, nil
+}

@@ -1,0 +1,286 @@
+package ingress
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// Limits of the connections to clients and to sandboxes.
+const (
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 2 * time.Minute
+	maxHeaderBytes    = 64 << 10
+	// maxAnswerHeader bounds what a sandbox sends before a body.
+	maxAnswerHeader = 256 << 10
+	// answerTimeout is how long a sandbox may think before it answers.
+	answerTimeout = 10 * time.Minute
+	// keepIdle is how long a connection to a sandbox is kept for the next
+	// request: less than servers do, Node.js closes after 5 seconds, as a request
+	// that meets a close is lost.
+	keepIdle    = 4 * time.Second
+	maxIdle     = 1024
+	maxIdleEach = 64
+	// maxStreams is how many requests an HTTP/2 connection has at once.
+	maxStreams = 128
+	// startRest is how long requests do not start a sandbox again that has just
+	// failed to start.
+	startRest = 3 * time.Second
+)
+
+func (i *Ingress) newServer() *http.Server {
+	return &http.Server{
+		Handler:           http.HandlerFunc(i.handle),
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		BaseContext:       func(net.Listener) context.Context { return i.ctx },
+		ConnContext:       withConn,
+		ConnState:         closeSpent,
+		ErrorLog:          slog.NewLogLogger(i.cfg.Log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve serves a listener until that is closed.
+func (i *Ingress) serve(ln net.Listener) {
+	if err := i.server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		i.cfg.Log.Error("the ingress has stopped listening", "address", ln.Addr().String(), "error", err)
+	}
+}
+
+type (
+	connKey   struct{}
+	targetKey struct{}
+)
+
+// withConn has requests know by which connection they came.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if cc := counted(c); cc != nil {
+		return context.WithValue(ctx, connKey{}, cc)
+	}
+	return ctx
+}
+
+func counted(c net.Conn) *clientConn {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	cc, _ := c.(*clientConn)
+	return cc
+}
+
+func connOf(r *http.Request) *clientConn {
+	cc, _ := r.Context().Value(connKey{}).(*clientConn)
+	return cc
+}
+
+// closeSpent ends a connection that is to take no further request.
+func closeSpent(c net.Conn, state http.ConnState) {
+	if cc := counted(c); state == http.StateIdle && cc != nil && cc.spent.Load() {
+		_ = c.Close()
+	}
+}
+
+// routeOf finds whose request it is, nil if nobody's.
+func (i *Ingress) routeOf(r *http.Request) *route {
+	if i.cfg.Domain == "" {
+		cc := connOf(r)
+		if cc == nil || cc.of.place == nil {
+			return nil
+		}
+		return cc.of.place.route.Load()
+	}
+	name, ok := subdomainOf(r.Host, i.cfg.Domain)
+	if !ok {
+		return nil
+	}
+	return i.routeBySubdomain(name)
+}
+
+// handle answers one request.
+func (i *Ingress) handle(w http.ResponseWriter, r *http.Request) {
+	if cc := connOf(r); cc != nil && cc.spent.Load() {
+		panic(http.ErrAbortHandler) // what looks like a request is the rest of one
+	}
+	rt := i.routeOf(r)
+	if rt == nil {
+		if i.cfg.Domain == "" {
+			w.Header().Set("Connection", "close") // its port is nobody's any more
+		}
+		i.refuse(w, r, nil, noRoute)
+		return
+	}
+	if r.Method == http.MethodConnect {
+		i.refuse(w, r, rt, noTunnels)
+		return
+	}
+	defer rt.requests.Add(-1)
+	if rt.requests.Add(1) > int64(i.cfg.RouteRequests) {
+		i.refuse(w, r, rt, tooMany)
+		return
+	}
+	if rt.Private() && !i.admit(w, r, rt) {
+		return
+	}
+	if r.ProtoMajor == 1 && r.Body != http.NoBody {
+		body := duplex(w, r)
+		defer body.settle(connOf(r))
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(rt.ctx, cancel)()
+	session, err := i.reach(ctx, rt)
+	if err != nil {
+		i.refuse(w, r, rt, unreachable(err))
+		return
+	}
+	target := &target{route: rt, host: session + ":" + strconv.Itoa(rt.Port)}
+	i.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, targetKey{}, target)))
+}
+
+// admit lets a request to a private route through if it has a token. A page
+// whose URL has one gets a cookie in its place, and is loaded again without.
+func (i *Ingress) admit(w http.ResponseWriter, r *http.Request, rt *route) bool {
+	tokens, inQuery := offered(r, i.cookieName(rt.PublishedPort))
+	for _, token := range tokens {
+		expires, ok := verifyToken(rt.Key, token, time.Now())
+		if !ok {
+			continue
+		}
+		if token != inQuery || !wantsPage(r) {
+			return true
+		}
+		http.SetCookie(w, i.cookie(rt.PublishedPort, token, expires))
+		u := *r.URL
+		u.Scheme, u.Host, u.User = "http", r.Host, nil
+		if r.TLS != nil {
+			u.Scheme = "https"
+		}
+		u.RawQuery = withoutTokens(u.RawQuery)
+		h := w.Header()
+		h.Set("Cache-Control", "no-store")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Location", u.String())
+		w.WriteHeader(http.StatusSeeOther)
+		return false
+	}
+	i.refuse(w, r, rt, noToken)
+	return false
+}
+
+// reach returns the session that takes a route's requests.
+func (i *Ingress) reach(ctx context.Context, rt *route) (string, error) {
+	if f := rt.failed.Load(); f != nil && time.Now().Before(f.until) {
+		return "", f.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, i.cfg.ResumeWait)
+	defer cancel()
+	session, err := i.backend.Reach(ctx, rt.sandboxID, !i.cfg.NoResume)
+	if err != nil && ctx.Err() == nil && skerry.CodeOf(err) != skerry.CodeSandboxStopped {
+		i.cfg.Log.Warn("a request cannot reach its sandbox", "sandbox", rt.sandboxID, "port", rt.Port, "error", err)
+		rt.failed.Store(&failure{until: time.Now().Add(startRest), err: err})
+	}
+	return session, err
+}
+
+// target is where a request goes.
+type target struct {
+	route *route
+	// host stands for the sandbox's address: connections are kept apart by it.
+	host string
+}
+
+func targetOf(ctx context.Context) *target {
+	t, _ := ctx.Value(targetKey{}).(*target)
+	return t
+}
+
+// newProxy returns what sends requests on.
+func (i *Ingress) newProxy() http.Handler {
+	return &httputil.ReverseProxy{
+		Rewrite:        i.rewrite,
+		ModifyResponse: func(r *http.Response) error { withoutOurCookies(r.Header); return nil },
+		ErrorHandler:   i.failed,
+		FlushInterval:  -1, // at once
+		BufferPool:     &buffers{},
+		ErrorLog:       slog.NewLogLogger(i.cfg.Log.Handler(), slog.LevelDebug),
+		Transport: &http.Transport{
+			DialContext:            i.dial,
+			DisableCompression:     true,
+			MaxIdleConns:           maxIdle,
+			MaxIdleConnsPerHost:    maxIdleEach,
+			IdleConnTimeout:        keepIdle,
+			ResponseHeaderTimeout:  answerTimeout,
+			ExpectContinueTimeout:  time.Second,
+			MaxResponseHeaderBytes: maxAnswerHeader,
+		},
+	}
+}
+
+// dial connects to the sandbox of the request that asks for it. The address is
+// for the transport alone; it takes a connection that another request has
+// asked for only if theirs are the same.
+func (i *Ingress) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	t := targetOf(ctx)
+	if t == nil {
+		return nil, errors.New("ingress: a request without a target")
+	}
+	session, _, _ := strings.Cut(t.host, ":")
+	return i.backend.Dial(ctx, session, t.route.Port)
+}
+
+// rewrite makes what is sent to a sandbox of what a client has sent. The
+// headers that speak for the proxy are its own.
+func (i *Ingress) rewrite(p *httputil.ProxyRequest) {
+	out := p.Out
+	for name := range out.Header {
+		if strings.HasPrefix(name, "X-Forwarded-") {
+			delete(out.Header, name)
+		}
+	}
+	p.SetXForwarded()
+	out.Header["X-Real-Ip"] = out.Header["X-Forwarded-For"]
+	out.URL.Scheme, out.URL.Host = "http", targetOf(p.In.Context()).host
+	out.URL.RawQuery = p.In.URL.RawQuery
+	out.Host = p.In.Host
+	stripTokens(out.Header, out.URL)
+	if _, set := out.Header["User-Agent"]; !set {
+		out.Header["User-Agent"] = nil // or the transport would send its own
+	}
+}
+
+// failed answers a request that got no answer.
+func (i *Ingress) failed(w http.ResponseWriter, r *http.Request, err error) {
+	t := targetOf(r.Context())
+	if r.Context().Err() == nil {
+		i.cfg.Log.Debug("a request failed", "sandbox", t.route.sandboxID, "port", t.route.Port, "error", err)
+	}
+	i.refuse(w, r, t.route, unanswered(err))
+}
+
+// buffers are what bodies are copied through.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get implements httputil.BufferPool.
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return p[:]
+	}
+	return new([bufferSize]byte)[:]
+}
+
+// Put implements httputil.BufferPool.
+func (b *buffers) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }
