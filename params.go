@@ -20,6 +20,8 @@ type CreateParams struct {
 	Retention          *Retention
 	// Mounts are drives by the path that they are at.
 	Mounts map[string]Mount
+	// Policy is what sessions may reach; nil is all that any sandbox may.
+	Policy *NetworkPolicy
 }
 
 // UpdateParams is what a client changes about a sandbox; nil fields stay.
@@ -38,6 +40,9 @@ type UpdateParams struct {
 	Mounts map[string]Mount
 	// CurrentSnapshotID has the next session start from that snapshot.
 	CurrentSnapshotID *string
+	// Policy replaces what the sandbox may reach: in the session that runs, at
+	// once, and in later ones.
+	Policy *NetworkPolicy
 }
 
 // SnapshotParams is how a client wants a snapshot.

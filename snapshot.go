@@ -136,6 +136,9 @@ type ForkParams struct {
 	// Mounts, if not nil, are the fork's. The source's are copied as snapshots,
 	// since a drive has one writer.
 	Mounts map[string]Mount
+	// Policy, if not nil, is what the fork may reach, in the place of what the
+	// source may.
+	Policy *NetworkPolicy
 	// Live takes the files of a running source as they are at this moment,
 	// instead of those of its current snapshot. Our own addition.
 	Live bool

@@ -140,9 +140,7 @@ func TestBadQueries(t *testing.T) {
 func TestUnbuiltIsSaidSo(t *testing.T) {
 	h := serve(t, &stub{err: skerry.Errorf(skerry.CodeConflict, "the request was accepted")})
 	for body, field := range map[string]string{
-		`{"ports":[3000]}`: "ports", `{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
-		`{"networkPolicy":{"allow":["x"]}}`: "networkPolicy", `{"networkPolicy":{"mode":"allow-all","subnets":{}}}`: "networkPolicy",
-		`{"networkPolicy":{}}`: "networkPolicy", `{"networkId":"n"}`: "networkId",
+		`{"ports":[3000]}`: "ports", `{"networkId":"n"}`: "networkId",
 		`{"region":"iad1"}`: "region", `{"failoverRegions":["local","sfo1"]}`: "failoverRegions",
 	} {
 		h.refused("POST", "/v3/sandboxes", body, 501, skerry.CodeNotImplemented, field)
@@ -150,7 +148,7 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 	}
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", `{"command":"cat","attachStdin":true}`, 501, skerry.CodeNotImplemented, "attachStdin")
 	for _, call := range []string{
-		"POST /v2/sandboxes/sessions/s/network-policy", "POST /v2/sandboxes/sessions/s/cmd/c/stdin",
+		"POST /v2/sandboxes/sessions/s/cmd/c/stdin",
 		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
 		"POST /v2/sandboxes/drives/d/fork",
 	} {

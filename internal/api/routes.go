@@ -195,6 +195,11 @@ func (s *Server) sessionRoutes() []route {
 			errors: append([]skerry.Code{skerry.CodeTimeoutInvalid}, sessionErrors...),
 		},
 		{
+			method: http.MethodPost, path: sessionPath + "/network-policy", id: "setNetworkPolicy", summary: "Change what a running session may reach",
+			request: policyRequest{}, response: pauseResponse{}, handle: s.setNetworkPolicy, errors: sessionErrors,
+			detail: "It is enforced when the answer comes: connections that the new policy forbids are cut, the others kept. The sandbox's own policy, which later sessions start with, stays as it is: see updateSandbox.",
+		},
+		{
 			method: http.MethodPost, path: sessionPath + "/interactive", id: "openInteractive", summary: "Ask for a terminal",
 			response: interactiveResponse{}, handle: s.openInteractive,
 			errors: sessionErrors,
@@ -312,7 +317,6 @@ func (s *Server) unbuiltRoutes() []route {
 		}
 	}
 	return []route{
-		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
 		unbuilt(http.MethodPost, commandPath+"/stdin", "writeStdin", "standard input of a command"),
 		unbuilt(http.MethodPost, drivesPath+"/{drive}/fork", "forkDrive", "forking a drive"),
 	}

@@ -79,7 +79,17 @@ func (c *Controller) validateCreate(p *skerry.CreateParams) error {
 	if err := validateMounts(p.Mounts); err != nil {
 		return err
 	}
+	if err := validatePolicy(p.Policy); err != nil {
+		return err
+	}
 	return validateSource(p.Source)
+}
+
+func validatePolicy(p *skerry.NetworkPolicy) error {
+	if p == nil {
+		return nil
+	}
+	return p.Check("networkPolicy")
 }
 
 // validateExpiration checks how long a snapshot shall be kept.
@@ -127,6 +137,9 @@ func (c *Controller) validateUpdate(p *skerry.UpdateParams) error {
 		return err
 	}
 	if err := validateMounts(p.Mounts); err != nil {
+		return err
+	}
+	if err := validatePolicy(p.Policy); err != nil {
 		return err
 	}
 	return validateTags(p.Tags)

@@ -65,6 +65,8 @@ type Pool struct {
 	prefix    netip.Prefix
 	resolvers []string
 	rules     *rules
+	// carried is what an earlier process let the sandboxes that run reach.
+	carried map[netip.Addr]verdicts
 
 	// ready has the prepared leases but one, which the refill goroutine holds
 	// out; nil when none are prepared.
@@ -112,7 +114,10 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		share = cfg.connections
 	}
 	p.rules = &rules{mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound, connections: share}
-	if err := p.rules.install(p.elements()); err != nil {
+	if p.carried, err = p.rules.carried(p.elements()); err != nil {
+		return nil, fmt.Errorf("network: read the rules: %w", err)
+	}
+	if err := p.rules.install(p.elements(), p.carried); err != nil {
 		err = fmt.Errorf("network: install the rules: %w", err)
 		if len(p.leases) == 0 {
 			err = errors.Join(err, p.rules.remove())
@@ -246,6 +251,7 @@ func (p *Pool) Adopt(_ context.Context, id string) (*Lease, error) {
 		return nil, fmt.Errorf("adopt network %s: it was not left by an earlier process", id)
 	}
 	l := p.lease(id, n)
+	l.verdicts = p.carried[l.sandbox]
 	if err := l.check(); err != nil {
 		return nil, fmt.Errorf("adopt network %s: %w", id, err)
 	}
@@ -264,7 +270,9 @@ func (p *Pool) Recover(ctx context.Context, inUse []string) error {
 	for id, l := range p.leases {
 		if l == nil && !keep[id] {
 			n, _ := parseID(id)
-			stray = append(stray, p.lease(id, n))
+			left := p.lease(id, n)
+			left.verdicts = p.carried[left.sandbox]
+			stray = append(stray, left)
 		}
 	}
 	p.mu.Unlock()

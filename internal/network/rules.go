@@ -42,6 +42,7 @@ var forbidden = []string{
 //	  drop all, without Outbound
 //	input:   drop packets from sandboxes
 //	forward: drop between sandboxes; towards them only what they asked for;
+//	         in both directions only what the sandbox's policy allows (policy.go);
 //	         drop a sandbox's new connections beyond its share of the host's
 //	         connection table, which is everybody's
 //	         what came in by an interface in the set "opened" goes nowhere but
@@ -92,7 +93,7 @@ func ifName(name string) []byte {
 // install makes the table, with the leases that exist, and lets the host
 // forward. It replaces an earlier one in one step: there is no moment without
 // rules.
-func (r *rules) install(existing []*Lease) error {
+func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) error {
 	opened, err := r.toOpen()
 	if err != nil {
 		return err
@@ -106,7 +107,14 @@ func (r *rules) install(existing []*Lease) error {
 	for _, l := range existing {
 		elements = append(elements, element(l)...)
 	}
-	if err := c.AddSet(r.leases(), elements); err != nil {
+	leases := r.leases()
+	if err := c.AddSet(leases, nil); err != nil {
+		return err
+	}
+	if err := chunked(elements, func(part []nftables.SetElement) error { return c.SetAddElements(leases, part) }); err != nil {
+		return err
+	}
+	if err := r.addPolicySets(&c, carried); err != nil {
 		return err
 	}
 	var names []nftables.SetElement
@@ -122,6 +130,7 @@ func (r *rules) install(existing []*Lease) error {
 	if err := c.AddSet(&nftables.Set{Table: t, Name: "forbidden", KeyType: nftables.TypeIPAddr, Interval: true}, intervals(forbidden)); err != nil {
 		return err
 	}
+	r.addPolicyChains(&c, t)
 	r.addChains(&c, t)
 	if err := c.Flush(); err != nil {
 		return err
@@ -171,8 +180,10 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 	toOurs := ifPrefixIs(expr.MetaKeyOIFNAME, r.ifPrefix)
 	chain("through-host", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
 		join(ours, ifPrefixIs(expr.MetaKeyOIFNAME, anyInterface), drop()),
+		join(toOurs, answers(), through("judge-in")),
 		join(toOurs, answers(), verdict(expr.VerdictAccept)),
 		join(toOurs, drop()),
+		join(ours, through("judge-out")),
 		join(ours, newConnection(), moreThan(r.connections, countedSet(t)), drop()),
 		join(ours, verdict(expr.VerdictAccept)),
 		join(interfaceIn("opened"), ifPrefixIsNot(expr.MetaKeyOIFNAME, anyInterface), drop()),

@@ -44,6 +44,10 @@ type Lease interface {
 	NetNSPath() string
 	// Counters returns the bytes that went in and out, seen from the sandbox.
 	Counters() (ingress, egress int64, err error)
+	// SetPolicy enforces what may be reached, of which nothing is before the
+	// first. Connections that it forbids are cut. If it fails, the policy before
+	// stays.
+	SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error
 	Release(ctx context.Context) error
 }
 

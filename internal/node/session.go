@@ -49,8 +49,10 @@ type session struct {
 	ended  chan struct{}
 	reason string
 
-	// saving is held while a snapshot is taken: one after the other.
-	saving sync.Mutex
+	// saving is held while a snapshot is taken: one after the other; policing
+	// while what the session may reach is changed.
+	saving   sync.Mutex
+	policing sync.Mutex
 
 	mu       sync.Mutex
 	stopping bool

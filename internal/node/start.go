@@ -54,6 +54,9 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
 	}
+	if err := s.setNetwork(ctx, spec.Network); err != nil {
+		return err
+	}
 	mounts, err := s.mount(ctx, spec.Mounts)
 	if err != nil {
 		return err
