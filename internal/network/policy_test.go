@@ -109,7 +109,12 @@ func TestPolicies(t *testing.T) {
 // udpEcho reports whether a datagram comes back.
 func udpEcho(t testing.TB, l *Lease, target string) bool {
 	t.Helper()
-	err := inside(t, l.NetNSPath(), func() error {
+	return udpTo(t, l, target+":"+labPort) == nil
+}
+
+func udpTo(t testing.TB, l *Lease, target string) error {
+	t.Helper()
+	return inside(t, l.NetNSPath(), func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
@@ -117,7 +122,7 @@ func udpEcho(t testing.TB, l *Lease, target string) bool {
 		defer unix.Close(fd)
 		tv := unix.NsecToTimeval(int64(impatience))
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
-		ap := netip.MustParseAddrPort(target + ":" + labPort)
+		ap := netip.MustParseAddrPort(target)
 		if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(ap.Port()), Addr: ap.Addr().As4()}); err != nil {
 			return err
 		}
@@ -127,7 +132,6 @@ func udpEcho(t testing.TB, l *Lease, target string) bool {
 		_, err = unix.Read(fd, make([]byte, 8))
 		return err
 	})
-	return err == nil
 }
 
 // TestPolicyChangesCut has data on its way while the policy changes: it goes on

@@ -57,6 +57,8 @@ type rules struct {
 	outbound       bool
 	// connections is how many the host tracks for one sandbox.
 	connections uint32
+	// gateway, if not nil, is where sandboxes with a list are redirected to.
+	gateway *Gateway
 }
 
 func (r *rules) table() *nftables.Table {
@@ -131,6 +133,9 @@ func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) erro
 		return err
 	}
 	r.addPolicyChains(&c, t)
+	if r.gateway != nil {
+		r.addGatewayChains(&c, t)
+	}
 	r.addChains(&c, t)
 	if err := c.Flush(); err != nil {
 		return err
@@ -176,7 +181,11 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		fromSandbox = append(fromSandbox, drop())
 	}
 	chain("from-sandbox", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, fromSandbox...)
-	chain("to-host", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, join(ours, drop()))
+	toHost := [][]expr.Any{join(ours, drop())}
+	if r.gateway != nil {
+		toHost = append([][]expr.Any{join(ours, destinationWithin(netip.PrefixFrom(r.gateway.addr, 32)), to("judge-proxied"))}, toHost...)
+	}
+	chain("to-host", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, toHost...)
 	toOurs := ifPrefixIs(expr.MetaKeyOIFNAME, r.ifPrefix)
 	chain("through-host", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
 		join(ours, ifPrefixIs(expr.MetaKeyOIFNAME, anyInterface), drop()),
