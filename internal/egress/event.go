@@ -54,3 +54,28 @@ func (m *Meter) Ingress() int64 { return m.in.Load() }
 
 // Egress returns the bytes that came from the sandbox.
 func (m *Meter) Egress() int64 { return m.out.Load() }
+
+// Reasons of events.
+const (
+	reasonAddress     = "address"              // allowed by a CIDR, or by allow-all
+	reasonDomain      = "domain"               // allowed or not by the domains
+	reasonForbidden   = "forbidden address"    // to every sandbox
+	reasonDenied      = "denied address"       // by a CIDR, or by deny-all
+	reasonPort        = "port"                 // neither 80 nor 443, and only a domain could allow it
+	reasonTooMany     = "too many connections" // of the sandbox, or of all
+	reasonNotTLS      = "no TLS"
+	reasonHello       = "malformed ClientHello"
+	reasonTimeout     = "timeout"
+	reasonNoName      = "no server name"
+	reasonECH         = "encrypted ClientHello"
+	reasonBadName     = "no valid name"
+	reasonHost        = "host is not the server name" // or has another port
+	reasonPath        = "ambiguous path or query"
+	reasonMethod      = "method"
+	reasonCertificate = "upstream certificate"
+	reasonUpstream    = "upstream not reached"
+	reasonNoCA        = "no certificate authority"
+	reasonHandshake   = "TLS handshake"
+	reasonRule        = "rule" // answered, forwarded or transformed by one
+	reasonPlain       = "transform left out over plain HTTP"
+)

@@ -24,8 +24,8 @@ type Site struct {
 	// Pattern is as it is compared, see Normalize.
 	Pattern string
 	rules   []*Action
-	// paths tells that a rule looks at the path.
-	paths bool
+	// paths and queries tell that a rule looks at the path or at the query.
+	paths, queries bool
 }
 
 // Action is a rule, checked. Exactly one of its fields is set.
@@ -107,7 +107,10 @@ func (c *Compiled) add(d Domain) error {
 			return err
 		}
 		s.rules = append(s.rules, a)
-		s.paths = s.paths || a.match != nil && a.match.path != nil
+		if a.match != nil {
+			s.paths = s.paths || a.match.path != nil
+			s.queries = s.queries || len(a.match.query) > 0
+		}
 	}
 	*slot = s
 	return nil

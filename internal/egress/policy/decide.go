@@ -55,10 +55,19 @@ func (s *Site) NeedsUpstream() bool {
 	return true
 }
 
-// AmbiguousPath reports whether rules of the site look at the path and this one
-// means something else to a server that resolves "." and ".." in it, so that it
-// must be refused.
-func (s *Site) AmbiguousPath(path string) bool { return s.paths && hasDotSegment(path) }
+// Ambiguous reports whether rules of the site look at a path or query that a
+// server may take for another: one with "." or ".." in it, or one that is
+// malformed. Such a request must be refused.
+func (s *Site) Ambiguous(u *url.URL) bool {
+	if s.paths && hasDotSegment(u.Path) {
+		return true
+	}
+	if s.queries {
+		_, err := url.ParseQuery(u.RawQuery)
+		return err != nil
+	}
+	return false
+}
 
 func hasDotSegment(path string) bool {
 	if !strings.Contains(path, ".") {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -201,9 +202,12 @@ func TestActions(t *testing.T) {
 	for path, want := range map[string]bool{
 		"/v1/../admin": true, "/v1/./x": true, "/v1/..;x/admin": true, `/v1\..\admin`: true, "/..": true, "/a..b/...": false, "/v1/x.y": false,
 	} {
-		if s.AmbiguousPath(path) != want {
+		if s.Ambiguous(&url.URL{Path: path, RawQuery: "a=1"}) != want {
 			t.Errorf("path %s: ambiguous %v", path, !want)
 		}
+	}
+	if !s.Ambiguous(&url.URL{Path: "/", RawQuery: "q=1;q=2"}) {
+		t.Error("a malformed query is not ambiguous")
 	}
 }
 
