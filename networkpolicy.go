@@ -209,3 +209,33 @@ func (m *RequestMatch) shown() *RequestMatch {
 // NeedsTLS reports whether requests to the domain are only known when TLS is
 // ended on their way.
 func (d *DomainRules) NeedsTLS() bool { return len(d.Rules) > 0 }
+
+// NetworkEvent is a decision of the proxy about a connection, a request or a
+// query of a sandbox.
+type NetworkEvent struct {
+	Time    Time `json:"time"`
+	Allowed bool `json:"allowed"`
+	// Protocol is "tcp", "tls" (passed through by its name), "https" (a request
+	// in TLS that the proxy ended), "http" or "dns".
+	Protocol string `json:"protocol"`
+	Reason   string `json:"reason"`
+	Domain   string `json:"domain,omitempty"`
+	// Destination is where the sandbox wanted to go, Upstream where the proxy
+	// went; address and port.
+	Destination string `json:"destination,omitempty"`
+	Upstream    string `json:"upstream,omitempty"`
+	// End says that what was allowed has ended; then the rest is set.
+	End      bool     `json:"end,omitempty"`
+	BytesIn  int64    `json:"bytesIn,omitempty"`
+	BytesOut int64    `json:"bytesOut,omitempty"`
+	Duration Duration `json:"durationMs,omitempty"`
+	// Suppressed is how many events before were left out, as there were too
+	// many.
+	Suppressed int64 `json:"suppressed,omitempty"`
+}
+
+// NeedsAuthority reports whether the policy has TLS ended in the proxy, so that
+// the sandbox must trust the installation's certificate authority.
+func (p *NetworkPolicy) NeedsAuthority() bool {
+	return slices.ContainsFunc(p.Domains, func(d DomainRules) bool { return d.NeedsTLS() })
+}

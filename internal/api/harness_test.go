@@ -294,6 +294,10 @@ func (s *stub) ResumeSession(context.Context, skerry.Scope, string) (*skerry.Ses
 	return nil, s.err
 }
 
+func (s *stub) NetworkEvents(context.Context, skerry.Scope, string, int) ([]skerry.NetworkEvent, error) {
+	return nil, s.err
+}
+
 func (s *stub) SetNetworkPolicy(_ context.Context, _ skerry.Scope, id string, p *skerry.NetworkPolicy) (*skerry.Session, error) {
 	s.policy = p
 	if s.err != nil {

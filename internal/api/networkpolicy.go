@@ -182,3 +182,24 @@ func (s *Server) setNetworkPolicy(c *call) error {
 	}
 	return c.reply(pauseResponse{Session: c.session(session)})
 }
+
+type networkEventsQuery struct {
+	Limit int `json:"limit" min:"1" max:"1000" doc:"How many of the newest, 100 by default."`
+}
+
+type networkEventsResponse struct {
+	Events []skerry.NetworkEvent `json:"events"`
+}
+
+// listNetworkEvents tells what the proxy has decided about a session.
+func (s *Server) listNetworkEvents(c *call) error {
+	q := networkEventsQuery{Limit: 100}
+	if err := c.query(&q); err != nil {
+		return err
+	}
+	list, err := s.service.NetworkEvents(c.r.Context(), c.scope, c.path("session"), q.Limit)
+	if err != nil {
+		return err
+	}
+	return c.reply(networkEventsResponse{Events: notNil(list)})
+}

@@ -77,3 +77,11 @@ func (c *Controller) applyPolicy(ctx context.Context, box *skerry.Sandbox, p *sk
 	}
 	return err
 }
+
+// NetworkEvents implements api.Service.
+func (c *Controller) NetworkEvents(ctx context.Context, scope skerry.Scope, id string, limit int) ([]skerry.NetworkEvent, error) {
+	if _, err := c.sessionOf(ctx, scope, id); err != nil {
+		return nil, err
+	}
+	return c.cfg.Node.NetworkEvents(ctx, id, limit)
+}

@@ -45,6 +45,9 @@ type Node interface {
 	// SetNetwork changes what the session may reach; that is enforced when it
 	// returns. If it fails, nothing has changed.
 	SetNetwork(ctx context.Context, sessionID string, network NetworkSpec) error
+	// NetworkEvents are the newest decisions about what a session reaches, the
+	// oldest first; also after its end, until it is forgotten.
+	NetworkEvents(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error)
 	// Recover adopts the sessions in keep that survived a restart of the
 	// service, destroys everything else this node finds on its machine, and
 	// returns the adopted ones. What they may reach is enforced before anything

@@ -259,6 +259,10 @@ func (n *processNode) SetNetwork(_ context.Context, id string, network NetworkSp
 	return nil
 }
 
+func (n *processNode) NetworkEvents(_ context.Context, id string, limit int) ([]skerry.NetworkEvent, error) {
+	return []skerry.NetworkEvent{{Protocol: "tls", Domain: id}}[:min(limit, 1)], nil
+}
+
 // network is what a session may reach.
 func (n *processNode) network(id string) NetworkSpec {
 	n.mu.Lock()

@@ -35,6 +35,12 @@ type Networks interface {
 	Recover(ctx context.Context, inUse []string) error
 	// Resolvers are the DNS servers that sandboxes are told of.
 	Resolvers() []string
+	// Authority is the certificate, in PEM, that sandboxes must trust whose TLS
+	// is ended on its way.
+	Authority() []byte
+	// Events are the newest decisions about a session, the oldest first; also
+	// after its end.
+	Events(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error)
 }
 
 // Lease is a network that a session has for its life.
@@ -44,10 +50,10 @@ type Lease interface {
 	NetNSPath() string
 	// Counters returns the bytes that went in and out, seen from the sandbox.
 	Counters() (ingress, egress int64, err error)
-	// SetPolicy enforces what may be reached, of which nothing is before the
-	// first. Connections that it forbids are cut. If it fails, the policy before
+	// SetNetwork enforces what may be reached, of which nothing is before the
+	// first. Connections that it forbids are cut. If it fails, what was before
 	// stays.
-	SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error
+	SetNetwork(ctx context.Context, sessionID string, network controller.NetworkSpec) error
 	Release(ctx context.Context) error
 }
 

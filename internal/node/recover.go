@@ -101,6 +101,7 @@ func (s *session) adopt(ctx context.Context, network controller.NetworkSpec) err
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
 	s.secret, s.agent, s.attached, s.drives = st.Secret, st.Agent, true, st.Drives
+	s.trust.own = st.OwnTrust
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
 	}

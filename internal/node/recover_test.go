@@ -105,7 +105,12 @@ func (noLease) NetNSPath() string               { return "" }
 func (noLease) Counters() (int64, int64, error) { return 0, 0, nil }
 func (noLease) Release(context.Context) error   { return nil }
 
-func (noLease) SetPolicy(context.Context, *skerry.NetworkPolicy) error { return nil }
+func (noLease) SetNetwork(context.Context, string, controller.NetworkSpec) error { return nil }
+
+func (noNetworks) Authority() []byte { return nil }
+func (noNetworks) Events(context.Context, string, int) ([]skerry.NetworkEvent, error) {
+	return nil, nil
+}
 
 // nodeAfter returns a node whose earlier process left the machines, with their
 // ids.

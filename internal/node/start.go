@@ -61,6 +61,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err != nil {
 		return err
 	}
+	s.trust.own = ownTrust(spec.Env)
 	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
 	if err := s.saveState(); err != nil {
 		return err
