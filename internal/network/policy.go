@@ -106,7 +106,7 @@ func (v verdicts) elements(sandbox netip.Addr) [4][]nftables.SetElement {
 // SetPolicy enforces what the sandbox may reach; before the first call that is
 // nothing. Connections that it forbids are cut, the others go on. There is no
 // moment in between, and if it fails nothing has changed.
-func (l *Lease) SetPolicy(_ context.Context, p *skerry.NetworkPolicy) error {
+func (l *Lease) SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.released {
@@ -116,7 +116,14 @@ func (l *Lease) SetPolicy(_ context.Context, p *skerry.NetworkPolicy) error {
 	if err := l.pool.rules.judge(l.sandbox, l.verdicts, next); err != nil {
 		return fmt.Errorf("set the policy of network %s: %w", l.id, err)
 	}
+	// A new lease has no connections.
+	began := l.verdicts.open || l.verdicts.custom
 	l.verdicts = next
+	if began && !next.open {
+		if err := l.wake(ctx, next); err != nil {
+			l.pool.cfg.Log.Warn("a sandbox may wait for connections that were cut", "network", l.id, "error", err)
+		}
+	}
 	return nil
 }
 

@@ -96,9 +96,7 @@ def frames(list):
 
 
 def macs():
-    with open("/sys/class/net/eth0/address") as f:
-        mine = bytes.fromhex(f.read().strip().replace(":", ""))
-    return mine, b"\x02\x73" + socket.inet_aton(gateway())
+    return b"\x02\x73" + socket.inet_aton(own()), b"\x02\x73" + socket.inet_aton(gateway())
 
 
 def gateway():
@@ -126,7 +124,6 @@ def many(n):
     return b"%d held, %d refused" % (len(held), refused)
 
 
-mine, theirs = "", ""
 ATTACKS = {
     "tcp": lambda h, p: tcp(h, int(p)), "tls": tls, "http": http, "udp": lambda h, p: udp(h, int(p)), "query": query, "icmp": icmp,
     "no-sni": lambda h: tls(h, None, "allowed.test"),
