@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"bytes"
 	_ "embed"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -174,6 +177,46 @@ func TestFirewall(t *testing.T) {
 	}
 	for _, sb := range []*client.Sandbox{custom, closed, w.neighbour} {
 		w.assertAlive(sb)
+	}
+	w.told(custom)
+}
+
+// told checks what is told of a sandbox's traffic, and what is not.
+func (w *world) told(sb *client.Sandbox) {
+	w.t.Helper()
+	session := sb.Session().ID
+	stopped, err := sb.Stop(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if n := stopped.Session.Network; n == nil || n.Egress < 10_000 || n.Ingress < 10_000 {
+		w.t.Errorf("its traffic is counted as %+v", n)
+	}
+	events, err := sb.NetworkEvents(w.t.Context(), session, 1000)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var allowed, denied, unnamed bool
+	for _, e := range events {
+		allowed = allowed || e.Domain == "allowed.test" && e.Allowed && e.End && e.BytesIn > 0
+		denied = denied || e.Domain == "evil.test" && !e.Allowed
+		unnamed = unnamed || e.Destination == evilIP+":443" && !e.Allowed
+	}
+	if !allowed || !denied || !unnamed {
+		w.t.Errorf("%d events: allowed %t, denied %t, without a name %t", len(events), allowed, denied, unnamed)
+	}
+	err = filepath.WalkDir(w.path("state"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if bytes.Contains(b, []byte("Bearer brokered")) {
+			w.t.Errorf("%s tells the secret", path)
+		}
+		return err
+	})
+	if err != nil {
+		w.t.Error(err)
 	}
 }
 
