@@ -22,6 +22,8 @@ type CreateParams struct {
 	Mounts map[string]Mount
 	// Ports are published; those that are in PrivatePorts too ask for a token.
 	Ports, PrivatePorts []int
+	// Policy is what sessions may reach; nil is all that any sandbox may.
+	Policy *NetworkPolicy
 }
 
 // UpdateParams is what a client changes about a sandbox; nil fields stay.
@@ -43,6 +45,9 @@ type UpdateParams struct {
 	Ports, PrivatePorts []int
 	// CurrentSnapshotID has the next session start from that snapshot.
 	CurrentSnapshotID *string
+	// Policy replaces what the sandbox may reach: in the session that runs, at
+	// once, and in later ones.
+	Policy *NetworkPolicy
 }
 
 // SnapshotParams is how a client wants a snapshot.

@@ -30,7 +30,10 @@ type Sandbox struct {
 	// may hold credentials, so it is never sent back.
 	Source *Source `json:"-"`
 
-	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
+	// Policy is what sessions may reach; NetworkPolicy is what of it is shown.
+	// SetPolicy sets both.
+	Policy        *NetworkPolicy        `json:"-"`
+	NetworkPolicy *NetworkPolicySummary `json:"networkPolicy,omitempty"`
 
 	// Ports are reached from outside. They hold keys, so what is sent back are
 	// Routes, which a listing has too; our own addition to the wire form.
@@ -83,11 +86,8 @@ type Source struct {
 	SnapshotID string `json:"snapshotId,omitempty"`
 }
 
-// NetworkPolicy says what a sandbox may reach. Mode is the only field until
-// the egress firewall: "allow-all".
-type NetworkPolicy struct {
-	Mode string `json:"mode"`
-}
+// SetPolicy sets what sessions of the sandbox may reach.
+func (s *Sandbox) SetPolicy(p *NetworkPolicy) { s.Policy, s.NetworkPolicy = p, p.Summary() }
 
 // Route is how a port that listens in a sandbox is reached from outside.
 type Route struct {
@@ -145,10 +145,16 @@ type Session struct {
 	CreatedAt       Time     `json:"createdAt"`
 	UpdatedAt       Time     `json:"updatedAt"`
 
-	NetworkPolicy *NetworkPolicy   `json:"networkPolicy,omitempty"`
-	ActiveCPU     Duration         `json:"activeCpuDurationMs,omitempty"`
-	Network       *NetworkTransfer `json:"networkTransfer,omitempty"`
+	// Policy is what the session may reach; nil once it has ended. NetworkPolicy
+	// is what of it is shown.
+	Policy        *NetworkPolicy        `json:"-"`
+	NetworkPolicy *NetworkPolicySummary `json:"networkPolicy,omitempty"`
+	ActiveCPU     Duration              `json:"activeCpuDurationMs,omitempty"`
+	Network       *NetworkTransfer      `json:"networkTransfer,omitempty"`
 }
+
+// SetPolicy sets what the session may reach.
+func (s *Session) SetPolicy(p *NetworkPolicy) { s.Policy, s.NetworkPolicy = p, p.Summary() }
 
 // ExpiresAt is when the session times out; zero before it has started.
 func (s *Session) ExpiresAt() Time {

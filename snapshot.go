@@ -139,6 +139,9 @@ type ForkParams struct {
 	// Ports and PrivatePorts are as in UpdateParams. The fork has routes of its
 	// own to them.
 	Ports, PrivatePorts []int
+	// Policy, if not nil, is what the fork may reach, in the place of what the
+	// source may.
+	Policy *NetworkPolicy
 	// Live takes the files of a running source as they are at this moment,
 	// instead of those of its current snapshot. Our own addition.
 	Live bool

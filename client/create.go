@@ -60,9 +60,15 @@ type CreateOptions struct {
 // NetworkPolicy is what a sandbox may reach. Either Mode is "allow-all" or
 // "deny-all", or Mode is empty and everything that is not listed is denied.
 type NetworkPolicy struct {
-	Mode         string
+	Mode string
+	// AllowDomains may be reached by HTTPS on port 443 and HTTP on port 80. "*"
+	// stands for one label, as the first for one or more, alone for every domain.
 	AllowDomains []string
-	AllowCIDRs   []string
+	// Rules are domains that may be reached too, and what is done with requests
+	// to each: what the first rule that matches says.
+	Rules map[string][]NetworkRule
+	// AllowCIDRs may be reached by every protocol.
+	AllowCIDRs []string
 	// DenyCIDRs takes precedence over what is allowed.
 	DenyCIDRs []string
 }
@@ -76,11 +82,28 @@ func (p NetworkPolicy) MarshalJSON() ([]byte, error) {
 		Allow []string `json:"allow,omitempty"`
 		Deny  []string `json:"deny,omitempty"`
 	}
-	return json.Marshal(struct {
-		Allow   []string `json:"allow,omitempty"`
-		Subnets subnets  `json:"subnets,omitzero"`
-	}{p.AllowDomains, subnets{p.AllowCIDRs, p.DenyCIDRs}})
+	body := struct {
+		Allow   any     `json:"allow,omitempty"`
+		Subnets subnets `json:"subnets,omitzero"`
+	}{Subnets: subnets{p.AllowCIDRs, p.DenyCIDRs}}
+	if len(p.Rules) > 0 {
+		allow := map[string][]NetworkRule{}
+		for _, domain := range p.AllowDomains {
+			allow[domain] = []NetworkRule{}
+		}
+		for domain, rules := range p.Rules {
+			allow[domain] = append([]NetworkRule{}, rules...)
+		}
+		body.Allow = allow
+	} else if len(p.AllowDomains) > 0 {
+		body.Allow = p.AllowDomains
+	}
+	return json.Marshal(body)
 }
+
+// NetworkRule says what is done with requests to a domain; see
+// [skerry.NetworkRule].
+type NetworkRule = skerry.NetworkRule
 
 // Mount attaches a drive. Mode is "read-write" (default) or "snapshot".
 type Mount struct {

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/skerry-dev/skerry/internal/firewall"
 	"github.com/skerry-dev/skerry/internal/network"
-	"github.com/skerry-dev/skerry/internal/node"
 )
 
 // networkOptions are the flags about the sandboxes' networks.
@@ -16,39 +18,26 @@ type networkOptions struct {
 	prefix    string
 	resolvers []string
 	ready     int
+	issuer    string
 }
 
 func (o *networkOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.outbound, "outbound", true, "let sandboxes open connections to the outside; never to this machine, to other sandboxes or to metadata addresses")
 	f.StringVar(&o.prefix, "network", "", "IPv4 range for the sandboxes' networks (default "+network.DefaultPrefix+", or one beside it that is free)")
 	f.StringSliceVar(&o.resolvers, "resolver", nil, "DNS server for sandboxes; may be repeated (default: this machine's own that are not on it)")
+	f.StringVar(&o.issuer, "oidc-issuer", "", "issuer of the tokens of requests that network policies forward, if not the server's URL; the keys are served below it at /.well-known/jwks")
 	f.IntVar(&o.ready, "ready-networks", 4, "how many networks are kept prepared")
 }
 
-// networks is a network.Pool as a node needs it.
-type networks struct{ *network.Pool }
-
-func (o *networkOptions) open(ctx context.Context, dir string, log *slog.Logger) (networks, error) {
-	pool, err := network.New(ctx, network.Config{
-		Dir: dir, Prefix: o.prefix, Resolvers: o.resolvers, Outbound: o.outbound, Ready: o.ready, Log: log,
+// open prepares the networks of sandboxes and the proxy on their way out.
+func (o *networkOptions) open(ctx context.Context, dir, state, url string, log *slog.Logger) (*firewall.Firewall, error) {
+	issuer := o.issuer
+	if issuer == "" {
+		issuer = url
+	}
+	return firewall.New(ctx, firewall.Config{
+		Network: network.Config{Dir: dir, Prefix: o.prefix, Resolvers: o.resolvers, Outbound: o.outbound, Ready: o.ready},
+		Dir:     filepath.Join(state, "firewall"), Sessions: filepath.Join(state, "sessions"),
+		Issuer: strings.TrimRight(issuer, "/"), Log: log,
 	})
-	return networks{pool}, err
-}
-
-// Acquire implements node.Networks.
-func (n networks) Acquire(ctx context.Context) (node.Lease, error) {
-	lease, err := n.Pool.Acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return lease, nil
-}
-
-// Adopt implements node.Networks.
-func (n networks) Adopt(ctx context.Context, id string) (node.Lease, error) {
-	lease, err := n.Pool.Adopt(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	return lease, nil
 }

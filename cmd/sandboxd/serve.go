@@ -23,6 +23,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver/gvisor"
+	"github.com/skerry-dev/skerry/internal/firewall"
 	"github.com/skerry-dev/skerry/internal/guest/bin"
 	"github.com/skerry-dev/skerry/internal/image"
 	"github.com/skerry-dev/skerry/internal/node"
@@ -182,7 +183,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 	if err != nil {
 		return err
 	}
-	n, closeNode, err := o.node(ctx, log, images)
+	n, networks, closeNode, err := o.node(ctx, log, images, url)
 	if err != nil {
 		return errors.Join(err, gate.Close())
 	}
@@ -201,7 +202,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 	gate.Start(control)
 	server, err := api.New(api.Options{
 		Service: control, Accounts: accounts, Log: log, Version: version.Version,
-		PublicURL: o.publicURL, TrustForwarded: o.forwarded,
+		PublicURL: o.publicURL, TrustForwarded: o.forwarded, Discovery: networks.Discovery(),
 	})
 	if err != nil {
 		return err
@@ -224,24 +225,24 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 const stopAllTimeout = 50 * time.Second
 
 // node builds what runs sandboxes on this machine.
-func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image.Store) (*node.Node, func() error, error) {
+func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image.Store, url string) (*node.Node, *firewall.Firewall, func() error, error) {
 	name := instanceName(o.state)
 	run := filepath.Join(o.run, name)
 	agent, err := packAgent(ctx, filepath.Join(o.state, "agent"))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	groups, err := cgroup.New(name)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	hostProcesses, err := boundProcesses(groups, log)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), log)
+	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), o.state, url, log)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	drv, err := gvisor.New(gvisor.Config{
 		Dir:     filepath.Join(run, "machines"),
@@ -251,15 +252,15 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		Debug:   o.debug,
 	})
 	if err != nil {
-		return nil, nil, errors.Join(err, networks.Close())
+		return nil, nil, nil, errors.Join(err, networks.Close())
 	}
 	snapshots, err := o.snapshots(log)
 	if err != nil {
-		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
+		return nil, nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
 	drives, err := drive.Open(drive.Options{Dir: filepath.Join(o.state, "drives"), Log: log})
 	if err != nil {
-		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
+		return nil, nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
 	n, err := node.New(node.Config{
 		Dir:           filepath.Join(o.state, "sessions"),
@@ -277,9 +278,9 @@ func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image
 		Log:           log,
 	})
 	if err != nil {
-		return nil, nil, errors.Join(err, drv.Close(), networks.Close())
+		return nil, nil, nil, errors.Join(err, drv.Close(), networks.Close())
 	}
-	return n, func() error {
+	return n, networks, func() error {
 		err := errors.Join(n.Close(), drv.Close(), networks.Close())
 		// While sandboxes run on, the group has children and stays.
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {

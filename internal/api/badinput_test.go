@@ -140,9 +140,7 @@ func TestBadQueries(t *testing.T) {
 func TestUnbuiltIsSaidSo(t *testing.T) {
 	h := serve(t, &stub{err: skerry.Errorf(skerry.CodeConflict, "the request was accepted")})
 	for body, field := range map[string]string{
-		`{"networkPolicy":{"mode":"deny-all"}}`: "networkPolicy",
-		`{"networkPolicy":{"allow":["x"]}}`:     "networkPolicy", `{"networkPolicy":{"mode":"allow-all","subnets":{}}}`: "networkPolicy",
-		`{"networkPolicy":{}}`: "networkPolicy", `{"networkId":"n"}`: "networkId",
+		`{"networkId":"n"}`: "networkId",
 		`{"region":"iad1"}`: "region", `{"failoverRegions":["local","sfo1"]}`: "failoverRegions",
 	} {
 		h.refused("POST", "/v3/sandboxes", body, 501, skerry.CodeNotImplemented, field)
@@ -153,7 +151,6 @@ func TestUnbuiltIsSaidSo(t *testing.T) {
 	h.refused("POST", stdin, `{"data":"YQ==","offset":-1}`, 400, skerry.CodeBadRequest, "offset")
 	h.refused("POST", stdin, `{"close":"yes"}`, 400, skerry.CodeBadRequest, "close")
 	for _, call := range []string{
-		"POST /v2/sandboxes/sessions/s/network-policy",
 		"POST /v1/sandboxes", "GET /api/v1/sandboxes/sbx_1/cmd/c", "GET /.well-known/openid-configuration",
 	} {
 		method, path, _ := strings.Cut(call, " ")

@@ -32,6 +32,9 @@ var (
 
 // bindBody fills dst, a pointer to a struct, from a parsed JSON value.
 func bindBody(tree any, dst any) error {
+	if b, ok := dst.(treeBinder); ok {
+		return b.bindTree("", tree)
+	}
 	return bindStruct("", tree, reflect.ValueOf(dst).Elem())
 }
 

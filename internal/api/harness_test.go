@@ -223,6 +223,7 @@ type stub struct {
 	drive       skerry.DriveParams
 	drives      skerry.DriveFilter
 	signal      int
+	policy      *skerry.NetworkPolicy
 }
 
 func (s *stub) CreateSandbox(_ context.Context, _ skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
@@ -308,6 +309,20 @@ func (s *stub) PauseSession(context.Context, skerry.Scope, string) (*skerry.Sess
 
 func (s *stub) ResumeSession(context.Context, skerry.Scope, string) (*skerry.Session, error) {
 	return nil, s.err
+}
+
+func (s *stub) NetworkEvents(context.Context, skerry.Scope, string, int) ([]skerry.NetworkEvent, error) {
+	return nil, s.err
+}
+
+func (s *stub) SetNetworkPolicy(_ context.Context, _ skerry.Scope, id string, p *skerry.NetworkPolicy) (*skerry.Session, error) {
+	s.policy = p
+	if s.err != nil {
+		return nil, s.err
+	}
+	run := &skerry.Session{ID: id, Status: skerry.StatusRunning}
+	run.SetPolicy(p)
+	return run, nil
 }
 
 func (s *stub) ExtendTimeout(context.Context, skerry.Scope, string, skerry.Duration) (*skerry.Session, error) {

@@ -244,6 +244,14 @@ func (h *hostService) StopSession(_ context.Context, _ skerry.Scope, id string) 
 	return clone(run), nil
 }
 
+func (h *hostService) NetworkEvents(context.Context, skerry.Scope, string, int) ([]skerry.NetworkEvent, error) {
+	return nil, nil
+}
+
+func (h *hostService) SetNetworkPolicy(context.Context, skerry.Scope, string, *skerry.NetworkPolicy) (*skerry.Session, error) {
+	return nil, skerry.NotImplemented("", "a network policy")
+}
+
 func (h *hostService) ExtendTimeout(_ context.Context, _ skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error) {
 	run, err := h.live(id)
 	if err != nil {

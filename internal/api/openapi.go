@@ -212,6 +212,11 @@ func (d *describer) schema(t reflect.Type, request bool) object {
 		return object{"type": "string", "enum": statuses, "description": statusDoc}
 	case reflect.TypeFor[skerry.MountMode]():
 		return object{"type": "string", "enum": []skerry.MountMode{skerry.MountReadWrite, skerry.MountSnapshot}}
+	case reflect.TypeFor[skerry.NetworkMode]():
+		return object{"type": "string", "enum": []skerry.NetworkMode{skerry.NetworkAllowAll, skerry.NetworkDenyAll, skerry.NetworkCustom}}
+	case reflect.TypeFor[*allowRequest]():
+		rules := d.schema(reflect.TypeFor[[]skerry.NetworkRule](), true)
+		return object{"oneOf": []any{object{"type": "array", "items": object{"type": "string"}}, object{"type": "object", "additionalProperties": rules}}}
 	case reflect.TypeFor[signalNumber]():
 		return object{"type": []string{"integer", "string"}, "minimum": 1, "maximum": lastSignal}
 	case reflect.TypeFor[json.RawMessage]():

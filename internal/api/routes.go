@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 	"regexp"
+	"strings"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -85,7 +86,7 @@ func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
 		s.sandboxRoutes(), s.portRoutes(), s.snapshotRoutes(), s.driveRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
-		s.scopeRoutes(), s.ownRoutes(), s.unbuiltRoutes(),
+		s.scopeRoutes(), s.ownRoutes(),
 	} {
 		all = append(all, part...)
 	}
@@ -195,6 +196,16 @@ func (s *Server) sessionRoutes() []route {
 			errors: append([]skerry.Code{skerry.CodeTimeoutInvalid}, sessionErrors...),
 		},
 		{
+			method: http.MethodPost, path: sessionPath + "/network-policy", id: "setNetworkPolicy", summary: "Change what a running session may reach",
+			request: policyRequest{}, response: pauseResponse{}, handle: s.setNetworkPolicy, errors: sessionErrors,
+			detail: "It is enforced when the answer comes: connections that the new policy forbids are cut, the others kept. The sandbox's own policy, which later sessions start with, stays as it is: see updateSandbox.",
+		},
+		{
+			method: http.MethodGet, path: sessionPath + "/network-events", id: "listNetworkEvents", summary: "What the proxy has allowed and denied",
+			query: networkEventsQuery{}, response: networkEventsResponse{}, handle: s.listNetworkEvents, errors: []skerry.Code{skerry.CodeNotFound},
+			detail: "An addition to the public API. The newest decisions about connections, requests and queries that a custom policy has judged by domains, the oldest first; also after the session has ended. What is denied by address alone is not among them.",
+		},
+		{
 			method: http.MethodPost, path: sessionPath + "/interactive", id: "openInteractive", summary: "Ask for a terminal",
 			response: interactiveResponse{}, handle: s.openInteractive,
 			errors: sessionErrors,
@@ -294,10 +305,27 @@ func (s *Server) scopeRoutes() []route {
 // token. The public clients ask /health before they open a terminal.
 func (s *Server) ownRoutes() []route {
 	health := func(c *call) error { return c.reply(statusResponse{Status: "ok"}) }
-	return []route{
+	return append(s.discoveryRoutes(), []route{
 		{method: http.MethodGet, path: "/health", id: "health", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
 		{method: http.MethodGet, path: "/healthz", id: "healthz", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
 		{method: http.MethodGet, path: "/openapi.json", id: "openapi", summary: "This document", public: true, response: documentResponse{}, handle: s.openAPI},
+	}...)
+}
+
+// discoveryRoutes are what it takes to verify tokens of this server.
+func (s *Server) discoveryRoutes() []route {
+	if s.discovery == nil {
+		return nil
+	}
+	serve := func(c *call) error {
+		r := c.r.Clone(c.r.Context())
+		r.URL.Path = strings.TrimPrefix(r.URL.Path, apiPrefix)
+		s.discovery.ServeHTTP(c.w, r)
+		return nil
+	}
+	return []route{
+		{method: http.MethodGet, path: "/.well-known/jwks", id: "jwks", summary: "The keys that sign the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
+		{method: http.MethodGet, path: "/.well-known/openid-configuration", id: "openidConfiguration", summary: "Who signs the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
 	}
 }
 
@@ -306,19 +334,4 @@ func (s *Server) ownRoutes() []route {
 var unbuiltTrees = map[string]string{
 	"/v1/sandboxes":                     "version 1 of the API",
 	"/.well-known/openid-configuration": "logging in with OAuth",
-}
-
-// unbuiltRoutes are the endpoints whose features are not in this version: they
-// answer 501 and name what is missing.
-func (s *Server) unbuiltRoutes() []route {
-	unbuilt := func(method, path, id, what string) route {
-		return route{
-			method: method, path: path, id: id, summary: "Not supported yet: " + what,
-			errors: []skerry.Code{skerry.CodeNotImplemented}, status: http.StatusNotImplemented,
-			handle: func(*call) error { return skerry.NotImplemented("", what) },
-		}
-	}
-	return []route{
-		unbuilt(http.MethodPost, sessionPath+"/network-policy", "setNetworkPolicy", "a network policy"),
-	}
 }

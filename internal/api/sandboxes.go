@@ -111,7 +111,7 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 	p = skerry.CreateParams{
 		Name: r.Name, Runtime: r.Runtime, Image: r.Image, Env: r.Env, Tags: r.Tags,
 		Persistent: r.Persistent, SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(),
-		Mounts: mountsOf(r.Mounts), Ports: r.Ports, PrivatePorts: r.PrivatePorts,
+		Mounts: mountsOf(r.Mounts), Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(),
 	}
 	if r.Timeout != nil {
 		p.Timeout = *r.Timeout
@@ -165,7 +165,7 @@ func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 		Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Persistent: r.Persistent,
 		SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(), ClearRetention: r.ClearRetention,
 		CurrentSnapshotID: r.CurrentSnapshotID, Mounts: mountsOf(r.Mounts),
-		Ports: r.Ports, PrivatePorts: r.PrivatePorts,
+		Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(),
 	}
 	if r.Resources != nil {
 		p.VCPUs, p.MemoryMB = r.Resources.VCPUs, r.Resources.MemoryMB
@@ -176,13 +176,11 @@ func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 // check refuses what this version cannot do, rather than let a client believe
 // that it did.
 func (u *unbuiltFields) check() error {
-	mode, _ := u.NetworkPolicy["mode"].(string)
 	foreignRegion := func(r string) bool { return r != skerry.Region }
 	for _, f := range []struct {
 		asked       bool
 		field, what string
 	}{
-		{u.NetworkPolicy != nil && (mode != "allow-all" || len(u.NetworkPolicy) > 1), "networkPolicy", "a network policy other than allow-all"},
 		{u.NetworkID != nil, "networkId", "a private network"},
 		{u.Region != "" && foreignRegion(u.Region), "region", "a region other than " + strconv.Quote(skerry.Region)},
 		{slices.ContainsFunc(u.FailoverRegions, foreignRegion), "failoverRegions", "a region other than " + strconv.Quote(skerry.Region)},

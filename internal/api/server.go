@@ -48,12 +48,16 @@ type Options struct {
 	StallTimeout time.Duration
 	// Version of the server, for the OpenAPI document.
 	Version string
+	// Discovery, if set, serves /.well-known/jwks and
+	// /.well-known/openid-configuration, to everybody.
+	Discovery http.Handler
 }
 
 // Server serves the API. It is an http.Handler; Serve runs it on a listener
 // with the limits that a server open to strangers needs.
 type Server struct {
 	service        Service
+	discovery      http.Handler
 	accounts       Accounts
 	log            *slog.Logger
 	publicURL      *url.URL
@@ -82,7 +86,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("api: Service, Accounts and Log are required")
 	}
 	s := &Server{
-		service: o.Service, accounts: o.Accounts, log: o.Log,
+		service: o.Service, discovery: o.Discovery, accounts: o.Accounts, log: o.Log,
 		trustForwarded: o.TrustForwarded, maxUpload: o.MaxUpload, stall: o.StallTimeout,
 		bodyTimeout: bodyTimeout, strayTimeout: strayTimeout,
 		mux: http.NewServeMux(),

@@ -70,6 +70,12 @@ type Service interface {
 	PauseSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
 	ResumeSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
 	ExtendTimeout(ctx context.Context, scope skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error)
+	// SetNetworkPolicy changes what a session may reach, and returns once that
+	// is enforced. The sandbox's own policy stays as it is.
+	SetNetworkPolicy(ctx context.Context, scope skerry.Scope, id string, p *skerry.NetworkPolicy) (*skerry.Session, error)
+	// NetworkEvents returns the newest decisions of the proxy about a session,
+	// the oldest first, also after it has ended.
+	NetworkEvents(ctx context.Context, scope skerry.Scope, id string, limit int) ([]skerry.NetworkEvent, error)
 
 	// RunCommand starts a command and returns as soon as it runs. With attach
 	// it also returns a reader of all its output, which the caller closes. The

@@ -35,10 +35,14 @@ type sourceRequest struct {
 // version. Each is refused by name unless what it asks for is what happens
 // anyway.
 type unbuiltFields struct {
-	NetworkPolicy   map[string]any `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; only {\"mode\":\"allow-all\"} is supported yet."`
-	NetworkID       any            `json:"networkId,omitempty" doc:"Not supported yet."`
-	Region          string         `json:"region,omitempty" doc:"Only local is supported yet."`
-	FailoverRegions []string       `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
+	NetworkID       any      `json:"networkId,omitempty" doc:"Not supported yet."`
+	Region          string   `json:"region,omitempty" doc:"Only local is supported yet."`
+	FailoverRegions []string `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
+}
+
+// networkFields say what a sandbox may reach.
+type networkFields struct {
+	NetworkPolicy *policyRequest `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; everything by default. In an update it is enforced at once in the session that runs, and in later ones."`
 }
 
 // mountRequest is a drive at a path.
@@ -83,6 +87,7 @@ type createRequest struct {
 	scopeFields
 	unbuiltFields
 	portFields
+	networkFields
 	stateFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Runtime   string                  `json:"runtime,omitempty" enum:"node24|node22|python3.13" doc:"Runtime of the default image that is first on PATH; not together with image."`
@@ -100,6 +105,7 @@ type forkRequest struct {
 	scopeFields
 	unbuiltFields
 	portFields
+	networkFields
 	stateFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Image     string                  `json:"image,omitempty" doc:"Can only be the source's: its files stand on it."`
@@ -121,6 +127,7 @@ type updateRequest struct {
 	scopeFields
 	unbuiltFields
 	portFields
+	networkFields
 	stateFields
 	CurrentSnapshotID *string                 `json:"currentSnapshotId,omitempty" doc:"The snapshot that the next session starts from."`
 	Timeout           *skerry.Duration        `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`

@@ -135,7 +135,7 @@ func (a *app) root() *cobra.Command {
 		a.listCommand(), a.stopCommand(), a.removeCommand(), a.copyCommand(),
 		a.pauseCommand(), a.resumeCommand(),
 		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(), a.drivesCommand(),
-		a.sessionsCommand(), a.configCommand(), a.urlCommand(),
+		a.sessionsCommand(), a.configCommand(), a.urlCommand(), a.logsCommand(),
 		a.loginCommand(), a.logoutCommand(),
 	)
 	completion(root)

@@ -221,7 +221,7 @@ printf '%s|' "${words[@]}" "$cword" "$cur" "$prev"`)
 
 func TestHelpOfEveryCommand(t *testing.T) {
 	home(t)
-	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "login", "logout"} {
+	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "logs", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "login", "logout"} {
 		got := invocation{}.run(t, append(strings.Fields(name), "--help")...)
 		if got.code != 0 || got.err != "" || !strings.Contains(got.out, "Examples:") {
 			t.Errorf("%q --help: %+v", name, got)

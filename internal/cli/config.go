@@ -272,7 +272,7 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		timeout = span(time.Duration(sb.Timeout))
 	}
 	if sb.NetworkPolicy != nil {
-		network = policyName(strings.Replace(sb.NetworkPolicy.Mode, "custom", "", 1))
+		network = policyName(strings.Replace(string(sb.NetworkPolicy.Mode), "custom", "", 1))
 	}
 	var rows [][]cell
 	for _, r := range [][2]string{

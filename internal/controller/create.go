@@ -105,7 +105,6 @@ func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.Cr
 		Env:                p.Env,
 		Tags:               p.Tags,
 		Source:             p.Source,
-		NetworkPolicy:      &skerry.NetworkPolicy{Mode: "allow-all"},
 		SnapshotExpiration: p.SnapshotExpiration,
 		Retention:          p.Retention,
 		Mounts:             p.Mounts,
@@ -115,6 +114,10 @@ func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.Cr
 		CreatedAt:          now,
 		UpdatedAt:          now,
 	}
+	if p.Policy == nil {
+		p.Policy = skerry.AllowAll()
+	}
+	box.SetPolicy(p.Policy)
 	unlock, err := c.boxes.lock(ctx, box.ID)
 	if err != nil {
 		return nil, err
@@ -155,25 +158,25 @@ func chooseRuntime(p *skerry.CreateParams, image Image) error {
 // the store.
 func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, from basis, now skerry.Time, write writer) (*live, error) {
 	run := skerry.Session{
-		ID:            skerry.NewID(skerry.PrefixSession),
-		SandboxID:     box.ID,
-		Scope:         box.Scope,
-		SandboxName:   box.Name,
-		VCPUs:         box.VCPUs,
-		MemoryMB:      box.MemoryMB,
-		Region:        box.Region,
-		Runtime:       box.Runtime,
-		Image:         box.Image,
-		Timeout:       box.Timeout,
-		Cwd:           box.Cwd,
-		Persistent:    box.Persistent,
-		ImageDigest:   from.image.Digest,
-		Status:        skerry.StatusPending,
-		RequestedAt:   now,
-		CreatedAt:     now,
-		UpdatedAt:     now,
-		NetworkPolicy: box.NetworkPolicy,
+		ID:          skerry.NewID(skerry.PrefixSession),
+		SandboxID:   box.ID,
+		Scope:       box.Scope,
+		SandboxName: box.Name,
+		VCPUs:       box.VCPUs,
+		MemoryMB:    box.MemoryMB,
+		Region:      box.Region,
+		Runtime:     box.Runtime,
+		Image:       box.Image,
+		Timeout:     box.Timeout,
+		Cwd:         box.Cwd,
+		Persistent:  box.Persistent,
+		ImageDigest: from.image.Digest,
+		Status:      skerry.StatusPending,
+		RequestedAt: now,
+		CreatedAt:   now,
+		UpdatedAt:   now,
 	}
+	run.SetPolicy(box.Policy)
 	if from.snapshot != nil {
 		run.SourceSnapshotID = from.snapshot.ID
 	}
@@ -250,7 +253,7 @@ func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
 		defer func() { <-c.starts }()
 		ctx, cancel := context.WithTimeout(ctx, c.cfg.StartTimeout)
 		defer cancel()
-		return c.cfg.Node.Start(ctx, sessionSpec(box, l.id, from))
+		return c.cfg.Node.Start(ctx, sessionSpec(box, l, from))
 	}()
 	if err != nil {
 		return err
@@ -276,7 +279,8 @@ func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
 
 // sessionSpec is what the node is told of a session. The environment's layers
 // are, from below: the image's own, PATH for the runtime, the sandbox's.
-func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
+func sessionSpec(box *skerry.Sandbox, l *live, from basis) SessionSpec {
+	run := l.session()
 	image, snapshot, memory, capture := from.image, "", false, ""
 	if from.forkOf != "" {
 		capture = from.snapshot.ID
@@ -292,7 +296,7 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 	}
 	maps.Copy(env, box.Env)
 	return SessionSpec{
-		ID:          id,
+		ID:          l.id,
 		Hostname:    hostname(box.Name),
 		ImageDigest: image.Digest,
 		Snapshot:    snapshot,
@@ -304,6 +308,7 @@ func sessionSpec(box *skerry.Sandbox, id string, from basis) SessionSpec {
 		MemoryMB:    box.MemoryMB,
 		Env:         env,
 		Mounts:      from.mounts,
+		Network:     networkSpec(&run),
 	}
 }
 

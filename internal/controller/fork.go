@@ -157,6 +157,10 @@ func forked(box *skerry.Sandbox, p skerry.ForkParams) skerry.CreateParams {
 		Timeout: box.Timeout, VCPUs: box.VCPUs, MemoryMB: box.MemoryMB,
 		Env: maps.Clone(box.Env), Tags: maps.Clone(box.Tags), Persistent: &box.Persistent,
 		SnapshotExpiration: box.SnapshotExpiration, Retention: box.Retention, Mounts: frozenMounts(box.Mounts),
+		Policy: box.Policy,
+	}
+	if p.Policy != nil {
+		create.Policy = p.Policy
 	}
 	create.Ports, create.PrivatePorts = forkedPorts(box, p)
 	if p.Mounts != nil {

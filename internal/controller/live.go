@@ -24,8 +24,10 @@ type live struct {
 	// ended is closed when the session is over and the store says so.
 	ended chan struct{}
 
-	// pausing is held by what pauses or resumes the session.
-	pausing sync.Mutex
+	// pausing is held by what pauses or resumes the session, policing by what
+	// changes what it may reach.
+	pausing  sync.Mutex
+	policing sync.Mutex
 
 	mu  sync.Mutex
 	run skerry.Session

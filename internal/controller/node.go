@@ -43,10 +43,17 @@ type Node interface {
 	// sentence that says why, or with ctx's error. It returns "" when the
 	// session was stopped by Stop.
 	Watch(ctx context.Context, sessionID string) (reason string, err error)
+	// SetNetwork changes what the session may reach; that is enforced when it
+	// returns. If it fails, nothing has changed.
+	SetNetwork(ctx context.Context, sessionID string, network NetworkSpec) error
+	// NetworkEvents are the newest decisions about what a session reaches, the
+	// oldest first; also after its end, until it is forgotten.
+	NetworkEvents(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error)
 	// Recover adopts the sessions in keep that survived a restart of the
 	// service, destroys everything else this node finds on its machine, and
-	// returns the adopted ones.
-	Recover(ctx context.Context, keep []string) (adopted []string, err error)
+	// returns the adopted ones. What they may reach is enforced before anything
+	// else is done with them.
+	Recover(ctx context.Context, keep map[string]NetworkSpec) (adopted []string, err error)
 	// Retain forgets every session that is not in ids.
 	Retain(ctx context.Context, ids []string) error
 
@@ -119,6 +126,15 @@ type SessionSpec struct {
 	Env map[string]string
 	// Mounts are the drives of the session, ordered by path.
 	Mounts []DriveMount
+	// Network is enforced before the session starts.
+	Network NetworkSpec
+}
+
+// NetworkSpec is what a session may reach, and as whom.
+type NetworkSpec struct {
+	Policy *skerry.NetworkPolicy
+	// Claims say whose session it is to the proxies that rules forward to.
+	Claims map[string]string
 }
 
 // DriveMount is a drive at a path of a session, or a frozen copy of it.

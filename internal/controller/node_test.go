@@ -37,6 +37,9 @@ type processNode struct {
 	past map[string]*processSession
 	// starts counts the sessions that came up.
 	starts int
+	// networks is what sessions may reach; netErr, if not nil, refuses changes.
+	networks map[string]NetworkSpec
+	netErr   error
 }
 
 type processSession struct {
@@ -56,7 +59,7 @@ type process struct {
 }
 
 func newProcessNode(dir string) *processNode {
-	return &processNode{dir: dir, sessions: map[string]*processSession{}, past: map[string]*processSession{}}
+	return &processNode{dir: dir, sessions: map[string]*processSession{}, past: map[string]*processSession{}, networks: map[string]NetworkSpec{}}
 }
 
 func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
@@ -68,6 +71,9 @@ func (n *processNode) Start(ctx context.Context, spec SessionSpec) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	n.mu.Lock()
+	n.networks[spec.ID] = spec.Network
+	n.mu.Unlock()
 	s := &processSession{spec: spec, dir: filepath.Join(n.dir, spec.ID), ended: make(chan struct{}), commands: map[string]*process{}}
 	if spec.ForkOf != "" {
 		if err := os.MkdirAll(filepath.Join(n.dir, savedDir), 0o700); err != nil {
@@ -241,12 +247,37 @@ func (n *processNode) Watch(ctx context.Context, id string) (string, error) {
 	}
 }
 
-func (n *processNode) Recover(_ context.Context, keep []string) ([]string, error) {
+func (n *processNode) SetNetwork(_ context.Context, id string, network NetworkSpec) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.sessions[id] == nil {
+		return skerry.Errorf(skerry.CodeSandboxStopped, "no session %s", id)
+	}
+	if n.netErr != nil {
+		return n.netErr
+	}
+	n.networks[id] = network
+	return nil
+}
+
+func (n *processNode) NetworkEvents(_ context.Context, id string, limit int) ([]skerry.NetworkEvent, error) {
+	return []skerry.NetworkEvent{{Protocol: "tls", Domain: id}}[:min(limit, 1)], nil
+}
+
+// network is what a session may reach.
+func (n *processNode) network(id string) NetworkSpec {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.networks[id]
+}
+
+func (n *processNode) Recover(_ context.Context, keep map[string]NetworkSpec) ([]string, error) {
 	var adopted []string
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id := range n.sessions {
-		if slices.Contains(keep, id) {
+		if network, ok := keep[id]; ok {
+			n.networks[id] = network
 			adopted = append(adopted, id)
 		}
 	}

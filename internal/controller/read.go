@@ -42,7 +42,7 @@ func (c *Controller) GetSession(ctx context.Context, scope skerry.Scope, id stri
 }
 
 // UpdateSandbox implements api.Service. What changes applies to the next
-// session.
+// session, but for what the sandbox may reach: to the one that runs too.
 func (c *Controller) UpdateSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Run, error) {
 	if err := c.validateUpdate(&p); err != nil {
 		return nil, err
@@ -50,6 +50,11 @@ func (c *Controller) UpdateSandbox(ctx context.Context, scope skerry.Scope, name
 	box, err := c.edit(context.WithoutCancel(ctx), scope, name, p)
 	if err != nil {
 		return nil, err
+	}
+	if p.Policy != nil {
+		if err := c.applyPolicy(ctx, box, p.Policy); err != nil {
+			return nil, err
+		}
 	}
 	return c.runOf(ctx, box.ID, false)
 }
@@ -109,6 +114,9 @@ func (c *Controller) edit(ctx context.Context, scope skerry.Scope, name string, 
 			return nil, err
 		}
 		box.Mounts = p.Mounts
+	}
+	if p.Policy != nil {
+		box.SetPolicy(p.Policy)
 	}
 	if p.CurrentSnapshotID != nil {
 		if !box.Persistent {

@@ -19,10 +19,10 @@ func (c *Controller) Recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	var keep []string
+	keep := map[string]NetworkSpec{}
 	for _, run := range runs {
 		if run.Status == skerry.StatusRunning || run.Status == skerry.StatusSnapshotting {
-			keep = append(keep, run.ID)
+			keep[run.ID] = networkSpec(&run)
 		}
 	}
 	adopted, err := c.cfg.Node.Recover(ctx, keep)

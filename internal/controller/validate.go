@@ -82,7 +82,17 @@ func (c *Controller) validateCreate(p *skerry.CreateParams) error {
 	if err := c.validatePorts(p.Ports, p.PrivatePorts, p.Ports); err != nil {
 		return err
 	}
+	if err := validatePolicy(p.Policy); err != nil {
+		return err
+	}
 	return validateSource(p.Source)
+}
+
+func validatePolicy(p *skerry.NetworkPolicy) error {
+	if p == nil {
+		return nil
+	}
+	return p.Check("networkPolicy")
 }
 
 // validateExpiration checks how long a snapshot shall be kept.
@@ -130,6 +140,9 @@ func (c *Controller) validateUpdate(p *skerry.UpdateParams) error {
 		return err
 	}
 	if err := validateMounts(p.Mounts); err != nil {
+		return err
+	}
+	if err := validatePolicy(p.Policy); err != nil {
 		return err
 	}
 	return validateTags(p.Tags)

@@ -108,7 +108,8 @@ type freeList struct {
 }
 
 func newFreeList(p netip.Prefix) freeList {
-	f := freeList{size: 1 << (32 - p.Bits()) / perLease}
+	// The last is the gateway's.
+	f := freeList{size: 1<<(32-p.Bits())/perLease - 1}
 	for n := range f.size {
 		f.queue = append(f.queue, n)
 	}

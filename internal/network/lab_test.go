@@ -19,6 +19,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry"
 )
 
 // The tests need root. They run in a network and a mount namespace of their
@@ -72,6 +74,8 @@ func runInside() int {
 }
 
 var labNS string
+
+var quiet = slog.New(slog.DiscardHandler)
 
 // startLab makes the lab's namespace, with an echo server that tells a client
 // the address it is seen with, and connects the host to it.
@@ -289,6 +293,16 @@ func newPool(t testing.TB, change func(*Config)) *Pool {
 }
 
 func acquire(t testing.TB, p *Pool) *Lease {
+	t.Helper()
+	l := acquireClosed(t, p)
+	if err := l.SetPolicy(context.Background(), skerry.AllowAll()); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// acquireClosed returns a lease that may not reach anything yet.
+func acquireClosed(t testing.TB, p *Pool) *Lease {
 	t.Helper()
 	l, err := p.Acquire(context.Background())
 	if err != nil {

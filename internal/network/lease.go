@@ -27,6 +27,8 @@ type Lease struct {
 
 	mu       sync.Mutex
 	released bool
+	// verdicts are what the sandbox may reach.
+	verdicts verdicts
 }
 
 // lease describes a lease; it makes nothing.
@@ -206,6 +208,10 @@ func (l *Lease) Release(context.Context) error {
 	// even if a process is still in there.
 	err := errors.Join(l.removeLink(), l.removeNetNS())
 	if err == nil {
+		err = l.pool.rules.unjudge(l.sandbox, l.verdicts)
+	}
+	if err == nil {
+		l.verdicts = verdicts{}
 		err = l.pool.rules.drop(l)
 	}
 	if err != nil {

@@ -43,7 +43,7 @@ type Config struct {
 	// tells this installation's networks from those of others on the machine.
 	Dir string
 	// Prefix is the IPv4 range for sandboxes, /14 to /28, four addresses
-	// each; empty is DefaultPrefix or, if the host has a route into that, one
+	// each, and four for the gateway; empty is DefaultPrefix or, if the host has a route into that, one
 	// of the fifteen ranges after it.
 	Prefix string
 	// Resolvers are the DNS servers for sandboxes; nil means those of the
@@ -53,6 +53,9 @@ type Config struct {
 	Outbound bool
 	// Ready is how many leases are kept prepared.
 	Ready int
+	// Proxy has the connections of sandboxes with a list that its networks do
+	// not decide redirected to the Gateway.
+	Proxy bool
 	Log   *slog.Logger
 
 	// connections, if positive, is in the place of a sandbox's share.
@@ -66,6 +69,9 @@ type Pool struct {
 	prefix    netip.Prefix
 	resolvers []string
 	rules     *rules
+	gateway   *Gateway
+	// carried is what an earlier process let the sandboxes that run reach.
+	carried map[netip.Addr]verdicts
 
 	// ready has the prepared leases but one, which the refill goroutine holds
 	// out; nil when none are prepared.
@@ -113,10 +119,19 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		share = cfg.connections
 	}
 	p.rules = &rules{mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound, connections: share}
-	if err := p.rules.install(p.elements()); err != nil {
+	if cfg.Proxy {
+		if p.gateway, err = p.openGateway(); err != nil {
+			return nil, fmt.Errorf("network: %w", err)
+		}
+		p.rules.gateway = p.gateway
+	}
+	if p.carried, err = p.rules.carried(p.elements()); err != nil {
+		return nil, fmt.Errorf("network: read the rules: %w", err)
+	}
+	if err := p.rules.install(p.elements(), p.carried); err != nil {
 		err = fmt.Errorf("network: install the rules: %w", err)
 		if len(p.leases) == 0 {
-			err = errors.Join(err, p.rules.remove())
+			err = errors.Join(err, p.rules.remove(), p.removeGateway())
 		}
 		return nil, err
 	}
@@ -247,6 +262,7 @@ func (p *Pool) Adopt(_ context.Context, id string) (*Lease, error) {
 		return nil, fmt.Errorf("adopt network %s: it was not left by an earlier process", id)
 	}
 	l := p.lease(id, n)
+	l.verdicts = p.carried[l.sandbox]
 	if err := l.check(); err != nil {
 		return nil, fmt.Errorf("adopt network %s: %w", id, err)
 	}
@@ -265,7 +281,9 @@ func (p *Pool) Recover(ctx context.Context, inUse []string) error {
 	for id, l := range p.leases {
 		if l == nil && !keep[id] {
 			n, _ := parseID(id)
-			stray = append(stray, p.lease(id, n))
+			left := p.lease(id, n)
+			left.verdicts = p.carried[left.sandbox]
+			stray = append(stray, left)
 		}
 	}
 	p.mu.Unlock()
@@ -293,6 +311,11 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	p.cancel()
 	p.refill.Wait()
+	if p.gateway != nil {
+		if err := p.gateway.close(); err != nil {
+			return err
+		}
+	}
 	for p.ready != nil {
 		select {
 		case l := <-p.ready:
@@ -307,7 +330,7 @@ func (p *Pool) Close() error {
 	if len(p.leases) > 0 {
 		return nil
 	}
-	return p.rules.remove()
+	return errors.Join(p.rules.remove(), p.removeGateway())
 }
 
 // forget gives the index of a lease that is gone to the next.

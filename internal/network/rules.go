@@ -43,6 +43,7 @@ var forbidden = []string{
 //	input:   drop packets from sandboxes, but for answers in connections that
 //	         the host has opened (Lease.Dial)
 //	forward: drop between sandboxes; towards them only what they asked for;
+//	         in both directions only what the sandbox's policy allows (policy.go);
 //	         drop a sandbox's new connections beyond its share of the host's
 //	         connection table, which is everybody's
 //	         what came in by an interface in the set "opened" goes nowhere but
@@ -57,6 +58,8 @@ type rules struct {
 	outbound       bool
 	// connections is how many the host tracks for one sandbox.
 	connections uint32
+	// gateway, if not nil, is where sandboxes with a list are redirected to.
+	gateway *Gateway
 }
 
 func (r *rules) table() *nftables.Table {
@@ -93,7 +96,7 @@ func ifName(name string) []byte {
 // install makes the table, with the leases that exist, and lets the host
 // forward. It replaces an earlier one in one step: there is no moment without
 // rules.
-func (r *rules) install(existing []*Lease) error {
+func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) error {
 	opened, err := r.toOpen()
 	if err != nil {
 		return err
@@ -107,7 +110,14 @@ func (r *rules) install(existing []*Lease) error {
 	for _, l := range existing {
 		elements = append(elements, element(l)...)
 	}
-	if err := c.AddSet(r.leases(), elements); err != nil {
+	leases := r.leases()
+	if err := c.AddSet(leases, nil); err != nil {
+		return err
+	}
+	if err := chunked(elements, func(part []nftables.SetElement) error { return c.SetAddElements(leases, part) }); err != nil {
+		return err
+	}
+	if err := r.addPolicySets(&c, carried); err != nil {
 		return err
 	}
 	var names []nftables.SetElement
@@ -122,6 +132,10 @@ func (r *rules) install(existing []*Lease) error {
 	}
 	if err := c.AddSet(&nftables.Set{Table: t, Name: "forbidden", KeyType: nftables.TypeIPAddr, Interval: true}, intervals(forbidden)); err != nil {
 		return err
+	}
+	r.addPolicyChains(&c, t)
+	if r.gateway != nil {
+		r.addGatewayChains(&c, t)
 	}
 	r.addChains(&c, t)
 	if err := c.Flush(); err != nil {
@@ -170,15 +184,18 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		fromSandbox = append(fromSandbox, drop())
 	}
 	chain("from-sandbox", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, fromSandbox...)
-	chain("to-host", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter,
-		join(ours, established(), inReply(), verdict(expr.VerdictAccept)),
-		join(ours, drop()),
-	)
+	toHost := [][]expr.Any{join(ours, established(), inReply(), verdict(expr.VerdictAccept)), join(ours, drop())}
+	if r.gateway != nil {
+		toHost = append([][]expr.Any{join(ours, destinationWithin(netip.PrefixFrom(r.gateway.addr, 32)), to("judge-proxied"))}, toHost...)
+	}
+	chain("to-host", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, toHost...)
 	toOurs := ifPrefixIs(expr.MetaKeyOIFNAME, r.ifPrefix)
 	chain("through-host", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter,
 		join(ours, ifPrefixIs(expr.MetaKeyOIFNAME, anyInterface), drop()),
+		join(toOurs, answers(), through("judge-in")),
 		join(toOurs, answers(), verdict(expr.VerdictAccept)),
 		join(toOurs, drop()),
+		join(ours, through("judge-out")),
 		join(ours, newConnection(), moreThan(r.connections, countedSet(t)), drop()),
 		join(ours, verdict(expr.VerdictAccept)),
 		join(interfaceIn("opened"), ifPrefixIsNot(expr.MetaKeyOIFNAME, anyInterface), drop()),

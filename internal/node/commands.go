@@ -69,7 +69,7 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.Comma
 		ID:      spec.ID,
 		Name:    spec.Name,
 		Args:    spec.Args,
-		Env:     spec.Env,
+		Env:     s.trusting(ctx, spec.Env),
 		Cwd:     spec.Cwd,
 		Root:    spec.Sudo,
 		Timeout: spec.Timeout.Std(),

@@ -36,6 +36,12 @@ type Networks interface {
 	Recover(ctx context.Context, inUse []string) error
 	// Resolvers are the DNS servers that sandboxes are told of.
 	Resolvers() []string
+	// Authority is the certificate, in PEM, that sandboxes must trust whose TLS
+	// is ended on its way.
+	Authority() []byte
+	// Events are the newest decisions about a session, the oldest first; also
+	// after its end.
+	Events(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error)
 }
 
 // Lease is a network that a session has for its life.
@@ -47,6 +53,10 @@ type Lease interface {
 	Counters() (ingress, egress int64, err error)
 	// Dial connects to a TCP port of the session.
 	Dial(ctx context.Context, port uint16) (net.Conn, error)
+	// SetNetwork enforces what may be reached, of which nothing is before the
+	// first. Connections that it forbids are cut. If it fails, what was before
+	// stays.
+	SetNetwork(ctx context.Context, sessionID string, network controller.NetworkSpec) error
 	Release(ctx context.Context) error
 }
 

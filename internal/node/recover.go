@@ -12,13 +12,14 @@ import (
 	"syscall"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
 // Recover implements controller.Node.
-func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
+func (n *Node) Recover(ctx context.Context, keep map[string]controller.NetworkSpec) ([]string, error) {
 	if err := n.cfg.Drives.Recover(ctx); err != nil {
 		return nil, fmt.Errorf("recover drives: %w", err)
 	}
@@ -31,7 +32,8 @@ func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
 	sessions := make([]*session, len(machines))
 	var wg sync.WaitGroup
 	for i, m := range machines {
-		wg.Go(func() { sessions[i] = n.adoptOrEnd(ctx, m, slices.Contains(keep, m.ID())) })
+		network, wanted := keep[m.ID()]
+		wg.Go(func() { sessions[i] = n.adoptOrEnd(ctx, m, wanted, network) })
 	}
 	wg.Wait()
 	var adopted, leases []string
@@ -49,12 +51,12 @@ func (n *Node) Recover(ctx context.Context, keep []string) ([]string, error) {
 
 // adoptOrEnd takes over the session of a machine that runs. One that is not
 // wanted or cannot be taken over is ended, and nil returned.
-func (n *Node) adoptOrEnd(ctx context.Context, m driver.Machine, wanted bool) *session {
+func (n *Node) adoptOrEnd(ctx context.Context, m driver.Machine, wanted bool, network controller.NetworkSpec) *session {
 	s := newSession(n, m.ID())
 	s.machine = m
 	err := errors.New("the session is not wanted")
 	if wanted {
-		err = s.adopt(ctx)
+		err = s.adopt(ctx, network)
 	}
 	if err == nil {
 		return s
@@ -89,7 +91,7 @@ func (n *Node) sweep(adopted []string) error {
 }
 
 // adopt takes over a session whose machine runs.
-func (s *session) adopt(ctx context.Context) error {
+func (s *session) adopt(ctx context.Context, network controller.NetworkSpec) error {
 	b, err := os.ReadFile(filepath.Join(s.dir, stateFile))
 	if err != nil {
 		return fmt.Errorf("it has no state: %w", err)
@@ -99,8 +101,12 @@ func (s *session) adopt(ctx context.Context) error {
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
 	s.secret, s.agent, s.attached, s.drives = st.Secret, st.Agent, true, st.Drives
+	s.trust.own = st.OwnTrust
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
+	}
+	if err := s.setNetwork(ctx, network); err != nil {
+		return err
 	}
 	logs, err := s.openLogs()
 	if err != nil {

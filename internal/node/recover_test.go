@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
@@ -107,14 +108,22 @@ func (noLease) Dial(context.Context, uint16) (net.Conn, error) {
 }
 func (noLease) Release(context.Context) error { return nil }
 
+func (noLease) SetNetwork(context.Context, string, controller.NetworkSpec) error { return nil }
+
+func (noNetworks) Authority() []byte { return nil }
+func (noNetworks) Events(context.Context, string, int) ([]skerry.NetworkEvent, error) {
+	return nil, nil
+}
+
 // nodeAfter returns a node whose earlier process left the machines, with their
 // ids.
-func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_ *Node, keep []string) {
+func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_ *Node, keep map[string]controller.NetworkSpec) {
+	keep = map[string]controller.NetworkSpec{}
 	var driver machines
 	sessions := filepath.Join(dir, "sessions")
 	for _, m := range all {
 		m.id, m.done = skerry.NewID(skerry.PrefixSession), make(chan struct{})
-		driver, keep = append(driver, m), append(keep, m.id)
+		driver, keep[m.id] = append(driver, m), controller.NetworkSpec{Policy: skerry.AllowAll()}
 		if err := os.MkdirAll(filepath.Join(sessions, m.id, "output"), 0o700); err != nil {
 			t.Fatal(err)
 		}

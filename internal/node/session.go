@@ -49,8 +49,11 @@ type session struct {
 	ended  chan struct{}
 	reason string
 
-	// saving is held while a snapshot is taken: one after the other.
-	saving sync.Mutex
+	// saving is held while a snapshot is taken: one after the other; policing
+	// while what the session may reach is changed.
+	saving   sync.Mutex
+	policing sync.Mutex
+	trust    trust
 
 	mu       sync.Mutex
 	stopping bool
@@ -97,10 +100,12 @@ type state struct {
 	Agent  string `json:"agent,omitempty"`
 	// Drives are those that the session has for writing.
 	Drives []string `json:"drives,omitempty"`
+	// OwnTrust are the variables of trust that the sandbox sets itself.
+	OwnTrust []string `json:"ownTrust,omitempty"`
 }
 
 func (s *session) saveState() error {
-	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives})
+	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own})
 	if err != nil {
 		return err
 	}

@@ -54,10 +54,14 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
 		return fmt.Errorf("connect to the network: %w", err)
 	}
+	if err := s.setNetwork(ctx, spec.Network); err != nil {
+		return err
+	}
 	mounts, err := s.mount(ctx, spec.Mounts)
 	if err != nil {
 		return err
 	}
+	s.trust.own = ownTrust(spec.Env)
 	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
 	if err := s.saveState(); err != nil {
 		return err

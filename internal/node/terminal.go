@@ -33,7 +33,7 @@ func (n *Node) Terminal(ctx context.Context, sessionID string, p skerry.Terminal
 		ID:   skerry.NewID(prefixTerminal),
 		Name: p.Name,
 		Args: p.Args,
-		Env:  env,
+		Env:  s.trusting(ctx, env),
 		Cwd:  p.Cwd,
 		Root: p.Sudo,
 		TTY:  &guest.Size{Cols: max(p.Cols, 1), Rows: max(p.Rows, 1)},

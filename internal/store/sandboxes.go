@@ -12,8 +12,9 @@ import (
 
 // secrets is what of a sandbox is encrypted.
 type secrets struct {
-	Env    map[string]string `json:"env,omitempty"`
-	Source *skerry.Source    `json:"source,omitempty"`
+	Env    map[string]string     `json:"env,omitempty"`
+	Source *skerry.Source        `json:"source,omitempty"`
+	Policy *skerry.NetworkPolicy `json:"policy,omitempty"`
 	// Ports have the keys of private routes.
 	Ports []skerry.PublishedPort `json:"ports,omitempty"`
 }
@@ -40,7 +41,7 @@ func (s *Store) CreateSandbox(ctx context.Context, box *skerry.Sandbox, run *ske
 		if err := writeTags(ctx, tx, box); err != nil {
 			return err
 		}
-		return insertSession(ctx, tx, run)
+		return s.insertSession(ctx, tx, run)
 	})
 	if isUnique(err) {
 		return &skerry.Error{Code: skerry.CodeConflict, Field: "name", Message: fmt.Sprintf("a sandbox named %q exists", box.Name)}
@@ -211,7 +212,7 @@ func (s *Store) encode(box *skerry.Sandbox) (document string, sealed []byte, err
 	if err != nil {
 		return "", nil, err
 	}
-	p, err := json.Marshal(secrets{Env: box.Env, Source: box.Source, Ports: box.Ports})
+	p, err := json.Marshal(secrets{Env: box.Env, Source: box.Source, Ports: box.Ports, Policy: box.Policy})
 	if err != nil {
 		return "", nil, err
 	}
@@ -241,6 +242,10 @@ func (s *Store) scanSandbox(row scanner) (*skerry.Sandbox, error) {
 	}
 	box.ID, box.Scope = id, skerry.Scope{TeamID: team, ProjectID: project}
 	box.Env, box.Source, box.Ports = sec.Env, sec.Source, sec.Ports
+	if sec.Policy == nil { // of a version that knew no other
+		sec.Policy = skerry.AllowAll()
+	}
+	box.Policy = sec.Policy
 	return box, nil
 }
 

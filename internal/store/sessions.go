@@ -17,7 +17,7 @@ func (s *Store) CreateSession(ctx context.Context, box *skerry.Sandbox, run *ske
 		if err := s.saveSandbox(ctx, tx, box); err != nil {
 			return err
 		}
-		return insertSession(ctx, tx, run)
+		return s.insertSession(ctx, tx, run)
 	}), "create session")
 }
 
@@ -31,33 +31,51 @@ func (s *Store) saveSession(ctx context.Context, tx *sql.Tx, box *skerry.Sandbox
 	if err := s.saveSandbox(ctx, tx, box); err != nil {
 		return err
 	}
-	document, err := json.Marshal(run)
+	document, sealed, err := s.encodeSession(run)
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, "UPDATE sessions SET ended = ?, document = ? WHERE id = ?", run.Status.Ended(), string(document), run.ID)
+	_, err = tx.ExecContext(ctx, "UPDATE sessions SET ended = ?, document = ?, policy = ? WHERE id = ?", run.Status.Ended(), document, sealed, run.ID)
 	return err
 }
 
-func insertSession(ctx context.Context, tx *sql.Tx, run *skerry.Session) error {
+// encodeSession returns what is written of a session. What it may reach is
+// sealed, and not kept when it has ended.
+func (s *Store) encodeSession(run *skerry.Session) (document string, sealed []byte, err error) {
+	d, err := json.Marshal(run)
+	if err != nil || run.Status.Ended() {
+		return string(d), nil, err
+	}
+	policy := run.Policy
+	if policy == nil { // it would be read as one of an earlier version
+		policy = &skerry.NetworkPolicy{Mode: skerry.NetworkDenyAll}
+	}
+	p, err := json.Marshal(policy)
+	if err != nil {
+		return "", nil, err
+	}
+	return string(d), s.seal.seal(p, run.ID), nil
+}
+
+func (s *Store) insertSession(ctx context.Context, tx *sql.Tx, run *skerry.Session) error {
 	if err := attachDrives(ctx, tx, run); err != nil {
 		return err
 	}
-	document, err := json.Marshal(run)
+	document, sealed, err := s.encodeSession(run)
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, "INSERT INTO sessions (id, sandbox_id, project_id, created_at, ended, document) VALUES (?, ?, ?, ?, ?, ?)",
-		run.ID, run.SandboxID, run.Scope.ProjectID, run.CreatedAt.Millis(), run.Status.Ended(), string(document))
+	_, err = tx.ExecContext(ctx, "INSERT INTO sessions (id, sandbox_id, project_id, created_at, ended, document, policy) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		run.ID, run.SandboxID, run.Scope.ProjectID, run.CreatedAt.Millis(), run.Status.Ended(), document, sealed)
 	return err
 }
 
-const sessionQuery = `SELECT sessions.id, sessions.sandbox_id, sandboxes.team_id, sessions.project_id, sandboxes.name, sessions.document
+const sessionQuery = `SELECT sessions.id, sessions.sandbox_id, sandboxes.team_id, sessions.project_id, sandboxes.name, sessions.document, sessions.policy
 	FROM sessions JOIN sandboxes ON sandboxes.id = sessions.sandbox_id `
 
 // Session returns a session of a scope, or CodeNotFound.
 func (s *Store) Session(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
-	run, err := scanSession(s.read.QueryRowContext(ctx, sessionQuery+"WHERE sessions.id = ? AND sessions.project_id = ?", id, scope.ProjectID))
+	run, err := s.scanSession(s.read.QueryRowContext(ctx, sessionQuery+"WHERE sessions.id = ? AND sessions.project_id = ?", id, scope.ProjectID))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, skerry.Errorf(skerry.CodeNotFound, "there is no session %q", id)
 	}
@@ -96,7 +114,7 @@ func (s *Store) sessions(ctx context.Context, tail string, args ...any) ([]skerr
 	defer rows.Close()
 	list := []skerry.Session{}
 	for rows.Next() {
-		run, err := scanSession(rows)
+		run, err := s.scanSession(rows)
 		if err != nil {
 			return nil, wrap(err, "list sessions")
 		}
@@ -105,10 +123,11 @@ func (s *Store) sessions(ctx context.Context, tail string, args ...any) ([]skerr
 	return list, wrap(rows.Err(), "list sessions")
 }
 
-func scanSession(row scanner) (*skerry.Session, error) {
+func (s *Store) scanSession(row scanner) (*skerry.Session, error) {
 	run := &skerry.Session{}
 	var id, box, team, project, name, document string
-	if err := row.Scan(&id, &box, &team, &project, &name, &document); err != nil {
+	var sealed []byte
+	if err := row.Scan(&id, &box, &team, &project, &name, &document, &sealed); err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal([]byte(document), run); err != nil {
@@ -116,6 +135,20 @@ func scanSession(row scanner) (*skerry.Session, error) {
 	}
 	run.ID, run.SandboxID, run.SandboxName = id, box, name
 	run.Scope = skerry.Scope{TeamID: team, ProjectID: project}
+	if run.Status.Ended() {
+		return run, nil
+	}
+	if sealed == nil { // of a version that knew no other
+		run.Policy = skerry.AllowAll()
+		return run, nil
+	}
+	plain, err := s.seal.open(sealed, id)
+	if err == nil {
+		err = json.Unmarshal(plain, &run.Policy)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the network policy of session %s is damaged: %w", id, err)
+	}
 	return run, nil
 }
 

@@ -136,6 +136,22 @@ suite("the public CLI", () => {
     assert.equal((await works("exec", name, "echo", "again")).stdout, "again\n");
   });
 
+  test("network policies", async () => {
+    const guarded = `cli-${randomBytes(6).toString("hex")}`;
+    await works("create", "--silent", "--name", guarded, "--allowed-domain", "*.example.test", "--allowed-cidr", "192.0.2.0/24", "--denied-cidr", "192.0.2.7/32");
+    const list = async () => (await works("config list", guarded)).stdout;
+    assert.match(await list(), /Network policy\s+restricted/);
+    await works("config network-policy", guarded, "--network-policy", "deny-all");
+    assert.match(await list(), /Network policy\s+deny-all/);
+    await works("config network-policy", guarded, "--allowed-domain", "a.example.test");
+    assert.match(await list(), /Network policy\s+restricted/);
+    assert.notEqual((await sandbox("config network-policy", guarded, "--allowed-cidr", "10.0.0.0/40")).code, 0);
+    assert.notEqual((await sandbox("config network-policy", guarded, "--network-policy", "deny-all", "--allowed-domain", "a.test")).code, 0);
+    await works("config network-policy", guarded, "--mode", "allow-all");
+    assert.match(await list(), /Network policy\s+allow-all/);
+    await works("rm", guarded);
+  });
+
   test("files survive a stop, and retention is configured", async () => {
     const kept = `${name}-kept`;
     await works("create", "--silent", "--name", kept, "--keep-last-snapshots", "2", "--snapshot-expiration", "7d");

@@ -111,7 +111,6 @@ class TestSandboxes:
 
     def test_what_is_not_built(self, client):
         for field, params in {
-            "networkPolicy": {"network_policy": NetworkPolicy.deny_all()},
             "region": {"region": "iad1"},
         }.items():
             with refused(501, "not_implemented") as info:

@@ -186,15 +186,13 @@ test("delete removes the name", async (t) => {
 
 test("what is not built says so and names the field", async (t) => {
   for (const [field, params] of Object.entries({
-    networkPolicy: { networkPolicy: "deny-all" },
     networkId: { networkId: "network_1" },
     region: { region: "iad1" },
   })) {
-    const { status, json } = await api("POST", "/v3/sandboxes", { projectId: credentials.projectId, ...params, ...(field === "networkPolicy" && { networkPolicy: { mode: "deny-all" } }) });
+    const { status, json } = await api("POST", "/v3/sandboxes", { projectId: credentials.projectId, ...params });
     assert.equal(status, 501, field);
     assert.deepEqual([json.error.code, json.error.field], ["not_implemented", field]);
   }
-  await create(t, { networkPolicy: "allow-all" });
 });
 
 test("bad requests name the field", async () => {

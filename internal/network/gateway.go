@@ -1,0 +1,240 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ProxyMark marks the connections that the proxy opens for sandboxes (SO_MARK).
+// What no sandbox may reach directly, they may not either: the kernel sees to
+// that with the same rules, whatever the proxy thinks.
+const ProxyMark = 0x736b7900
+
+// Gateway is where connections of sandboxes with a list are redirected to: an
+// address of the host that is nobody else's, on an interface of its own. What
+// is not redirected there from a sandbox's interface does not reach it: nothing
+// from outside, and no program on the host.
+type Gateway struct {
+	// Web takes what goes to TCP ports 80 and 443, DNS and DNSTCP what goes to
+	// port 53. Whoever has them closes them.
+	Web, DNSTCP *net.TCPListener
+	DNS         *net.UDPConn
+
+	addr         netip.Addr
+	web, dns, tc uint16
+}
+
+// gatewayName is the interface with the gateway's address, peerName its other
+// end, which carries nothing.
+func (p *Pool) gatewayName() string { return p.ifPrefix() + "proxy" }
+func (p *Pool) peerName() string    { return p.ifPrefix() + "none" }
+
+// openGateway makes the interface, or takes over that of an earlier process,
+// and listens. The rules must name the ports before anything is redirected.
+func (p *Pool) openGateway() (_ *Gateway, err error) {
+	g := &Gateway{}
+	// The last index's: leases never have it.
+	g.addr, _ = addresses(p.prefix, p.free.size)
+	if err := p.gatewayLink(g.addr); err != nil {
+		return nil, fmt.Errorf("make the proxy's interface: %w", err)
+	}
+	at := net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.addr, 0))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.close())
+		}
+	}()
+	if g.Web, err = net.ListenTCP("tcp4", at); err != nil {
+		return nil, err
+	}
+	if g.DNSTCP, err = net.ListenTCP("tcp4", at); err != nil {
+		return nil, err
+	}
+	if g.DNS, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(g.addr, 0))); err != nil {
+		return nil, err
+	}
+	g.web, g.tc = portOf(g.Web.Addr()), portOf(g.DNSTCP.Addr())
+	g.dns = portOf(g.DNS.LocalAddr())
+	return g, nil
+}
+
+func portOf(a net.Addr) uint16 {
+	_, port, _ := net.SplitHostPort(a.String())
+	n, _ := strconv.ParseUint(port, 10, 16)
+	return uint16(n)
+}
+
+func (g *Gateway) close() error {
+	var errs []error
+	if g.Web != nil {
+		errs = append(errs, g.Web.Close())
+	}
+	if g.DNSTCP != nil {
+		errs = append(errs, g.DNSTCP.Close())
+	}
+	if g.DNS != nil {
+		errs = append(errs, g.DNS.Close())
+	}
+	var kept []error
+	for _, err := range errs {
+		if !errors.Is(err, net.ErrClosed) {
+			kept = append(kept, err)
+		}
+	}
+	return errors.Join(kept...)
+}
+
+// gatewayLink is a pair of interfaces, since that is what the host can make
+// anyway: the leases are such.
+func (p *Pool) gatewayLink(addr netip.Addr) error {
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.gatewayName(), TxQLen: -1}, PeerName: p.peerName()}
+	if err := netlink.LinkAdd(veth); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	for _, name := range []string{p.peerName(), p.gatewayName()} {
+		if err := sysctl("ipv6", name, "disable_ipv6", "1"); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if name == p.gatewayName() {
+			a := &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(32, 32)}}
+			if err := netlink.AddrReplace(link, a); err != nil {
+				return fmt.Errorf("add %s: %w", addr, err)
+			}
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeGateway takes the interface away.
+func (p *Pool) removeGateway() error {
+	link, err := netlink.LinkByName(p.gatewayName())
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// Gateway returns where connections of sandboxes with a list go; nil without
+// Config.Proxy.
+func (p *Pool) Gateway() *Gateway { return p.gateway }
+
+// Forbidden reports whether no policy opens an address, as far as that is the
+// same at all times: the host's own addresses are seen to by the rules.
+func (p *Pool) Forbidden(a netip.Addr) bool {
+	if !a.Is4() || p.prefix.Contains(a) {
+		return true
+	}
+	for _, f := range forbiddenPrefixes {
+		if f.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+var forbiddenPrefixes = func() (list []netip.Prefix) {
+	for _, s := range forbidden {
+		list = append(list, netip.MustParsePrefix(s))
+	}
+	return list
+}()
+
+// addGatewayChains redirects what sandboxes with a list send to the web and to
+// name servers, unless its networks decide already.
+//
+//	prerouting: dnat to the gateway
+//	input:      to the gateway only what was redirected (judge-proxied)
+//	output:     what the proxy opens goes nowhere that a sandbox may not go
+func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
+	g := r.gateway
+	add := func(ch *nftables.Chain, ruleset ...[]expr.Any) {
+		c.AddChain(ch)
+		for _, e := range ruleset {
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: e})
+		}
+	}
+	pass := verdict(expr.VerdictReturn)
+	add(&nftables.Chain{Name: "to-proxy", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest},
+		join(ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), pass),
+		join(addressNotIn(sourceOffset, customSet(t)), pass),
+		join(addressesIn(sourceOffset, destinationOffset, deniedSet(t)), pass),
+		join(addressesIn(sourceOffset, destinationOffset, allowedSet(t)), pass),
+		join(isIPv4(), portIs(unix.IPPROTO_TCP, 80), dnat(g.addr, g.web)),
+		join(isIPv4(), portIs(unix.IPPROTO_TCP, 443), dnat(g.addr, g.web)),
+		join(isIPv4(), portIs(unix.IPPROTO_TCP, 53), dnat(g.addr, g.tc)),
+		join(isIPv4(), portIs(unix.IPPROTO_UDP, 53), dnat(g.addr, g.dns)),
+	)
+	// A connection to the gateway goes on when everything is allowed by now; the
+	// proxy cuts those that the policy forbids, and with nothing allowed so
+	// does this.
+	add(&nftables.Chain{Name: "judge-proxied", Table: t},
+		join(newConnection(), moreThan(r.connections, countedSet(t)), drop()),
+		join(redirected(), addressIn(sourceOffset, customSet(t)), verdict(expr.VerdictAccept)),
+		join(redirected(), addressIn(sourceOffset, openSet(t)), verdict(expr.VerdictAccept)),
+		join(isTCP(), reset()),
+		drop(),
+	)
+	add(&nftables.Chain{Name: "to-gateway", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 1)},
+		join(within(destinationOffset, netip.PrefixFrom(g.addr, 32)), ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), drop()),
+	)
+	add(&nftables.Chain{Name: "from-proxy", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter},
+		join(markIsNot(ProxyMark), verdict(expr.VerdictAccept)),
+		join(protocolIsNot(unix.NFPROTO_IPV4), reject()),
+		join(destinationIn("forbidden"), reject()),
+		join(destinationWithin(r.prefix), reject()),
+		join(destinationIsLocal(), reject()),
+	)
+}
+
+// portIs matches a destination port.
+func portIs(protocol byte, port uint16) []expr.Any {
+	return join(protocolIs(protocol), []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+	})
+}
+
+func dnat(to netip.Addr, port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: to.AsSlice()},
+		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2, Specified: true},
+	}
+}
+
+// redirected matches packets of connections that the rules redirected.
+func redirected() []expr.Any {
+	const dstNAT = 1 << 5 // IPS_DST_NAT
+	mask := binaryutil.NativeEndian.PutUint32(dstNAT)
+	return []expr.Any{
+		&expr.Ct{Key: expr.CtKeySTATUS, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+func markIsNot(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark)},
+	}
+}

@@ -1,0 +1,339 @@
+package network
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry"
+)
+
+// What a sandbox may reach is said by elements of four sets, so that the number
+// of rules is the same for any number of sandboxes:
+//
+//	open     addresses of sandboxes that may reach all that any may
+//	custom   addresses of sandboxes with a list
+//	denied   (address of a sandbox, range): its list's denied networks
+//	allowed  (address of a sandbox, range): its list's allowed networks
+//
+// A sandbox in neither of the first two reaches nothing: so does a new one. The
+// sandbox's address can stand for the sandbox since packets with another's are
+// dropped before (see rules).
+//
+// Every packet is judged, in both directions, not the first of a connection
+// alone: what a change forbids is cut by the change, and what it does not
+// forbid goes on. A connection is cut by a reset to both sides.
+func openSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "open", KeyType: nftables.TypeIPAddr}
+}
+
+func customSet(t *nftables.Table) *nftables.Set {
+	return &nftables.Set{Table: t, Name: "custom", KeyType: nftables.TypeIPAddr}
+}
+
+func deniedSet(t *nftables.Table) *nftables.Set  { return rangesSet(t, "denied") }
+func allowedSet(t *nftables.Table) *nftables.Set { return rangesSet(t, "allowed") }
+
+func rangesSet(t *nftables.Table, name string) *nftables.Set {
+	return &nftables.Set{
+		Table: t, Name: name, Interval: true, Concatenation: true,
+		KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr),
+	}
+}
+
+// policySets are all of them, in the order of verdicts.sets.
+func policySets(t *nftables.Table) []*nftables.Set {
+	return []*nftables.Set{openSet(t), customSet(t), deniedSet(t), allowedSet(t)}
+}
+
+// verdicts are the elements of one sandbox; empty, it reaches nothing.
+type verdicts struct {
+	open, custom    bool
+	denied, allowed []addressRange
+}
+
+type addressRange struct{ first, last netip.Addr }
+
+func verdictsOf(p *skerry.NetworkPolicy) verdicts {
+	switch p.Mode {
+	case skerry.NetworkAllowAll:
+		return verdicts{open: true}
+	case skerry.NetworkCustom:
+		return verdicts{custom: true, denied: ranges(p.Deny), allowed: ranges(p.Allow)}
+	}
+	return verdicts{}
+}
+
+// ranges leaves out IPv6, of which no packet leaves a sandbox anyhow.
+func ranges(list []netip.Prefix) (out []addressRange) {
+	for _, p := range list {
+		if !p.Addr().Is4() {
+			continue
+		}
+		first := binary.BigEndian.Uint32(p.Masked().Addr().AsSlice())
+		last := first | ^uint32(0)>>p.Bits()
+		out = append(out, addressRange{p.Masked().Addr(), netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, last)))})
+	}
+	return out
+}
+
+// elements are those of a sandbox, for each of policySets.
+func (v verdicts) elements(sandbox netip.Addr) [4][]nftables.SetElement {
+	var e [4][]nftables.SetElement
+	own := []nftables.SetElement{{Key: sandbox.AsSlice()}}
+	if v.open {
+		e[0] = own
+	}
+	if v.custom {
+		e[1] = own
+	}
+	for i, list := range [][]addressRange{v.denied, v.allowed} {
+		for _, r := range list {
+			e[2+i] = append(e[2+i], nftables.SetElement{
+				Key: append(sandbox.AsSlice(), r.first.AsSlice()...), KeyEnd: append(sandbox.AsSlice(), r.last.AsSlice()...),
+			})
+		}
+	}
+	return e
+}
+
+// SetPolicy enforces what the sandbox may reach; before the first call that is
+// nothing. Connections that it forbids are cut, the others go on. There is no
+// moment in between, and if it fails nothing has changed.
+func (l *Lease) SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.released {
+		return fmt.Errorf("network %s is released", l.id)
+	}
+	next := verdictsOf(p)
+	if err := l.pool.rules.judge(l.sandbox, l.verdicts, next); err != nil {
+		return fmt.Errorf("set the policy of network %s: %w", l.id, err)
+	}
+	// A new lease has no connections.
+	began := l.verdicts.open || l.verdicts.custom
+	l.verdicts = next
+	if began && !next.open {
+		if err := l.wake(ctx, next); err != nil {
+			l.pool.cfg.Log.Warn("a sandbox may wait for connections that were cut", "network", l.id, "error", err)
+		}
+	}
+	return nil
+}
+
+// judge replaces the elements of a sandbox in one step.
+func (r *rules) judge(sandbox netip.Addr, before, after verdicts) error {
+	var c nftables.Conn
+	old, elements := before.elements(sandbox), after.elements(sandbox)
+	for i, set := range policySets(r.table()) {
+		if err := chunked(old[i], func(part []nftables.SetElement) error { return c.SetDeleteElements(set, part) }); err != nil {
+			return err
+		}
+		if err := chunked(elements[i], func(part []nftables.SetElement) error { return c.SetAddElements(set, part) }); err != nil {
+			return err
+		}
+	}
+	return c.Flush()
+}
+
+// unjudge removes the elements of a sandbox; those that are gone are no error.
+func (r *rules) unjudge(sandbox netip.Addr, v verdicts) error {
+	err := r.judge(sandbox, v, verdicts{})
+	if !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	// All or nothing was removed: one after the other, then.
+	for i, set := range policySets(r.table()) {
+		for _, e := range v.elements(sandbox)[i] {
+			var c nftables.Conn
+			if err := c.SetDeleteElements(set, []nftables.SetElement{e}); err != nil {
+				return err
+			}
+			if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("remove from the set %s: %w", set.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// chunked calls f with parts of a list of elements that fit a message each.
+func chunked(list []nftables.SetElement, f func([]nftables.SetElement) error) error {
+	const most = 500
+	for len(list) > 0 {
+		part := list[:min(most, len(list))]
+		if err := f(part); err != nil {
+			return err
+		}
+		list = list[len(part):]
+	}
+	return nil
+}
+
+// carried reads what an earlier process of the installation has enforced, by
+// the sandbox's address. A table of a version without policies let all through.
+func (r *rules) carried(existing []*Lease) (map[netip.Addr]verdicts, error) {
+	var c nftables.Conn
+	found := map[netip.Addr]verdicts{}
+	names, err := r.setNames(&c)
+	if err != nil || names == nil {
+		return found, err
+	}
+	for i, set := range policySets(r.table()) {
+		if !names[set.Name] {
+			for _, l := range existing {
+				found[l.sandbox] = verdicts{open: true}
+			}
+			return found, nil
+		}
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return nil, fmt.Errorf("list the set %s: %w", set.Name, err)
+		}
+		for _, e := range elements {
+			if err := carry(found, i, e); err != nil {
+				return nil, fmt.Errorf("list the set %s: %w", set.Name, err)
+			}
+		}
+	}
+	return found, nil
+}
+
+// setNames are the sets of the installation's table; nil if there is no table.
+func (r *rules) setNames(c *nftables.Conn) (map[string]bool, error) {
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return nil, fmt.Errorf("list tables: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name != r.table().Name {
+			continue
+		}
+		sets, err := c.GetSets(r.table())
+		if err != nil {
+			return nil, fmt.Errorf("list sets: %w", err)
+		}
+		names := map[string]bool{}
+		for _, s := range sets {
+			names[s.Name] = true
+		}
+		return names, nil
+	}
+	return nil, nil
+}
+
+// carry adds an element of the i-th of policySets.
+func carry(found map[netip.Addr]verdicts, i int, e nftables.SetElement) error {
+	if len(e.Key) < 4 || i >= 2 && (len(e.Key) != 8 || len(e.KeyEnd) != 8) {
+		return fmt.Errorf("an element has the key % x", e.Key)
+	}
+	sandbox := netip.AddrFrom4([4]byte(e.Key[:4]))
+	v := found[sandbox]
+	switch i {
+	case 0:
+		v.open = true
+	case 1:
+		v.custom = true
+	case 2:
+		v.denied = append(v.denied, addressRange{netip.AddrFrom4([4]byte(e.Key[4:])), netip.AddrFrom4([4]byte(e.KeyEnd[4:]))})
+	case 3:
+		v.allowed = append(v.allowed, addressRange{netip.AddrFrom4([4]byte(e.Key[4:])), netip.AddrFrom4([4]byte(e.KeyEnd[4:]))})
+	}
+	found[sandbox] = v
+	return nil
+}
+
+// addPolicySets makes the sets with what was carried over.
+func (r *rules) addPolicySets(c *nftables.Conn, carried map[netip.Addr]verdicts) error {
+	var elements [4][]nftables.SetElement
+	for sandbox, v := range carried {
+		for i, list := range v.elements(sandbox) {
+			elements[i] = append(elements[i], list...)
+		}
+	}
+	for i, set := range policySets(r.table()) {
+		if err := c.AddSet(set, nil); err != nil {
+			return err
+		}
+		if err := chunked(elements[i], func(part []nftables.SetElement) error { return c.SetAddElements(set, part) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addPolicyChains makes the chains that judge packets of sandboxes. They return
+// to the caller what may pass.
+func (r *rules) addPolicyChains(c *nftables.Conn, t *nftables.Table) {
+	add := func(name string, ruleset ...[]expr.Any) {
+		ch := c.AddChain(&nftables.Chain{Name: name, Table: t})
+		for _, e := range ruleset {
+			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: e})
+		}
+	}
+	add("refuse-out", join(isTCP(), reset()), reject())
+	add("refuse-in", join(isTCP(), reset()), drop())
+	for _, way := range []struct {
+		name, refuse     string
+		sandbox, outside uint32
+		rest             [][]expr.Any
+	}{
+		{"judge-out", "refuse-out", sourceOffset, destinationOffset, nil},
+		// What routers on the way say of a connection is not from its peer.
+		{"judge-in", "refuse-in", destinationOffset, sourceOffset, [][]expr.Any{join(related(), verdict(expr.VerdictReturn))}},
+	} {
+		pass := verdict(expr.VerdictReturn)
+		ruleset := [][]expr.Any{
+			join(addressIn(way.sandbox, openSet(t)), pass),
+			join(addressNotIn(way.sandbox, customSet(t)), to(way.refuse)),
+			join(addressesIn(way.sandbox, way.outside, deniedSet(t)), to(way.refuse)),
+			join(addressesIn(way.sandbox, way.outside, allowedSet(t)), pass),
+		}
+		add(way.name, append(append(ruleset, way.rest...), to(way.refuse))...)
+	}
+}
+
+// to goes on in a chain and does not come back, through comes back from it.
+func to(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
+}
+
+func through(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}}
+}
+
+func isTCP() []expr.Any { return protocolIs(unix.IPPROTO_TCP) }
+
+func protocolIs(p byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
+}
+
+// reset answers with a TCP reset, reject says that it is forbidden.
+func reset() []expr.Any { return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }
+
+func reject() []expr.Any {
+	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+}
+
+func related() []expr.Any { return ctState(expr.CtStateBitRELATED) }
+
+func addressIn(offset uint32, set *nftables.Set) []expr.Any {
+	return join(isIPv4(), []expr.Any{address(offset, 1), &expr.Lookup{SourceRegister: 1, SetName: set.Name}})
+}
+
+func addressNotIn(offset uint32, set *nftables.Set) []expr.Any {
+	return join(isIPv4(), []expr.Any{address(offset, 1), &expr.Lookup{SourceRegister: 1, SetName: set.Name, Invert: true}})
+}
+
+func addressesIn(first, second uint32, set *nftables.Set) []expr.Any {
+	return join(isIPv4(), []expr.Any{
+		address(first, unix.NFT_REG32_00), address(second, unix.NFT_REG32_01),
+		&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: set.Name},
+	})
+}

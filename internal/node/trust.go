@@ -1,0 +1,161 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/guest"
+)
+
+// Where the certificate authority is found in a sandbox: by itself, and among
+// those that the image trusts.
+const (
+	authorityFile = "/usr/local/share/ca-certificates/skerry.crt"
+	bundleFile    = "/etc/ssl/certs/ca-certificates.crt"
+)
+
+// trustVariables are for programs that look elsewhere than in the image's store.
+var trustVariables = map[string]string{
+	"NODE_EXTRA_CA_CERTS": authorityFile,
+	"DENO_CERT":           authorityFile,
+	"SSL_CERT_FILE":       bundleFile,
+	"REQUESTS_CA_BUNDLE":  bundleFile,
+	"CURL_CA_BUNDLE":      bundleFile,
+	"GIT_SSL_CAINFO":      bundleFile,
+	"PIP_CERT":            bundleFile,
+	"AWS_CA_BUNDLE":       bundleFile,
+	"npm_config_cafile":   bundleFile,
+}
+
+// trustScript adds the authority to the image's store once, without
+// update-ca-certificates, which takes seconds. Other distributions' stores are
+// served too, and the usual one made of them.
+const trustScript = `set -e
+umask 022
+mkdir -p /usr/local/share/ca-certificates /etc/ssl/certs
+printf '%s' "$SKERRY_AUTHORITY" > ` + authorityFile + `
+usual=` + bundleFile + `
+for b in /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem /etc/ssl/ca-bundle.pem; do
+  if [ ! -e $usual ] && [ -f $b ]; then cat $b > $usual; fi
+done
+for b in $usual /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem /etc/ssl/ca-bundle.pem; do
+  if [ $b = $usual ] || [ -f $b ]; then
+    grep -qF -- "$SKERRY_LINE" $b 2>/dev/null || printf '\n%s' "$SKERRY_AUTHORITY" >> $b
+  fi
+done
+`
+
+// trustPatience bounds the script.
+const trustPatience = 20 * time.Second
+
+// trust is what a session knows of its sandbox's trust in the authority that
+// ends TLS for rules. Only sandboxes with such rules have it: it costs a process,
+// and Node.js starts slower.
+type trust struct {
+	// own are those of trustVariables that the sandbox sets itself.
+	own []string
+
+	mu     sync.Mutex
+	wanted bool
+	tried  bool
+	done   bool
+}
+
+// ownTrust are the variables that an environment sets itself.
+func ownTrust(env map[string]string) (own []string) {
+	for name := range env {
+		if _, ours := trustVariables[name]; ours {
+			own = append(own, name)
+		}
+	}
+	return own
+}
+
+func (t *trust) want(p *skerry.NetworkPolicy) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wanted = t.wanted || p.NeedsAuthority()
+}
+
+// trusting sees to it that the sandbox trusts the authority if it must, and
+// returns the environment of a command. An image in which that cannot be done
+// keeps its commands.
+func (s *session) trusting(ctx context.Context, env map[string]string) map[string]string {
+	t := &s.trust
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.wanted {
+		return env
+	}
+	if !t.tried {
+		err := s.installAuthority(ctx)
+		if ctx.Err() != nil {
+			return env // the next one tries again
+		}
+		t.tried, t.done = true, err == nil
+		if err != nil {
+			s.node.cfg.Log.Warn("a sandbox does not trust the proxy", "session", s.id, "error", err)
+		}
+	}
+	if !t.done {
+		return env
+	}
+	all := maps.Clone(trustVariables)
+	maps.DeleteFunc(all, func(name, _ string) bool { return slices.Contains(t.own, name) })
+	maps.Copy(all, env)
+	return all
+}
+
+// installAuthority runs the script.
+func (s *session) installAuthority(ctx context.Context) error {
+	authority := string(s.node.cfg.Networks.Authority())
+	line := certificateLine(authority)
+	if line == "" {
+		return fmt.Errorf("there is no authority")
+	}
+	ctx, cancel := context.WithTimeout(ctx, trustPatience)
+	defer cancel()
+	proc, err := s.guest.Start(ctx, guest.StartSpec{
+		ID: skerry.NewID(guest.PrefixDescribe), Name: "/bin/sh", Args: []string{"-c", trustScript}, Cwd: "/", Root: true, Timeout: trustPatience,
+		Env: map[string]string{"SKERRY_AUTHORITY": authority, "SKERRY_LINE": line, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+	})
+	if err != nil {
+		return s.failure(err)
+	}
+	said := ""
+	for {
+		chunk, err := proc.Next(ctx)
+		if err != nil {
+			break
+		}
+		said = (said + string(chunk.Data))[:min(300, len(said)+len(chunk.Data))]
+		_ = proc.Ack(chunk.Stream, chunk.End())
+	}
+	exit, err := proc.Wait(ctx)
+	if err != nil {
+		return err
+	}
+	if exit.Code != 0 {
+		err = fmt.Errorf("adding the certificate ended with %d: %q", exit.Code, said)
+	}
+	if ferr := proc.Forget(); err == nil {
+		err = ferr
+	}
+	return err
+}
+
+// certificateLine is a line of a PEM certificate that no other one has.
+func certificateLine(pem string) string {
+	_, body, _ := strings.Cut(pem, "-----BEGIN CERTIFICATE-----\n")
+	lines := strings.Split(body, "\n")
+	if len(lines) < 4 {
+		return ""
+	}
+	return lines[2]
+}

@@ -1,0 +1,330 @@
+package e2e
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
+)
+
+// A test in the lab runs again in a network namespace of its own, which stands
+// for the host, with the lab behind it and no way to anywhere else:
+//
+//	sandboxes ── host 198.51.100.1 ── 198.51.100.2, and all other addresses, the lab
+const labEnv = "SKERRY_E2E_LAB"
+
+// The addresses of the lab. Names are those of lab.names.
+const (
+	labGateway = "198.51.100.2"
+	allowedIP  = "203.0.113.10"
+	evilIP     = "203.0.113.66"
+	directIP   = "203.0.113.77"
+	deniedIP   = "203.0.113.88"
+)
+
+// inLab runs a test in the lab, and reports whether that is here.
+func inLab(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(labEnv) != "" {
+		return true
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), labEnv+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Errorf("in the lab: %v", err)
+	}
+	return false
+}
+
+// lab is the world outside. It sees every packet that reaches it.
+type lab struct {
+	t     *testing.T
+	ns    int
+	roots string // file of the authority that its certificates are from
+	names map[string]string
+
+	mu      sync.Mutex
+	packets []string
+	queries []string
+	hits    []string
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	l := &lab{t: t, names: map[string]string{
+		"allowed.test": allowedIP, "api.rules.test": allowedIP, "evil.test": evilIP, "denied.test": deniedIP,
+		"metadata.test": "169.254.169.254", "host.test": "198.51.100.1", "loop.test": "127.0.0.1",
+	}}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(linkUp("lo"))
+	made := make(chan error)
+	go func() { // the thread ends with the goroutine
+		runtime.LockOSThread()
+		host, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Unshare(unix.CLONE_NEWNET)
+		}
+		if err == nil {
+			l.ns, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		}
+		if err == nil {
+			err = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", TxQLen: -1}, PeerName: "uplink", PeerNamespace: netlink.NsFd(host)})
+		}
+		if err == nil {
+			err = linkUp("lo")
+		}
+		for _, a := range []string{labGateway + "/24", allowedIP + "/32", evilIP + "/32", directIP + "/32", deniedIP + "/32", "169.254.169.254/32", "2001:db8::2/64"} {
+			if err == nil {
+				err = labAddress("eth0", a)
+			}
+		}
+		if err == nil {
+			err = linkUp("eth0")
+		}
+		made <- err
+	}()
+	must(<-made)
+	must(labAddress("uplink", "198.51.100.1/24"))
+	must(labAddress("uplink", "2001:db8::1/64"))
+	must(linkUp("uplink"))
+	uplink, err := netlink.LinkByName("uplink")
+	must(err)
+	must(netlink.RouteAdd(&netlink.Route{LinkIndex: uplink.Attrs().Index, Gw: net.ParseIP(labGateway)}))
+	must(os.WriteFile("/proc/sys/net/ipv4/conf/all/forwarding", []byte("0"), 0))
+	l.serve()
+	return l
+}
+
+func linkUp(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func labAddress(name, address string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	a, err := netlink.ParseAddr(address)
+	if err != nil {
+		return err
+	}
+	a.Flags = unix.IFA_F_NODAD
+	return netlink.AddrAdd(link, a)
+}
+
+// inside opens something in the lab's namespace.
+func (l *lab) inside(open func() error) {
+	l.t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Setns(l.ns, unix.CLONE_NEWNET)
+		if err == nil {
+			err = open()
+		}
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// serve starts the lab's servers: DNS, HTTP, HTTPS, echoes, and the eye on the
+// wire.
+func (l *lab) serve() {
+	certificate := l.authority()
+	handler := http.HandlerFunc(l.answer)
+	l.inside(func() error {
+		dns, err := net.ListenPacket("udp4", labGateway+":53")
+		if err != nil {
+			return err
+		}
+		go l.resolve(dns)
+		for _, port := range []string{":80", ":8080", ":22", ":53"} {
+			ln, err := net.Listen("tcp", port)
+			if err != nil {
+				return err
+			}
+			go http.Serve(ln, handler)
+		}
+		ln, err := net.Listen("tcp", ":443")
+		if err != nil {
+			return err
+		}
+		server := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}}, ErrorLog: nil}
+		go server.ServeTLS(ln, "", "")
+		wire, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+		if err != nil {
+			return err
+		}
+		go l.watch(wire)
+		return nil
+	})
+}
+
+func htons(n uint16) uint16 { return n<<8 | n>>8 }
+
+// answer tells what a request looked like, or streams without end.
+func (l *lab) answer(w http.ResponseWriter, r *http.Request) {
+	l.mu.Lock()
+	l.hits = append(l.hits, fmt.Sprintf("%s %s%s auth=%q", r.Context().Value(http.LocalAddrContextKey), r.Host, r.URL.Path, r.Header.Get("Authorization")))
+	l.mu.Unlock()
+	if r.URL.Path != "/stream" {
+		fmt.Fprintf(w, "reached %s auth=%q\n", r.Host, r.Header.Get("Authorization"))
+		return
+	}
+	for r.Context().Err() == nil {
+		if _, err := w.Write(make([]byte, 4096)); err != nil {
+			return
+		}
+		w.(http.Flusher).Flush()
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-r.Context().Done():
+		}
+	}
+}
+
+// resolve is the DNS server of the world.
+func (l *lab) resolve(conn net.PacketConn) {
+	buf := make([]byte, 4096)
+	for {
+		n, from, err := conn.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
+			continue
+		}
+		name := strings.TrimSuffix(strings.ToLower(m.Questions[0].Name.String()), ".")
+		l.mu.Lock()
+		l.queries = append(l.queries, name)
+		l.mu.Unlock()
+		m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+		if a, ok := l.names[name]; !ok {
+			m.RCode = dnsmessage.RCodeNameError
+		} else if m.Questions[0].Type == dnsmessage.TypeA {
+			m.Answers = []dnsmessage.Resource{{
+				Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60},
+				Body:   &dnsmessage.AResource{A: netip.MustParseAddr(a).As4()},
+			}}
+		}
+		if b, err := m.Pack(); err == nil {
+			conn.WriteTo(b, from)
+		}
+	}
+}
+
+// watch notes where each packet that comes in goes.
+func (l *lab) watch(fd int) {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			return
+		}
+		ll, ok := from.(*unix.SockaddrLinklayer)
+		if !ok || ll.Pkttype == unix.PACKET_OUTGOING {
+			continue
+		}
+		note := fmt.Sprintf("ethertype %04x", htons(ll.Protocol))
+		p := buf[:n]
+		if htons(ll.Protocol) == unix.ETH_P_IP && n >= 20 {
+			note = fmt.Sprintf("%d %s>%s", p[9], netip.AddrFrom4([4]byte(p[12:])), netip.AddrFrom4([4]byte(p[16:])))
+			if head := int(p[0]&15) * 4; (p[9] == unix.IPPROTO_TCP || p[9] == unix.IPPROTO_UDP) && n >= head+4 {
+				note += fmt.Sprintf(":%d", binary.BigEndian.Uint16(p[head+2:]))
+			}
+		} else if htons(ll.Protocol) == unix.ETH_P_IPV6 && n >= 40 {
+			from, to := netip.AddrFrom16([16]byte(p[8:])), netip.AddrFrom16([16]byte(p[24:]))
+			if to.IsMulticast() && (from.IsLinkLocalUnicast() || from.IsUnspecified()) {
+				continue // the host looks for neighbours
+			}
+			note = fmt.Sprintf("IPv6 %s>%s", from, to)
+		} else if htons(ll.Protocol) == unix.ETH_P_ARP {
+			continue
+		}
+		l.mu.Lock()
+		if !slices.Contains(l.packets, note) {
+			l.packets = append(l.packets, note)
+		}
+		l.mu.Unlock()
+	}
+}
+
+// seen takes what has reached the lab since the last call.
+func (l *lab) seen() (packets, queries, hits []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	packets, queries, hits = l.packets, l.queries, l.hits
+	l.packets, l.queries, l.hits = nil, nil, nil
+	return packets, queries, hits
+}
+
+// authority makes the authority of the lab's world, and a certificate for all
+// its names.
+func (l *lab) authority() tls.Certificate {
+	l.t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the lab's world"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "lab"}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
+		DNSNames: []string{"allowed.test", "*.rules.test", "evil.test"},
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, key.Public(), key)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.roots = filepath.Join(l.t.TempDir(), "roots.pem")
+	if err := os.WriteFile(l.roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}), 0o644); err != nil {
+		l.t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{leafDER, rootDER}, PrivateKey: key}
+}
