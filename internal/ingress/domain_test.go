@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"bufio"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -79,8 +80,10 @@ func startDomain(t *testing.T, s *sandbox) (i *Ingress, ports []skerry.Published
 // browser is a client to whom every name below the domain is at addr.
 func browser(addr string, trust *x509.CertPool, http2 bool) *http.Client {
 	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		DialTLSContext: nil, TLSClientConfig: &tls.Config{RootCAs: trust}, ForceAttemptHTTP2: http2, DisableKeepAlives: true,
-		Dial: func(string, string) (net.Conn, error) { return net.Dial("tcp", addr) },
+		TLSClientConfig: &tls.Config{RootCAs: trust}, ForceAttemptHTTP2: http2, DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
+		},
 	}}
 }
 

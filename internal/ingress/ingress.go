@@ -65,6 +65,9 @@ type Config struct {
 	// to one route in port mode, RouteRequests the requests of one route that
 	// are under way.
 	MaxConnections, RouteConnections, RouteRequests int
+
+	// readHeaderTimeout is how long a client may take to send its headers.
+	readHeaderTimeout time.Duration
 }
 
 // Defaults of Config.
@@ -144,6 +147,9 @@ func (c *Config) fill() {
 	}
 	if c.ResumeWait == 0 {
 		c.ResumeWait = DefaultResumeWait
+	}
+	if c.readHeaderTimeout == 0 {
+		c.readHeaderTimeout = readHeaderTimeout
 	}
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections

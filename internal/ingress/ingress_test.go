@@ -399,8 +399,7 @@ func TestTooManyConnections(t *testing.T) {
 
 func TestSlowHeaders(t *testing.T) {
 	s := running(t, func(http.ResponseWriter, *http.Request) {})
-	i, _, url := start(t, s, nil)
-	i.server.ReadHeaderTimeout = 100 * time.Millisecond
+	_, _, url := start(t, s, func(c *Config) { c.readHeaderTimeout = 100 * time.Millisecond })
 	c, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 	if err != nil {
 		t.Fatal(err)

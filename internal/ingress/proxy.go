@@ -41,7 +41,7 @@ const (
 func (i *Ingress) newServer() *http.Server {
 	return &http.Server{
 		Handler:           http.HandlerFunc(i.handle),
-		ReadHeaderTimeout: readHeaderTimeout,
+		ReadHeaderTimeout: i.cfg.readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
