@@ -65,7 +65,7 @@ type NetworkPolicy struct {
 	// to each: what the first rule that matches says.
 	Rules map[string][]NetworkRule
 	// AllowCIDRs may be reached by every protocol.
-	AllowCIDRs   []string
+	AllowCIDRs []string
 	// DenyCIDRs takes precedence over what is allowed.
 	DenyCIDRs []string
 }
