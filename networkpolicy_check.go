@@ -110,7 +110,6 @@ func ParseDomain(field, s string) (string, error) {
 type policyChecker struct {
 	path  string
 	bytes int
-	rules int
 }
 
 // field is the full name of a field of the policy.
