@@ -160,22 +160,11 @@ func sendSegment(l *Lease, dst netip.AddrPort, flags byte) error {
 	tcp = append(tcp, 0, 0, 0, 1, 0, 0, 0, 1, 5<<4, flags, 0x10, 0, 0, 0, 0, 0)
 	pseudo := append(append([]byte{}, l.sandbox.AsSlice()...), dst.Addr().AsSlice()...)
 	pseudo = append(pseudo, 0, unix.IPPROTO_TCP, 0, byte(len(tcp)))
-	binary.BigEndian.PutUint16(tcp[16:], checksum(append(pseudo, tcp...)))
+	binary.BigEndian.PutUint16(tcp[16:], checksum(append(pseudo, tcp...), 0))
 	head := []byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0}
 	head = append(append(head, l.sandbox.AsSlice()...), dst.Addr().AsSlice()...)
-	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	binary.BigEndian.PutUint16(head[10:], checksum(head, 0))
 	frame := append(append([]byte{}, macOf(l.host)...), macOf(l.sandbox)...)
 	frame = append(append(append(frame, 0x08, 0), head...), tcp...)
 	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index})
-}
-
-func checksum(b []byte) uint16 {
-	sum := uint32(0)
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }
