@@ -25,11 +25,6 @@ func (l *Lease) wake(ctx context.Context, v verdicts) error {
 	if err != nil {
 		return err
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
 	to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}
 	for _, f := range flows {
 		if ctx.Err() != nil {
@@ -40,7 +35,7 @@ func (l *Lease) wake(ctx context.Context, v verdicts) error {
 		if src != l.sandbox || !ok || f.Forward.Protocol != unix.IPPROTO_TCP || v.allow(dst) {
 			continue
 		}
-		if err := unix.Sendto(fd, l.stray(dst, f.Forward.DstPort, f.Forward.SrcPort), 0, to); err != nil {
+		if err := unix.Sendto(l.pool.packets, l.stray(dst, f.Forward.DstPort, f.Forward.SrcPort), 0, to); err != nil {
 			return fmt.Errorf("send: %w", err)
 		}
 	}

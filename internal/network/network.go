@@ -29,6 +29,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // DefaultPrefix is where the addresses of sandboxes are taken from.
@@ -70,6 +72,9 @@ type Pool struct {
 	resolvers []string
 	rules     *rules
 	gateway   *Gateway
+	// packets is a socket that sends frames; to close one takes the kernel tens
+	// of milliseconds.
+	packets int
 	// carried is what an earlier process let the sandboxes that run reach.
 	carried map[netip.Addr]verdicts
 
@@ -124,6 +129,10 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 			return nil, fmt.Errorf("network: %w", err)
 		}
 		p.rules.gateway = p.gateway
+	}
+	// Protocol 0 receives nothing.
+	if p.packets, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+		return nil, fmt.Errorf("network: open a packet socket: %w", err)
 	}
 	if p.carried, err = p.rules.carried(p.elements()); err != nil {
 		return nil, fmt.Errorf("network: read the rules: %w", err)
@@ -311,6 +320,11 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	p.cancel()
 	p.refill.Wait()
+	err := unix.Close(p.packets)
+	p.packets = -1
+	if err != nil {
+		return err
+	}
 	if p.gateway != nil {
 		if err := p.gateway.close(); err != nil {
 			return err

@@ -333,3 +333,25 @@ func BenchmarkSetPolicy(b *testing.B) {
 		setPolicy(b, l, policy)
 	}
 }
+
+// BenchmarkFirstPolicy is what a policy adds to the start of a session.
+func BenchmarkFirstPolicy(b *testing.B) {
+	p := newPool(b, nil)
+	l := acquire(b, p)
+	for b.Loop() {
+		b.StopTimer()
+		setPolicy(b, l, denyAll)
+		b.StartTimer()
+		setPolicy(b, l, skerry.AllowAll())
+	}
+}
+
+// BenchmarkChange goes between lists, with nobody else there.
+func BenchmarkChange(b *testing.B) {
+	p := newPool(b, nil)
+	l := acquire(b, p)
+	policies := []*skerry.NetworkPolicy{custom([]string{labAddr + "/32"}, nil), custom(nil, []string{labAddr + "/32"})}
+	for i := 0; b.Loop(); i++ {
+		setPolicy(b, l, policies[i%2])
+	}
+}

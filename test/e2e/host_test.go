@@ -249,8 +249,10 @@ func (s *server) assertOwned(spare int) {
 	}
 	same("sessions' states", states)
 	admitted, _ := s.admitted()
+	// Two interfaces are the proxy's.
+	links := slices.DeleteFunc(s.links(), func(id string) bool { return id == "proxy" || id == "none" })
 	for what, have := range map[string][]string{
-		"namespaces": s.list(filepath.Join(s.runDir(), "netns")), "mounts": s.mounts(), "interfaces": s.links(), "admitted networks": admitted,
+		"namespaces": s.list(filepath.Join(s.runDir(), "netns")), "mounts": s.mounts(), "interfaces": links, "admitted networks": admitted,
 	} {
 		for _, id := range leases {
 			if !slices.Contains(have, id) {
@@ -268,7 +270,7 @@ func (s *server) assertOwned(spare int) {
 // server keeps, and that each session's folder is one the server still knows.
 func (s *server) assertKnownFiles() {
 	s.t.Helper()
-	known := []string{"agent", "db", "disks", "drives", "sandboxd.log", "sandboxd.pid", "sessions", "snapshots"}
+	known := []string{"agent", "db", "disks", "drives", "firewall", "sandboxd.log", "sandboxd.pid", "sessions", "snapshots"}
 	for _, name := range s.list(s.path("state")) {
 		if !slices.Contains(known, name) {
 			s.t.Errorf("the state folder holds %s", name)
