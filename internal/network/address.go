@@ -17,13 +17,14 @@ const alternatives = 16
 
 // choosePrefix returns the range for sandboxes: one that no route of the host
 // leads into, except routes to interfaces of this installation, as addresses
-// in it would no longer be reached.
+// in it would no longer be reached. Of several it is the one that an earlier
+// process has left interfaces in, whose sandboxes are to be adopted.
 func choosePrefix(configured, ifPrefix string) (netip.Prefix, error) {
 	first, err := parsePrefix(configured)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	taken, err := hostRoutes(ifPrefix)
+	taken, own, err := hostRoutes(ifPrefix)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -31,17 +32,25 @@ func choosePrefix(configured, ifPrefix string) (netip.Prefix, error) {
 	if configured == "" {
 		tries = alternatives
 	}
+	var free []netip.Prefix
 	for i := range tries {
 		a := first.Addr().As4()
 		a[1] += byte(i)
 		candidate := netip.PrefixFrom(netip.AddrFrom4(a), first.Bits())
 		hit := overlapping(candidate, taken)
-		if !hit.IsValid() {
+		if hit.IsValid() {
+			err = fmt.Errorf("prefix %s overlaps the host's route to %s", candidate, hit)
+			continue
+		}
+		if overlapping(candidate, own).IsValid() {
 			return candidate, nil
 		}
-		err = fmt.Errorf("prefix %s overlaps the host's route to %s", candidate, hit)
+		free = append(free, candidate)
 	}
-	return netip.Prefix{}, err
+	if len(free) == 0 {
+		return netip.Prefix{}, err
+	}
+	return free[0], nil
 }
 
 func parsePrefix(s string) (netip.Prefix, error) {
@@ -55,31 +64,36 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// hostRoutes are the destinations of the host's routes, of any table.
-func hostRoutes(ifPrefix string) ([]netip.Prefix, error) {
+// hostRoutes are the destinations of the host's routes, of any table: those by
+// interfaces of this installation (own), and the others.
+func hostRoutes(ifPrefix string) (others, own []netip.Prefix, err error) {
 	routes, err := routesBy(&netlink.Route{}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return nil, fmt.Errorf("list the host's routes: %w", err)
+		return nil, nil, fmt.Errorf("list the host's routes: %w", err)
 	}
-	own, err := interfaces(ifPrefix)
+	links, err := interfaces(ifPrefix)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ours := map[int]bool{}
-	for _, link := range own {
+	for _, link := range links {
 		ours[link.Attrs().Index] = true
 	}
-	var list []netip.Prefix
 	for _, r := range routes {
-		if r.Dst == nil || ours[r.LinkIndex] {
+		if r.Dst == nil {
 			continue
 		}
 		addr, ok := netip.AddrFromSlice(r.Dst.IP.To4())
-		if bits, _ := r.Dst.Mask.Size(); ok && bits > 0 {
-			list = append(list, netip.PrefixFrom(addr, bits))
+		bits, _ := r.Dst.Mask.Size()
+		switch {
+		case !ok || bits == 0:
+		case ours[r.LinkIndex]:
+			own = append(own, netip.PrefixFrom(addr, bits))
+		default:
+			others = append(others, netip.PrefixFrom(addr, bits))
 		}
 	}
-	return list, nil
+	return others, own, nil
 }
 
 func overlapping(p netip.Prefix, list []netip.Prefix) netip.Prefix {

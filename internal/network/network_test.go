@@ -524,14 +524,28 @@ func TestPrefixOfTheHost(t *testing.T) {
 	if err := route("10.201.7.7", "uplink"); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	unroute := sync.OnceFunc(func() {
 		link, _ := netlink.LinkByName("uplink")
 		netlink.RouteDel(&netlink.Route{LinkIndex: link.Attrs().Index, Scope: netlink.SCOPE_LINK,
 			Dst: &net.IPNet{IP: net.IP{10, 201, 7, 7}, Mask: net.CIDRMask(32, 32)}})
-	}()
+	})
+	defer unroute()
 	p := newPool(t, func(c *Config) { c.Prefix = "" })
 	if p.prefix.String() != "10.202.0.0/16" {
 		t.Errorf("chose %s", p.prefix)
+	}
+	// The sandboxes of an earlier process keep their range when an earlier one
+	// becomes free.
+	acquire(t, p)
+	if chosen, err := choosePrefix("", p.ifPrefix()); err != nil || chosen != p.prefix {
+		t.Errorf("while the first range is taken, a later process chose %s: %v", chosen, err)
+	}
+	unroute()
+	if chosen, err := choosePrefix("", p.ifPrefix()); err != nil || chosen != p.prefix {
+		t.Errorf("a later process chose %s: %v", chosen, err)
+	}
+	if chosen, err := choosePrefix("", "skyother"); err != nil || chosen.String() != "10.201.0.0/16" {
+		t.Errorf("another installation chose %s: %v", chosen, err)
 	}
 	for _, bad := range []string{"10.0.0.0/8", "10.201.0.1/16", "fd00::/64", "here"} {
 		if p, err := New(t.Context(), Config{Dir: t.TempDir(), Prefix: bad, Log: log}); err == nil {
