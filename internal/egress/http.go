@@ -259,6 +259,7 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 			pr.Out.Header[k] = v
 		}
 	}
+	pr.Out.Trailer = pr.In.Trailer // filled when the body has ended
 	if x.forwards() {
 		return // see forwarder, which can fail
 	}

@@ -126,7 +126,7 @@ func (s *Signer) Token(c Claims, audience string) (string, error) {
 		Audience: jwt.Audience{audience},
 		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(Lifetime)),
 		ID: rand.Text(),
-	}).Claims(map[string]string{
+	}).Claims(map[string]any{
 		"team_id": c.TeamID, "project_id": c.ProjectID, "sandbox_id": c.SandboxID, "sandbox_name": c.SandboxName,
 	}).Serialize()
 }
