@@ -8,6 +8,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -194,10 +196,33 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-func TestNotYet(t *testing.T) {
-	for _, argv := range [][]string{{"create", "-p", "3000"}} {
-		if got := sandbox(t, argv...); got.code != 1 || !strings.Contains(got.err, "not supported by this version") {
-			t.Errorf("%q: %+v", argv, got)
+// TestPortAndPolicy publishes a port, opens its URL, and takes the way out away.
+func TestPortAndPolicy(t *testing.T) {
+	name := strings.TrimSpace(must(t, "create", "-p", "3000").out)
+	defer func() { must(t, "rm", name) }()
+	must(t, "exec", name, "--", "sh", "-c", "echo a page > index.html; nohup python3 -m http.server 3000 >/dev/null 2>&1 & "+
+		"until curl -sf http://127.0.0.1:3000 >/dev/null; do sleep 0.1; done")
+	url := strings.TrimSpace(must(t, "url", name, "3000").out)
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "a page\n" {
+		t.Errorf("%s: %d %q, %v", url, resp.StatusCode, body, err)
+	}
+	must(t, "config", "network-policy", name, "--network-policy", "deny-all")
+	if got := must(t, "config", "list", name); !strings.Contains(got.out, "deny-all") {
+		t.Errorf("config list: %s", got.out)
+	}
+	if got := must(t, "config", "ports", name); strings.Contains(got.out, "3000") {
+		t.Errorf("config ports: %s", got.out)
+	}
+	// The connection of before is told so, a new one is refused.
+	if again, err := http.Get(url); err == nil {
+		again.Body.Close()
+		if again.StatusCode != http.StatusNotFound {
+			t.Errorf("a port that is not published any more answers with %d", again.StatusCode)
 		}
 	}
 }
