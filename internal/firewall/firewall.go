@@ -175,14 +175,15 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec controlle
 		TeamID: spec.Claims["team_id"], ProjectID: spec.Claims["project_id"],
 		SandboxID: spec.Claims["sandbox_id"], SandboxName: spec.Claims["sandbox_name"],
 	}}
-	proxy.Set(addr, next)
+	if err := proxy.Set(addr, next); err != nil {
+		return err // nothing has changed
+	}
 	if err := l.SetPolicy(ctx, spec.Policy); err != nil {
-		if before != nil {
-			proxy.Set(addr, *before)
-		} else {
+		if before == nil {
 			proxy.Remove(addr)
+			return err
 		}
-		return err
+		return errors.Join(err, proxy.Set(addr, *before))
 	}
 	l.known = &next
 	return nil
