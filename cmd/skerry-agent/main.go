@@ -1,6 +1,7 @@
 // Command skerry-agent is the first process of a sandbox. It serves the host
-// on the pipes that it was started with as descriptors 3 and 4. Executed once
-// more with the argument "attach", it hands its own to the agent that runs; with "describe", it tells of files what a snapshot needs to know.
+// on the pipes that it was started with as descriptors 3 to 5. Executed once
+// more with the argument "describe", it tells of files what a snapshot needs to
+// know.
 package main
 
 import (
@@ -13,24 +14,22 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/agent"
 )
 
-// fromHost and toHost are the descriptors of the connection to the host.
+// The descriptors of the pipes to the host.
 const (
 	fromHost = 3
 	toHost   = 4
+	door     = 5
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "attach" {
-		exit(agent.Attach(fromHost, toHost, os.Getenv(agent.SecretEnv)))
-	}
 	if len(os.Args) == 2 && os.Args[1] == "describe" {
 		exit(agent.Describe(os.Stdin, os.Stdout))
 	}
 	if len(os.Args) != 1 {
-		exit(fmt.Errorf("usage: %s [attach|describe]", os.Args[0]))
+		exit(fmt.Errorf("usage: %s [describe]", os.Args[0]))
 	}
 	limitFootprint()
-	exit(agent.Run(context.Background(), fromHost, toHost))
+	exit(agent.Run(context.Background(), fromHost, toHost, door))
 }
 
 // limitFootprint keeps the agent small: there is one in every sandbox, and

@@ -22,7 +22,7 @@ type Driver interface {
 	// be filled meanwhile. RootFS, Agent, VCPUs and MemoryBytes must be as they
 	// were (CodeBadRequest), and so must this program's version of the isolation
 	// (skerry.CodeSnapshotIncompatible). The guest agent has lost its
-	// connection: Attach, with the secret that it had, makes one.
+	// connection: Attach makes one.
 	Restore(ctx context.Context, spec Spec, memory func() (dir string, err error)) (Machine, error)
 	// Recover returns the machines that an earlier process of this
 	// installation started and that still run, after removing whatever it
@@ -84,8 +84,8 @@ func (e *MountError) Unwrap() error { return e.Err }
 type Machine interface {
 	ID() string
 	// Attach opens a new connection to the guest agent, in place of the one
-	// that was lost. The secret is the one that the agent was set up with.
-	Attach(ctx context.Context, secret string) (net.Conn, error)
+	// that was lost: the caller has closed it, or it was an earlier process's.
+	Attach(ctx context.Context) (net.Conn, error)
 	// Done is closed when the machine has ended, for whatever reason.
 	Done() <-chan struct{}
 	// Reason says in a sentence why the machine ended by itself; valid after

@@ -95,7 +95,7 @@ func BenchmarkConnect(b *testing.B) {
 		b.StopTimer()
 		_, conn := boot(b)
 		b.StartTimer()
-		c, _, err := guest.Connect(b.Context(), conn, guest.Setup{Hostname: "box", Secret: secret})
+		c, _, err := guest.Connect(b.Context(), conn, guest.Setup{Hostname: "box"})
 		if err != nil {
 			b.Fatal(err)
 		}

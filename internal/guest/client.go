@@ -31,9 +31,6 @@ type Setup struct {
 	// Processes, when positive, bounds the sandbox's processes and threads:
 	// beyond it fork fails, inside.
 	Processes int
-	// Secret is what an attach in the sandbox must present, at least
-	// wire.MinSecret bytes.
-	Secret string
 }
 
 // User is an account in a sandbox.
@@ -80,8 +77,7 @@ func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client
 }
 
 // Renew makes a sandbox that was restored from a snapshot of its memory another
-// one, over a connection that was attached with the secret of the sandbox that
-// was saved. From then on it is as after Connect: what it runs goes on, but the
+// one, over a new connection. From then on it is as after Connect: what it runs goes on, but the
 // Client knows nothing of it.
 func Renew(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
 	return setUp(ctx, conn, setup, wire.TypeRenew)
@@ -97,7 +93,7 @@ func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.T
 	c := newClient(conn, true)
 	req := wire.Setup{
 		Version: wire.Version, Hostname: setup.Hostname, User: setup.User, WorkDir: setup.WorkDir,
-		Env: setup.Env, Xattrs: setup.Xattrs, Resolv: setup.Resolv, Processes: setup.Processes, Secret: setup.Secret,
+		Env: setup.Env, Xattrs: setup.Xattrs, Resolv: setup.Resolv, Processes: setup.Processes,
 	}
 	err := req.Validate()
 	var r wire.Reply

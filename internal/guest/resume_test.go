@@ -18,6 +18,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/guest/pipes"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
@@ -103,13 +104,9 @@ func TestResumeContinuesToTheByte(t *testing.T) {
 		if chunks == 0 {
 			break
 		}
-		old := c
-		if round%2 == 0 {
-			old.Close()
-		}
+		c.Close()
 		var procs map[string]*guest.Process
 		c, procs = s.reattach(kept.point("long"))
-		<-old.Done()
 		if p = procs["long"]; p == nil || len(procs) != 1 {
 			t.Fatalf("round %d: processes %v", round, procs)
 		}
@@ -123,6 +120,7 @@ func TestResumeContinuesToTheByte(t *testing.T) {
 	}
 	kept.check(t, n)
 	// The exit is kept until it is acknowledged, and not longer.
+	c.Close()
 	c, procs := s.reattach(kept.point("long"))
 	if p = procs["long"]; p == nil {
 		t.Fatal("the agent has forgotten an exit that nobody acknowledged")
@@ -147,11 +145,14 @@ func TestHostKilled(t *testing.T) {
 		doomedHost(t)
 		return
 	}
-	ends, guestEnd := newPipes(t)
+	conn, guestEnd, err := pipes.New()
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := bootWith(t, guestEnd)
 	host := exec.Command(os.Args[0], "-test.run=^TestHostKilled$")
 	host.Env = append(os.Environ(), "GUEST_TEST_HOST=1")
-	host.ExtraFiles = []*os.File{os.NewFile(uintptr(ends[0]), "in"), os.NewFile(uintptr(ends[1]), "out")}
+	host.ExtraFiles = conn.Files()
 	out, err := host.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -159,7 +160,9 @@ func TestHostKilled(t *testing.T) {
 	if err := host.Start(); err != nil {
 		t.Fatal(err)
 	}
-	closeFiles(host.ExtraFiles)
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
@@ -199,7 +202,7 @@ func doomedHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
-	c, _, err := guest.Connect(ctx, conn, guest.Setup{Hostname: "box", Secret: secret})
+	c, _, err := guest.Connect(ctx, conn, guest.Setup{Hostname: "box"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,52 +242,9 @@ func TestProcessEndsWithoutHost(t *testing.T) {
 	}
 }
 
-func TestAttachIsGuarded(t *testing.T) {
-	s, c := start(t)
-	for _, wrong := range []string{"", "wrong", strings.Repeat("f", len(secret)), secret + "x", strings.Repeat("x", 4096)} {
-		if conn, err := s.attach(wrong); err == nil {
-			conn.Close()
-			t.Errorf("secret %q was taken", wrong)
-		}
-	}
-	began := time.Now()
-	for range 5 {
-		s.attach("wrong")
-	}
-	if spent := time.Since(began); spent < 400*time.Millisecond {
-		t.Errorf("five wrong secrets took only %v", spent)
-	}
-	// An ordinary user is not even heard, with the right secret neither.
-	r := run(t, c, guest.StartSpec{Name: "/.agent", Args: []string{"attach"}, Env: map[string]string{"SKERRY_ATTACH_SECRET": secret}})
-	if r.Code == 0 {
-		t.Errorf("the sandbox's user could attach: %+v", r)
-	}
-	if err := c.Ping(testContext(t)); err != nil {
-		t.Errorf("the connection in use suffered: %v", err)
-	}
-	s.reattach()
-}
-
-func TestAttachBeforeSetupIsRefused(t *testing.T) {
-	s, conn := boot(t)
-	defer conn.Close()
-	// A Ping before Setup ends the connection, and shows that the agent is up.
-	link := wire.NewLink(conn)
-	if err := link.Send(wire.TypePing, 0, 1, nil, nil); err != nil {
-		t.Fatal(err)
-	}
-	if h, err := link.Receive(); err == nil {
-		t.Errorf("an answer before Setup: %+v", h)
-	}
-	if conn, err := s.attach(""); err == nil {
-		conn.Close()
-		t.Error("an empty secret was taken before there was one")
-	}
-}
-
-func TestAgentOutlivesBrokenHosts(t *testing.T) {
-	s, c := start(t)
-	p := mustStart(t, c, guest.StartSpec{ID: "steady", Name: "cat", Stdin: true, TTY: &guest.Size{Cols: 80, Rows: 24}})
+// TestBrokenHostsLoseTheAgent: what is not the protocol ends the connection for
+// good, and nothing is done that it asks for.
+func TestBrokenHostsLoseTheAgent(t *testing.T) {
 	frames := map[string]func(l *wire.Link) error{
 		"garbage":         nil,
 		"a second resume": func(l *wire.Link) error { return l.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version}) },
@@ -303,15 +263,10 @@ func TestAgentOutlivesBrokenHosts(t *testing.T) {
 			return nil
 		},
 	}
-	first, _ := s.reattach()
-	if _, err := first.Start(testContext(t), guest.StartSpec{ID: "z", Name: "sleep", Args: []string{"100"}}); err != nil {
-		t.Fatal(err)
-	}
 	for name, send := range frames {
-		conn, err := s.attach(secret)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s, c := start(t)
+		c.Close()
+		conn := s.attach()
 		if send == nil {
 			conn.Write([]byte(strings.Repeat("garbage ", 100)))
 		} else {
@@ -328,6 +283,25 @@ func TestAgentOutlivesBrokenHosts(t *testing.T) {
 		if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: the agent did not end the connection", name)
 		}
+		conn.Close()
+		ctx, cancel := context.WithTimeout(testContext(t), 10*time.Second)
+		if _, err := pipes.Take(ctx, s.pid, s.pipes); err == nil {
+			t.Errorf("%s: the agent serves on", name)
+		}
+		cancel()
+	}
+}
+
+// TestHostsThatGoInTheMiddle leave half a frame behind.
+func TestHostsThatGoInTheMiddle(t *testing.T) {
+	s, c := start(t)
+	p := mustStart(t, c, guest.StartSpec{ID: "steady", Name: "cat", Stdin: true, TTY: &guest.Size{Cols: 80, Rows: 24}})
+	c.Close()
+	for range 5 {
+		conn := s.attach()
+		link := wire.NewLink(conn)
+		link.SendJSON(wire.TypeResume, 1, wire.Resume{Version: wire.Version})
+		conn.Write([]byte{100, 0, 0})
 		conn.Close()
 	}
 	_, procs := s.reattach()

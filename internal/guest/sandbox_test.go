@@ -18,14 +18,13 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/guest/pipes"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
 // These tests run the real agent as the init of its own pid, mount, network
 // and host name spaces, over a copy-on-write view of this machine's files.
 // They need root.
-
-const secret = "0123456789abcdef0123456789abcdef"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "enter-sandbox" {
@@ -122,54 +121,30 @@ func enterSandbox(root, agent string) error {
 
 // sandbox is a running agent.
 type sandbox struct {
-	t   testing.TB
-	pid int
-}
-
-// hostEnd is a connection over two pipes.
-type hostEnd struct{ *wire.Duplex }
-
-// newPipes returns the ends of a connection, the one for reading first.
-func newPipes(t testing.TB) (host [2]int, guest []*os.File) {
-	t.Helper()
-	var down, up [2]int
-	for _, p := range []*[2]int{&down, &up} {
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return [2]int{up[0], down[1]}, []*os.File{os.NewFile(uintptr(down[0]), "guest"), os.NewFile(uintptr(up[1]), "guest")}
-}
-
-// newConn returns a connected pair: the host's end, and the guest's as files.
-func newConn(t testing.TB) (hostEnd, []*os.File) {
-	t.Helper()
-	host, guest := newPipes(t)
-	d, err := wire.NewDuplex(host[0], host[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return hostEnd{d}, guest
-}
-
-func closeFiles(files []*os.File) {
-	for _, f := range files {
-		f.Close()
-	}
+	t     testing.TB
+	pid   int
+	pipes pipes.Names
 }
 
 // boot starts an agent without setting it up.
-func boot(t testing.TB) (*sandbox, hostEnd) {
+func boot(t testing.TB) (*sandbox, *wire.Duplex) {
 	t.Helper()
-	conn, guestEnd := newConn(t)
+	conn, guestEnd, err := pipes.New()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { conn.Close() })
 	return bootWith(t, guestEnd), conn
 }
 
 // bootWith starts an agent with the guest's ends of its connection.
-func bootWith(t testing.TB, guestEnd []*os.File) *sandbox {
+func bootWith(t testing.TB, guestEnd pipes.Guest) *sandbox {
 	t.Helper()
-	defer closeFiles(guestEnd)
+	defer guestEnd.Close()
+	names, err := guestEnd.Names()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if os.Getuid() != 0 {
 		t.Fatal("this test needs root: it makes name spaces and mounts")
 	}
@@ -182,7 +157,7 @@ func bootWith(t testing.TB, guestEnd []*os.File) *sandbox {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, "enter-sandbox", t.TempDir(), agentBinary)
-	cmd.ExtraFiles = guestEnd
+	cmd.ExtraFiles = []*os.File{guestEnd.In, guestEnd.Out, guestEnd.Door}
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWIPC,
@@ -198,7 +173,7 @@ func bootWith(t testing.TB, guestEnd []*os.File) *sandbox {
 			t.Errorf("the agent had something to say: %s", log.String())
 		}
 	})
-	return &sandbox{t, cmd.Process.Pid}
+	return &sandbox{t, cmd.Process.Pid, names}
 }
 
 // testContext bounds a test.
@@ -213,7 +188,7 @@ func start(t testing.TB) (*sandbox, *guest.Client) {
 	t.Helper()
 	s, conn := boot(t)
 	c, info, err := guest.Connect(testContext(t), conn, guest.Setup{
-		Hostname: "box", Secret: secret, Env: map[string]string{"FROM_SETUP": "yes"},
+		Hostname: "box", Env: map[string]string{"FROM_SETUP": "yes"},
 		Resolv: []string{"nameserver 192.0.2.1"},
 	})
 	if err != nil {
@@ -226,31 +201,20 @@ func start(t testing.TB) (*sandbox, *guest.Client) {
 	return s, c
 }
 
-// attach hands a new connection to the agent as the host does: by the agent's
-// own binary, executed in the sandbox.
-func (s *sandbox) attach(secret string) (hostEnd, error) {
+// attach begins anew on the agent's pipes. The connection before is closed.
+func (s *sandbox) attach() *wire.Duplex {
 	s.t.Helper()
-	conn, guestEnd := newConn(s.t)
-	defer closeFiles(guestEnd)
-	cmd := exec.Command("nsenter", "-t", fmt.Sprint(s.pid), "-p", "-m", "-u", "-n", "-r", "-w", "/.agent", "attach")
-	cmd.Env = []string{"SKERRY_ATTACH_SECRET=" + secret}
-	cmd.ExtraFiles = guestEnd
-	out, err := cmd.CombinedOutput()
+	conn, err := pipes.Take(testContext(s.t), s.pid, s.pipes)
 	if err != nil {
-		conn.Close()
-		return conn, fmt.Errorf("%w: %s", err, out)
+		s.t.Fatal(err)
 	}
-	return conn, nil
+	return conn
 }
 
 // reattach replaces the connection.
 func (s *sandbox) reattach(points ...guest.ResumePoint) (*guest.Client, map[string]*guest.Process) {
 	s.t.Helper()
-	conn, err := s.attach(secret)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	c, procs, err := guest.Reconnect(testContext(s.t), conn, points)
+	c, procs, err := guest.Reconnect(testContext(s.t), s.attach(), points)
 	if err != nil {
 		s.t.Fatal(err)
 	}

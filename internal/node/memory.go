@@ -15,12 +15,10 @@ import (
 )
 
 // wokenFile is beside what the driver writes in a memory snapshot: what it
-// takes to speak with the agent that wakes up from it. The secret is in the
-// memory that was saved too; the agent is given another one at once.
+// takes to wake the agent up from it.
 const wokenFile = "session.json"
 
 type woken struct {
-	Secret string `json:"secret"`
 	// Agent is the name of the agent's image, which is named after its content.
 	Agent string `json:"agent"`
 }
@@ -57,18 +55,11 @@ func (n *Node) captured(id string) (string, error) {
 
 // writeMemory writes the machine with all that it runs into dir.
 func (s *session) writeMemory(ctx context.Context, dir string) error {
-	// gVisor gives a restored sandbox nothing in the place of descriptors that
-	// were handed in by an execution, and its sentry dies of any use of them
-	// (host.inode.afterLoad makes them -1, which its filter does not allow).
-	if s.attached {
-		return skerry.Errorf(skerry.CodeConflict,
-			"the memory of session %s cannot be saved: it has outlived a restart of the server, or was itself started from a snapshot of memory; stop the sandbox and start it again first", s.id)
-	}
 	if len(s.mounts) > 0 {
 		return skerry.Errorf(skerry.CodeConflict,
 			"the memory of session %s cannot be saved: programs in it may have files of its drives open, which are no part of a snapshot", s.id)
 	}
-	b, err := json.Marshal(woken{Secret: s.secret, Agent: s.agent})
+	b, err := json.Marshal(woken{Agent: s.agent})
 	if err != nil {
 		return err
 	}
@@ -112,7 +103,7 @@ func (s *session) fork(ctx context.Context, spec driver.Spec, setup guest.Setup,
 		defer source.saving.Unlock()
 		dir, failure = source.save(ctx, controller.Saving{Memory: true})
 	}()
-	err = s.restore(ctx, spec, setup, woken{Secret: source.secret, Agent: source.agent}, func() (string, error) {
+	err = s.restore(ctx, spec, setup, woken{Agent: source.agent}, func() (string, error) {
 		<-saved
 		return dir, failure
 	})
@@ -136,7 +127,7 @@ func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Set
 	if spec.Agent, err = s.node.agentImage(from.Agent); err != nil {
 		return err
 	}
-	s.agent, s.attached = from.Agent, true
+	s.agent = from.Agent
 	if err := s.saveState(); err != nil {
 		return err
 	}
@@ -145,7 +136,7 @@ func (s *session) restore(ctx context.Context, spec driver.Spec, setup guest.Set
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
-	conn, err := s.machine.Attach(ctx, from.Secret)
+	conn, err := s.machine.Attach(ctx)
 	if err != nil {
 		return s.explain(err)
 	}

@@ -100,7 +100,7 @@ func (s *session) adopt(ctx context.Context, network controller.NetworkSpec) err
 	if err := json.Unmarshal(b, &st); err != nil {
 		return fmt.Errorf("its state is damaged: %w", err)
 	}
-	s.secret, s.agent, s.attached, s.drives = st.Secret, st.Agent, true, st.Drives
+	s.agent, s.drives = st.Agent, st.Drives
 	s.trust.own = st.OwnTrust
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
@@ -151,7 +151,7 @@ func (s *session) openLogs() (map[string]*output.Log, error) {
 func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) error {
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
-	conn, err := s.machine.Attach(ctx, s.secret)
+	conn, err := s.machine.Attach(ctx)
 	if err != nil {
 		return err
 	}

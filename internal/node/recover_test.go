@@ -38,7 +38,7 @@ func (m *earlier) Stop(context.Context) error {
 
 func (m *earlier) SnapshotMemory(context.Context, string) error { return nil }
 
-func (m *earlier) Attach(context.Context, string) (net.Conn, error) {
+func (m *earlier) Attach(context.Context) (net.Conn, error) {
 	host, agent := net.Pipe()
 	go m.serve(wire.NewLink(pipe{agent}))
 	return host, nil
@@ -127,7 +127,7 @@ func nodeAfter(t *testing.T, dir string, wait time.Duration, all ...*earlier) (_
 		if err := os.MkdirAll(filepath.Join(sessions, m.id, "output"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		b, err := json.Marshal(state{Secret: "secret", Lease: "lease"})
+		b, err := json.Marshal(state{Lease: "lease"})
 		if err == nil {
 			err = os.WriteFile(filepath.Join(sessions, m.id, stateFile), b, 0o600)
 		}

@@ -25,15 +25,11 @@ type session struct {
 	dir  string
 
 	// Set by start or adopt, before the session is seen by anyone else.
-	secret string
 	// agent is the name of the agent's image, "" if that is not known.
-	agent string
-	// attached says that the connection to the agent was handed in while the
-	// machine ran: see writeMemory.
-	attached bool
-	lease    Lease
-	machine  driver.Machine
-	guest    *guest.Client
+	agent   string
+	lease   Lease
+	machine driver.Machine
+	guest   *guest.Client
 	// drives are those that the session has for writing; mounts are all that
 	// this process acquired for it.
 	drives []string
@@ -95,9 +91,8 @@ func newSession(n *Node, id string) *session {
 const stateFile = "session.json"
 
 type state struct {
-	Secret string `json:"secret"`
-	Lease  string `json:"lease"`
-	Agent  string `json:"agent,omitempty"`
+	Lease string `json:"lease"`
+	Agent string `json:"agent,omitempty"`
 	// Drives are those that the session has for writing.
 	Drives []string `json:"drives,omitempty"`
 	// OwnTrust are the variables of trust that the sandbox sets itself.
@@ -105,7 +100,7 @@ type state struct {
 }
 
 func (s *session) saveState() error {
-	b, err := json.Marshal(state{Secret: s.secret, Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own})
+	b, err := json.Marshal(state{Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own})
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -62,7 +61,7 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		return err
 	}
 	s.trust.own = ownTrust(spec.Env)
-	s.secret, s.agent = rand.Text(), filepath.Base(cfg.Agent)
+	s.agent = filepath.Base(cfg.Agent)
 	if err := s.saveState(); err != nil {
 		return err
 	}
@@ -95,7 +94,6 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 		Xattrs:    xattrs,
 		Resolv:    resolvConf(cfg.Networks.Resolvers()),
 		Processes: cfg.Processes,
-		Secret:    s.secret,
 	}
 	switch {
 	case spec.ForkOf != "":

@@ -229,8 +229,7 @@ func TestMemorySnapshot(t *testing.T) {
 	if got := s.output(other, "sh", "-c", "hostname; echo $GREETING"); got != "other\nhi" {
 		t.Errorf("it is %q", got)
 	}
-	// The agent's secret went along in the snapshot, and is another one now: a
-	// crash of the server shows that it knows it.
+	// The next process of the server finds the way to their agents too.
 	s.kill()
 	s.start()
 	sb, other = s.get("box"), s.get("other")
@@ -238,10 +237,16 @@ func TestMemorySnapshot(t *testing.T) {
 		t.Errorf("after a crash of the server: %q, want %q", got, want)
 	}
 	s.assertAlive(other)
-	// Whose agent was attached to anew cannot be saved with its memory.
-	if _, err := other.Fork(t.Context(), client.ForkOptions{Memory: true}); client.CodeOf(err) != skerry.CodeConflict {
-		t.Errorf("a memory fork after a crash of the server: %v", err)
+	// What came from a snapshot of memory, and has outlived a server, can be
+	// saved again.
+	again, err := other.Fork(t.Context(), client.ForkOptions{Memory: true})
+	if err != nil {
+		t.Fatalf("a memory fork of a memory fork after a crash of the server: %v", err)
 	}
+	if got := s.knows(again); got == "" {
+		t.Error("a memory fork of a memory fork knows nothing")
+	}
+	s.assertAlive(again)
 	s.assertAlive(other)
 	// An ordinary stop keeps the files alone.
 	s.stopSaved(other)

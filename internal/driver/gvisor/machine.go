@@ -11,16 +11,14 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/sandbox"
-	"gvisor.dev/gvisor/runsc/specutils"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest/pipes"
 )
 
 // machine is one sandbox.
@@ -44,6 +42,8 @@ type machine struct {
 	sentry string
 	vcpus  int
 	memory int64
+	// pipes are those to the agent.
+	pipes pipes.Names
 
 	// pausing is held by Pause and Resume.
 	pausing sync.Mutex
@@ -78,6 +78,8 @@ type state struct {
 	Sentry      string `json:"sentry,omitempty"`
 	VCPUs       int    `json:"vcpus,omitempty"`
 	MemoryBytes int64  `json:"memoryBytes,omitempty"`
+	// Pipes are those to the agent, whose ends the sentry holds.
+	Pipes pipes.Names `json:"pipes"`
 	// Paused says that the machine is, or may be, paused.
 	Paused bool `json:"paused,omitempty"`
 	// GoferPID is 0 for a machine without mounts.
@@ -91,7 +93,7 @@ func (m *machine) save() error {
 		StartTime: m.proc.start,
 		Network:   m.conf.Network == config.NetworkSandbox,
 		Control:   m.box.ControlSocketPath,
-		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Paused: m.paused,
+		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Pipes: m.pipes, Paused: m.paused,
 	}
 	if m.gofer != nil {
 		st.GoferPID, st.GoferStartTime = m.gofer.pid, m.gofer.start
@@ -147,7 +149,7 @@ func (d *Driver) adopt(id string, procs found) (_ *machine, err error) {
 	box.Pid.Store(proc.pid)
 	m := &machine{
 		d: d, id: id, box: box, conf: conf, proc: proc, gofer: gofer, group: d.cfg.Cgroups.Open(id), done: make(chan struct{}),
-		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes,
+		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes, pipes: st.Pipes,
 	}
 	m.paused = st.Paused
 	if m.paused {
@@ -227,61 +229,16 @@ func (m *machine) Usage() (driver.Usage, error) {
 	return driver.Usage{CPU: u.CPU, MemoryBytes: u.MemoryBytes}, nil
 }
 
-// Attach implements driver.Machine: it runs the agent's attach command in the
-// sandbox with the new connection, which hands it to the agent that runs.
-func (m *machine) Attach(ctx context.Context, secret string) (net.Conn, error) {
-	conn, err := m.attach(ctx, secret)
+// Attach implements driver.Machine.
+func (m *machine) Attach(ctx context.Context) (net.Conn, error) {
+	if m.pipes == (pipes.Names{}) {
+		return nil, fmt.Errorf("attach to machine %s: it was started by a version of this program that did not write down its pipes", m.id)
+	}
+	d, err := pipes.Take(ctx, m.proc.pid, m.pipes)
 	if err != nil {
 		return nil, fmt.Errorf("attach to machine %s: %w", m.id, err)
 	}
-	return conn, nil
-}
-
-func (m *machine) attach(ctx context.Context, secret string) (_ net.Conn, err error) {
-	host, guest, err := newConnection()
-	if err != nil {
-		return nil, err
-	}
-	defer guest.close()
-	defer func() {
-		if err != nil {
-			host.Close()
-		}
-	}()
-	caps, err := specutils.Capabilities(true, &specs.LinuxCapabilities{
-		Bounding: capabilities, Effective: capabilities, Permitted: capabilities,
-	})
-	if err != nil {
-		return nil, err
-	}
-	files := map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null, fromHostFD: guest.in, toHostFD: guest.out}
-	pid, err := m.box.Execute(m.conf, &control.ExecArgs{
-		Filename:         agentPath,
-		Argv:             []string{agentPath, "attach"},
-		Envv:             []string{AttachSecretEnv + "=" + secret},
-		WorkingDirectory: "/",
-		ContainerID:      m.id,
-		Capabilities:     caps,
-		FilePayload:      control.NewFilePayload(files, nil),
-	})
-	if err != nil {
-		return nil, err
-	}
-	// The wait ends at the latest with the sandbox, which the caller can end.
-	status := make(chan error, 1)
-	go func() {
-		ws, err := m.box.WaitPID(m.id, pid)
-		if err == nil && ws != 0 {
-			err = fmt.Errorf("the agent refused the connection (status %d)", unix.WaitStatus(ws).ExitStatus())
-		}
-		status <- err
-	}()
-	select {
-	case err := <-status:
-		return host, err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return connection{d}, nil
 }
 
 // Stop implements driver.Machine.

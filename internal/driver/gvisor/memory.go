@@ -18,6 +18,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest/pipes"
 )
 
 // A memory snapshot is the sentry's checkpoint: its own state, and the pages of
@@ -92,12 +93,12 @@ func (d *Driver) Restore(ctx context.Context, spec driver.Spec, memory func() (s
 }
 
 func (d *Driver) restore(ctx context.Context, spec driver.Spec, memory func() (string, error)) (*machine, error) {
-	// Where the agent had its first connection it finds one that has ended.
-	ended, guest, err := newConnection()
+	// The agent finds its connection ended, until Attach knocks.
+	ended, guest, err := pipes.New()
 	if err != nil {
 		return nil, err
 	}
-	defer guest.close()
+	defer guest.Close()
 	if err := ended.Close(); err != nil {
 		return nil, err
 	}

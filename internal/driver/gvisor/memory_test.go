@@ -47,7 +47,7 @@ func (l *lab) restored(t *testing.T, spec driver.Spec, dir string) (driver.Machi
 		l.assertNothingLeft(t, spec.ID)
 	})
 	begun = time.Now()
-	conn, err := m.Attach(t.Context(), "right")
+	conn, err := m.Attach(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +239,11 @@ func TestMemorySnapshot(t *testing.T) {
 	if nonce2, n2 := counter(t, fg); nonce2 != nonce || n2 < n || n2 > at+1000 {
 		t.Errorf("the fork counts %d %d, the original was at %d %d", nonce2, n2, nonce, n)
 	}
+	// What was restored can be saved and restored in its turn.
 	_, n2 := counter(t, fg)
+	spec = l.spec("grandchild")
+	_, gg := l.restored(t, spec, snapshotMemory(t, fork))
+	assertCounts(t, gg, nonce, n2)
 	assertCounts(t, fg, nonce, n2)
 	if got := fg.ask("sum /data"); got != sum {
 		t.Errorf("the fork's file is %s, was %s", got, sum)

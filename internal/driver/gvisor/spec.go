@@ -17,8 +17,6 @@ const (
 	// agentMount is where the guest agent's image is mounted in the sandbox.
 	agentMount = "/.skerry"
 	agentPath  = agentMount + "/agent"
-	// AttachSecretEnv carries the secret to the agent's attach command.
-	AttachSecretEnv = "SKERRY_ATTACH_SECRET"
 
 	panicLog = "panic.log"
 	bundle   = "config.json"

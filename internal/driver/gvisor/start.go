@@ -17,6 +17,7 @@ import (
 
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest/pipes"
 )
 
 // sentryMemory is what a machine's cgroup gets on top of what its user asked
@@ -30,11 +31,11 @@ const sentryMemory = 192 << 20
 // processes on the host.
 const helperOOMScore = 800
 
-// fromHostFD and toHostFD are the guest agent's descriptors of its connection
-// to the host.
+// The guest agent's descriptors of its pipes to the host.
 const (
 	fromHostFD = 3
 	toHostFD   = 4
+	doorFD     = 5
 )
 
 // Start implements driver.Driver.
@@ -47,11 +48,11 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, n
 }
 
 func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net.Conn, err error) {
-	host, guest, err := newConnection()
+	host, guest, err := pipes.New()
 	if err != nil {
 		return nil, nil, err
 	}
-	defer guest.close()
+	defer guest.Close()
 	m, err := d.launch(ctx, spec, guest, func(m *machine) error {
 		if err := m.box.StartRoot(m.conf, m.oci); err != nil {
 			return err
@@ -65,12 +66,12 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net
 		host.Close()
 		return nil, nil, err
 	}
-	return m, host, nil
+	return m, connection{host}, nil
 }
 
 // launch makes a machine, puts it under its limits, and only then has begin
-// bring it to life. guest is the agent's end of its first connection.
-func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, begin func(*machine) error) (_ *machine, err error) {
+// bring it to life. guest is the agent's ends of its pipes.
+func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest, begin func(*machine) error) (_ *machine, err error) {
 	dir := d.machineDir(spec.ID)
 	oci := ociSpec(spec, dir)
 	if err := writeBundle(dir, oci, len(spec.Mounts)); err != nil {
@@ -85,6 +86,9 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 			err = errors.Join(withMount(spec.Mounts, withPanic(dir, err)), d.abandon(ctx, spec.ID, m.proc, m.gofer))
 		}
 	}()
+	if m.pipes, err = guest.Names(); err != nil {
+		return nil, err
+	}
 	m.group, err = d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
 		CPUs:        spec.VCPUs,
 		MemoryBytes: spec.MemoryBytes + sentryMemory,
@@ -103,7 +107,7 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest guestEnds, 
 	defer closeArgs()
 	args.Spec = oci
 	args.BundleDir = dir
-	args.PassFiles = map[int]*os.File{fromHostFD: guest.in, toHostFD: guest.out}
+	args.PassFiles = map[int]*os.File{fromHostFD: guest.In, toHostFD: guest.Out, doorFD: guest.Door}
 	if args.MountHints, err = boot.NewPodMountHints(oci); err != nil {
 		return nil, err
 	}

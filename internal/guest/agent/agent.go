@@ -1,10 +1,9 @@
 // Package agent is the process inside a sandbox that does what the host asks:
 // it runs commands, moves files and reaps what dies. It is the sandbox's init.
 //
-// The agent trusts the host that holds its connection, and nothing in the
-// sandbox: a new connection is taken only from root and with the secret that
-// the host gave it (see attach.go). It keeps no more for a command than the
-// window of each of its streams.
+// The agent trusts the host at the other ends of its pipes, and nothing in the
+// sandbox, which has no way to them (see door.go). It keeps no more for a
+// command than the window of each of its streams.
 //
 // Package wire tells what goes over the connection.
 package agent
@@ -50,9 +49,9 @@ type Agent struct {
 }
 
 // Run serves the host on a connection of two pipes, whose ends for reading and
-// for writing in and out are, and on every one that is attached later, until ctx ends or the process gets SIGTERM or SIGINT. It
-// then ends all commands.
-func Run(ctx context.Context, in, out int) error {
+// for writing in and out are, and again for every knock at the door, until ctx
+// ends or the process gets SIGTERM or SIGINT. It then ends all commands.
+func Run(ctx context.Context, in, out, knocks int) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// A pid 1 is not to die of these, and ignoring them would be inherited by
@@ -62,16 +61,12 @@ func Run(ctx context.Context, in, out int) error {
 	defer signal.Stop(ignored)
 
 	// What the agent was started with is not for the commands. A kernel without
-	// the call has nothing but the connection, which NewDuplex sees to.
+	// the call has nothing but the pipes, which openDoor sees to.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
 	carrying, hangUp := context.WithCancel(context.Background())
 	defer hangUp()
 
-	t, err := wire.NewDuplex(in, out)
-	if err != nil {
-		return err
-	}
 	a := &Agent{
 		reaper:   newReaper(),
 		requests: make(chan struct{}, maxRequests),
@@ -82,12 +77,10 @@ func Run(ctx context.Context, in, out int) error {
 	defer a.reaper.close()
 	syscall.Umask(0o022)
 
-	door, err := listenAttach(a)
+	door, err := openDoor(a, in, out, knocks)
 	if err != nil {
-		t.Close()
 		return err
 	}
-	a.serve(t)
 	<-ctx.Done()
 	door.close()
 	a.terminate(shutdownGrace)
@@ -97,21 +90,27 @@ func Run(ctx context.Context, in, out int) error {
 	return nil
 }
 
-// serve makes t the connection in use, in place of the one before.
-func (a *Agent) serve(t wire.Transport) {
+// serve makes t the connection in use, in place of the one before. broken is
+// called if what came over it was not right.
+func (a *Agent) serve(t wire.Transport, broken func()) *session {
 	l := wire.NewLink(t)
 	a.mu.Lock()
 	old := a.link
 	a.link = l
 	a.mu.Unlock()
 	if old != nil {
-		old.Fail(errors.New("replaced by a new connection"))
+		old.Fail(errReplaced)
 	}
+	s := &session{a: a, l: l, calls: make(map[uint32]*call), received: make(chan struct{})}
 	a.work.Go(func() {
-		s := &session{a: a, l: l, calls: make(map[uint32]*call)}
 		l.Fail(s.run())
+		close(s.received)
+		if !hostGone(l.Err()) {
+			broken()
+		}
 		s.end()
 	})
+	return s
 }
 
 // drop closes the connection and forgets all output.

@@ -177,7 +177,7 @@ func TestPrepareForeignImages(t *testing.T) {
 	needRoot(t)
 	setup := &wire.Setup{
 		Version: wire.Version, Hostname: "box", User: wire.User{Name: "vercel-sandbox", UID: 1000, GID: 1000},
-		WorkDir: "/vercel/sandbox", Resolv: []string{"nameserver 192.0.2.1"}, Secret: strings.Repeat("s", 32),
+		WorkDir: "/vercel/sandbox", Resolv: []string{"nameserver 192.0.2.1"},
 	}
 	tests := map[string]struct {
 		image func(root string) error
@@ -263,17 +263,6 @@ func TestPrepareWritesNothingTwice(t *testing.T) {
 	for f, was := range before {
 		if inodes()[f] != was {
 			t.Errorf("%s was written again", f)
-		}
-	}
-}
-
-func TestSameSecret(t *testing.T) {
-	for _, tt := range []struct {
-		a, b string
-		same bool
-	}{{"", "", true}, {"a", "a", true}, {"a", "b", false}, {"a", "ab", false}, {"", "a", false}} {
-		if sameSecret([]byte(tt.a), []byte(tt.b)) != tt.same {
-			t.Errorf("%q, %q", tt.a, tt.b)
 		}
 	}
 }

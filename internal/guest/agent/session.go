@@ -22,6 +22,8 @@ type session struct {
 	// goroutine touches it.
 	ready bool
 
+	// received is closed when nothing is read from the connection any more.
+	received chan struct{}
 	resuming sync.WaitGroup
 
 	mu    sync.Mutex

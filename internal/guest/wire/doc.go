@@ -5,8 +5,9 @@
 //
 // # Connection
 //
-// The two sides are joined by a pipe in each direction. Everything that
-// they do goes over it, in frames. Either side takes the other for hostile or
+// The two sides are joined by a pipe in each direction, and by a third one, the
+// door, over which a host says that it begins anew on them (package pipes).
+// Everything that they do goes over the two, in frames. Either side takes the other for hostile or
 // broken: what breaks a rule below ends the connection, and nothing else.
 //
 // # Frame
@@ -76,9 +77,7 @@
 // # Renewal
 //
 // A sandbox that was restored from a snapshot of its memory wakes up with the
-// agent of another session: with its secret, its name and its processes. The
-// host attaches with that secret once, and Renew gives the agent those of the
-// new session; the old secret opens nothing from then on. The processes go on,
-// but are nobody's: they are in no listing, nothing is said of their ends, and
+// agent of another session: with its name and its processes. Renew gives the
+// agent those of the new session. The processes go on, but are nobody's: they are in no listing, nothing is said of their ends, and
 // what they print is read and dropped. Terminals are hung up.
 package wire

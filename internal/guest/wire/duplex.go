@@ -105,5 +105,9 @@ func advance(bufs [][]byte, n int) [][]byte {
 	return bufs
 }
 
+// Files returns the two ends, the one for reading first, to be passed to a
+// process; they stay d's.
+func (d *Duplex) Files() []*os.File { return []*os.File{d.in, d.out} }
+
 // Close implements Transport.
 func (d *Duplex) Close() error { return errors.Join(d.in.Close(), d.out.Close()) }

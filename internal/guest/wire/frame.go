@@ -7,7 +7,7 @@ import (
 )
 
 // Version is the version of the protocol; both sides must have the same.
-const Version = 2
+const Version = 3
 
 // HeaderSize is the length of a frame's header in bytes.
 const HeaderSize = 12

@@ -72,6 +72,12 @@ func (l *Link) Fail(err error) {
 	})
 }
 
+// Settle returns when no writing is under way. After Fail none begins.
+func (l *Link) Settle() {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+}
+
 // Close ends the link with ErrClosed.
 func (l *Link) Close() { l.Fail(ErrClosed) }
 

@@ -32,12 +32,7 @@ type Setup struct {
 	// Processes, when positive, bounds the processes and threads that the
 	// sandbox has.
 	Processes int `json:"processes,omitempty"`
-	// Secret is what a later connection must present to be taken.
-	Secret string `json:"secret"`
 }
-
-// MinSecret is the shortest secret that an agent takes, in bytes.
-const MinSecret = 16
 
 // Validate says what is wrong with s, if anything is.
 func (s *Setup) Validate() error {
@@ -52,8 +47,6 @@ func (s *Setup) Validate() error {
 		return fmt.Errorf("working directory %q is not absolute", s.WorkDir)
 	case s.Processes < 0:
 		return fmt.Errorf("a limit of %d processes", s.Processes)
-	case len(s.Secret) < MinSecret:
-		return fmt.Errorf("the secret is shorter than %d bytes", MinSecret)
 	}
 	for _, line := range s.Resolv {
 		if strings.ContainsAny(line, "\n\x00") {

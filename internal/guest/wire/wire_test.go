@@ -300,7 +300,7 @@ func FuzzLink(f *testing.F) {
 // FuzzMessages decodes any bytes as the requests that a guest takes.
 func FuzzMessages(f *testing.F) {
 	f.Add([]byte(`{"key":"cmd_1","name":"sh","args":["-c","true"],"env":{"A":"b"},"tty":{"cols":80,"rows":24}}`))
-	f.Add([]byte(`{"version":1,"hostname":"h","user":{"name":"u","uid":1,"gid":1},"workDir":"/w","secret":"0123456789abcdef"}`))
+	f.Add([]byte(`{"version":1,"hostname":"h","user":{"name":"u","uid":1,"gid":1},"workDir":"/w"}`))
 	f.Add([]byte(`{"path":"a","cwd":"/"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var start Start

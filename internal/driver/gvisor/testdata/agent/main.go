@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -19,14 +20,10 @@ import (
 	"time"
 )
 
-const attachSocket = "@test-agent"
-
 func main() {
 	switch {
 	case len(os.Args) == 1:
 		serve()
-	case os.Args[1] == "attach":
-		attach()
 	case os.Args[1] == "alloc":
 		alloc()
 	case os.Args[1] == "count":
@@ -36,62 +33,43 @@ func main() {
 	}
 }
 
-// serve answers on the first connection and on those that attach brings.
+// serve answers on the connection, and begins anew on it for every knock at the
+// door.
 func serve() {
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: attachSocket, Net: "unix"})
+	for fd := 3; fd < 6; fd++ {
+		syscall.SetNonblock(fd, true)
+	}
+	door := os.NewFile(5, "door")
+	nonce, knocked := make([]byte, 16), false
+	for ; ; knocked = true {
+		in, out := duplicate(3), duplicate(4)
+		if knocked {
+			out.Write(nonce)
+		}
+		ended := make(chan struct{})
+		go func() {
+			answer(in, out)
+			close(ended)
+		}()
+		if _, err := io.ReadFull(door, nonce); err != nil {
+			panic(err)
+		}
+		in.SetReadDeadline(time.Unix(1, 0))
+		<-ended
+		in.Close()
+		out.Close()
+	}
+}
+
+func duplicate(fd int) *os.File {
+	d, err := syscall.Dup(fd)
 	if err != nil {
 		panic(err)
 	}
-	go answer(3, 4)
-	for {
-		c, err := l.AcceptUnix()
-		if err != nil {
-			panic(err)
-		}
-		oob := make([]byte, syscall.CmsgSpace(8))
-		_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), oob)
-		if err != nil {
-			panic(err)
-		}
-		msgs, err := syscall.ParseSocketControlMessage(oob[:n])
-		if err != nil {
-			panic(err)
-		}
-		fds, err := syscall.ParseUnixRights(&msgs[0])
-		if err != nil {
-			panic(err)
-		}
-		go answer(uintptr(fds[0]), uintptr(fds[1]))
-		c.Close()
-	}
+	return os.NewFile(uintptr(d), "connection")
 }
 
-// attach hands file descriptors 3 and 4 to the agent that serves.
-func attach() {
-	if os.Getenv("SKERRY_ATTACH_SECRET") != "right" {
-		os.Exit(7)
-	}
-	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: attachSocket, Net: "unix"})
-	if err != nil {
-		os.Exit(8)
-	}
-	if _, _, err := c.WriteMsgUnix([]byte{1}, syscall.UnixRights(3, 4), nil); err != nil {
-		os.Exit(9)
-	}
-	c.Read(make([]byte, 1))
-}
-
-// files are never closed: see the connection of the real agent.
-var files struct {
-	sync.Mutex
-	all []*os.File
-}
-
-func answer(in, out uintptr) {
-	r, w := os.NewFile(in, "in"), os.NewFile(out, "out")
-	files.Lock()
-	files.all = append(files.all, r, w)
-	files.Unlock()
+func answer(r, w *os.File) {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
 		words := strings.Fields(lines.Text())
