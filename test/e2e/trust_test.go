@@ -21,6 +21,7 @@ func TestTrust(t *testing.T) {
 	for _, c := range []struct{ what, script, want string }{
 		// The image's store, with nothing in the environment that points to it.
 		{"openssl", "env -i /usr/bin/openssl s_client -connect api.rules.test:443 -servername api.rules.test -verify_return_error -verify_hostname api.rules.test </dev/null 2>&1 | grep -c 'Verify return code: 0 (ok)'", "1"},
+		{"openssl, the folder", "env -i /usr/bin/openssl s_client -CApath /etc/ssl/certs -no-CAfile -no-CAstore -connect api.rules.test:443 -servername api.rules.test -verify_return_error </dev/null 2>&1 | grep -c 'Verify return code: 0 (ok)'", "1"},
 		{"curl, the store", "env -i /usr/bin/curl -sS " + site, reached},
 		{"wget, the store", "env -i /usr/bin/wget -qO- " + site, reached},
 		{"Python, the store", `env -i $(command -v python3) -c 'import urllib.request as u; print(u.urlopen("` + site + `").read().decode())'`, reached},
