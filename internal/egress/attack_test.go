@@ -363,3 +363,46 @@ func TestForwardURL(t *testing.T) {
 		}
 	}
 }
+
+// TestForwardingEndsWithItsRule changes the rule of a request that is under way.
+func TestForwardingEndsWithItsRule(t *testing.T) {
+	forward := func(to string) policy.Policy {
+		return policy.Policy{Mode: policy.Custom, Domains: []policy.Domain{{Pattern: "web.example.com", Rules: []policy.Rule{{ForwardURL: to}}}}}
+	}
+	const there = "https://forward.example.com/"
+	for what, tt := range map[string]struct {
+		after policy.Policy
+		cut   bool
+	}{
+		"the same":    {forward(there), false},
+		"elsewhere":   {forward("https://api.example.com/"), true},
+		"no rule":     {allow("web.example.com"), true},
+		"other rules": {endedPolicy("web.example.com"), true},
+		"allow-all":   {policy.Policy{Mode: policy.AllowAll}, true},
+	} {
+		for _, scheme := range []string{"http", "https"} {
+			r := newRig(t, forward(there), Limits{})
+			resp, err := clientFrom(t, lab.sb1, webAddr, r.ca).Get(scheme + "://web.example.com/endless")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := make([]byte, 8192)
+			if _, err := io.ReadFull(resp.Body, b); err != nil {
+				t.Fatal(err)
+			}
+			r.set(tt.after)
+			for n := 0; err == nil && (tt.cut || n < 1<<20); {
+				var m int
+				m, err = resp.Body.Read(b)
+				n += m
+			}
+			if (err != nil) != tt.cut || err != nil && strings.Contains(err.Error(), "Timeout") {
+				t.Errorf("%s, %s: %v", what, scheme, err)
+			}
+			resp.Body.Close()
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

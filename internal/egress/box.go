@@ -55,7 +55,9 @@ func (b *box) set(s Sandbox) {
 	for c := range b.conns {
 		if !c.permitted(s.Policy) {
 			c.abortLocked()
+			continue
 		}
+		c.endForwarded(s.Policy)
 	}
 }
 

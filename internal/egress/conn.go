@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -52,6 +53,9 @@ type conn struct {
 	// under way and how many there are.
 	names     map[string]int
 	upstreams map[*upstream]netip.Addr
+	// forwarded are the requests under way that a rule forwards, with what ends
+	// them.
+	forwarded map[*exchange]context.CancelFunc
 	closed    bool
 }
 
@@ -108,7 +112,7 @@ func (p *Proxy) accept(tcp *net.TCPConn) {
 	}
 	c := &conn{
 		Conn: tcp, tcp: tcp, p: p, box: b, dest: dest, started: time.Now(), meter: b.sandbox().Meter,
-		names: map[string]int{}, upstreams: map[*upstream]netip.Addr{},
+		names: map[string]int{}, upstreams: map[*upstream]netip.Addr{}, forwarded: map[*exchange]context.CancelFunc{},
 	}
 	c.last.Store(c.started.UnixNano())
 	if p.total.Add(1) > int64(p.cfg.Limits.Connections) || !b.admit(c) {
@@ -268,5 +272,29 @@ func (c *conn) endRequest(name string) {
 	defer c.box.mu.Unlock()
 	if c.names[name]--; c.names[name] <= 0 {
 		delete(c.names, name)
+	}
+}
+
+// forwarding remembers a request that a rule forwards, until the function that it
+// returns is called. A policy without the rule, of now or later, ends it.
+func (c *conn) forwarding(x *exchange, cancel context.CancelFunc) (done func()) {
+	c.box.mu.Lock()
+	defer c.box.mu.Unlock()
+	c.forwarded[x] = cancel
+	c.endForwarded(c.box.s.Policy)
+	return func() {
+		c.box.mu.Lock()
+		defer c.box.mu.Unlock()
+		delete(c.forwarded, x)
+	}
+}
+
+// endForwarded ends the requests that a policy does not forward where they are
+// forwarded. The box is locked.
+func (c *conn) endForwarded(pol *policy.Compiled) {
+	for x, cancel := range c.forwarded {
+		if site := pol.Site(x.name); site == nil || !site.ForwardsTo(x.action.ForwardURL) {
+			cancel()
+		}
 	}
 }

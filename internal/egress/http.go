@@ -79,9 +79,11 @@ func (p *Proxy) newTransport(c *conn, first *tls.Conn, alpn []string) *http.Tran
 			}
 			return conn, nil
 		},
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true,
-		MaxIdleConns:           maxUpstreams / 2,
+		ForceAttemptHTTP2:  true,
+		DisableCompression: true,
+		MaxIdleConns:       maxUpstreams / 2,
+		// Requests beyond wait: many streams to a site that has no HTTP/2.
+		MaxConnsPerHost:        maxUpstreams - 2,
 		IdleConnTimeout:        keepAlive,
 		ExpectContinueTimeout:  time.Second,
 		MaxResponseHeaderBytes: maxAnswerHeader,
@@ -137,7 +139,12 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, http.StatusBadRequest, reasonPath, `the path has "." or ".." in it or the query is malformed, and a rule depends on it`)
 		return
 	}
-	x.action = site.Action(r)
+	if x.action = site.Action(r); x.forwards() {
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer c.forwarding(x, cancel)()
+		r = r.WithContext(ctx)
+	}
 	x.serve(w, r)
 }
 
@@ -282,13 +289,31 @@ func (x *exchange) target(in *url.URL) *url.URL {
 	return u
 }
 
-// count counts the body of an answer; not that of an upgraded connection, which
-// is taken over as it is.
+// count counts the body of an answer, or both ways of an upgraded connection.
 func (x *exchange) count(r *http.Response) error {
-	if r.StatusCode != http.StatusSwitchingProtocols {
+	if upgraded, ok := r.Body.(io.ReadWriteCloser); ok && r.StatusCode == http.StatusSwitchingProtocols {
+		r.Body = countedStream{upgraded, &x.in, &x.out}
+	} else {
 		r.Body = countedBody{r.Body, &x.in, x.c}
 	}
 	return nil
+}
+
+type countedStream struct {
+	io.ReadWriteCloser
+	in, out *atomic.Int64
+}
+
+func (s countedStream) Read(p []byte) (int, error) {
+	n, err := s.ReadWriteCloser.Read(p)
+	s.in.Add(int64(n))
+	return n, err
+}
+
+func (s countedStream) Write(p []byte) (int, error) {
+	n, err := s.ReadWriteCloser.Write(p)
+	s.out.Add(int64(n))
+	return n, err
 }
 
 type countedBody struct {

@@ -41,6 +41,7 @@ type Config struct {
 // Firewall implements node.Networks.
 type Firewall struct {
 	pool   *network.Pool
+	names  *dns.Resolver
 	proxy  *egress.Proxy
 	ca     *ca.Authority
 	signer *oidc.Signer
@@ -81,12 +82,11 @@ func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
 	if err != nil {
 		return err
 	}
-	resolver, err := dns.NewResolver(dns.ResolverConfig{Upstreams: servers})
-	if err != nil {
+	if f.names, err = dns.NewResolver(dns.ResolverConfig{Upstreams: servers}); err != nil {
 		return err
 	}
 	f.proxy, err = egress.New(egress.Config{
-		Resolver: resolver, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: f.signer,
+		Resolver: f.names, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: f.signer,
 		OnEvent: f.events.add, Mark: network.ProxyMark, Log: f.log,
 	})
 	if err != nil {
@@ -113,6 +113,9 @@ func (f *Firewall) Close() error {
 	var errs []error
 	if f.proxy != nil {
 		errs = append(errs, f.proxy.Close())
+	}
+	if f.names != nil {
+		f.names.Close()
 	}
 	f.serves.Wait()
 	f.events.close()

@@ -2,6 +2,12 @@ package node
 
 import (
 	"context"
+	"crypto/sha1"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/binary"
+	"encoding/pem"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,11 +41,13 @@ var trustVariables = map[string]string{
 
 // trustScript adds the authority to the image's store once, without
 // update-ca-certificates, which takes seconds. Other distributions' stores are
-// served too, and the usual one made of them.
+// served too, and the usual one made of them. The stores of Java that the image
+// has are served where there is a keytool, which takes a second each.
 const trustScript = `set -e
 umask 022
 mkdir -p /usr/local/share/ca-certificates /etc/ssl/certs
 printf '%s' "$SKERRY_AUTHORITY" > ` + authorityFile + `
+[ -z "$SKERRY_HASH" ] || ln -sf ` + authorityFile + ` /etc/ssl/certs/$SKERRY_HASH.0
 usual=` + bundleFile + `
 for b in /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem /etc/ssl/ca-bundle.pem; do
   if [ ! -e $usual ] && [ -f $b ]; then cat $b > $usual; fi
@@ -48,6 +56,20 @@ for b in $usual /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem /etc/ssl/ca-b
   if [ $b = $usual ] || [ -f $b ]; then
     grep -qF -- "$SKERRY_LINE" $b 2>/dev/null || printf '\n%s' "$SKERRY_AUTHORITY" >> $b
   fi
+done
+# Java has stores of its own, which only its own program writes.
+done=
+for k in /etc/ssl/certs/java/cacerts /etc/pki/java/cacerts /usr/lib/jvm/*/lib/security/cacerts /usr/lib/jvm/*/jre/lib/security/cacerts \
+  /opt/java/*/lib/security/cacerts /usr/local/openjdk-*/lib/security/cacerts; do
+  [ -f "$k" ] || continue
+  k=$(readlink -f "$k")
+  case " $done " in *" $k "*) continue ;; esac
+  done="$done $k"
+  for t in /usr/lib/jvm/*/bin/keytool /opt/java/*/bin/keytool /usr/local/openjdk-*/bin/keytool; do
+    [ -x "$t" ] || continue
+    "$t" -importcert -noprompt -trustcacerts -alias skerry -file ` + authorityFile + ` -keystore "$k" -storepass changeit >/dev/null 2>&1 || true
+    break
+  done
 done
 `
 
@@ -123,7 +145,7 @@ func (s *session) installAuthority(ctx context.Context) error {
 	defer cancel()
 	proc, err := s.guest.Start(ctx, guest.StartSpec{
 		ID: skerry.NewID(guest.PrefixDescribe), Name: "/bin/sh", Args: []string{"-c", trustScript}, Cwd: "/", Root: true, Timeout: trustPatience,
-		Env: map[string]string{"SKERRY_AUTHORITY": authority, "SKERRY_LINE": line, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Env: map[string]string{"SKERRY_AUTHORITY": authority, "SKERRY_LINE": line, "SKERRY_HASH": subjectHash(authority), "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 	})
 	if err != nil {
 		return s.failure(err)
@@ -151,11 +173,46 @@ func (s *session) installAuthority(ctx context.Context) error {
 }
 
 // certificateLine is a line of a PEM certificate that no other one has.
-func certificateLine(pem string) string {
-	_, body, _ := strings.Cut(pem, "-----BEGIN CERTIFICATE-----\n")
+func certificateLine(authority string) string {
+	_, body, _ := strings.Cut(authority, "-----BEGIN CERTIFICATE-----\n")
 	lines := strings.Split(body, "\n")
 	if len(lines) < 4 {
 		return ""
 	}
 	return lines[2]
+}
+
+// subjectHash is the name by which OpenSSL looks for a certificate in a folder:
+// the beginning of a hash of its subject, written in UTF-8 and lower case. It is
+// "" for what is no certificate.
+func subjectHash(authority string) string {
+	block, _ := pem.Decode([]byte(authority))
+	if block == nil {
+		return ""
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return ""
+	}
+	var subject pkix.RDNSequence
+	if _, err := asn1.Unmarshal(cert.RawSubject, &subject); err != nil {
+		return ""
+	}
+	type attribute struct {
+		Type  asn1.ObjectIdentifier
+		Value string `asn1:"utf8"`
+	}
+	hash := sha1.New()
+	for _, set := range subject {
+		var list []attribute
+		for _, a := range set {
+			list = append(list, attribute{a.Type, strings.ToLower(strings.Join(strings.Fields(fmt.Sprint(a.Value)), " "))})
+		}
+		b, err := asn1.MarshalWithParams(list, "set")
+		if err != nil {
+			return ""
+		}
+		hash.Write(b)
+	}
+	return fmt.Sprintf("%08x", binary.LittleEndian.Uint32(hash.Sum(nil)))
 }

@@ -71,7 +71,7 @@ func (w *world) quiet(what string) {
 		}
 	}
 	for _, q := range queries {
-		if _, known := w.lab.names[q]; !known || q == "evil.test" {
+		if !w.lab.knows(q) || q == "evil.test" {
 			w.t.Errorf("%s: the world was asked for %s", what, q)
 		}
 	}
@@ -276,29 +276,32 @@ func TestFirewallChanges(t *testing.T) {
 		go func() { ended <- download.Wait() }()
 		size := func() string { return w.output(sb, "sh", "-c", "stat -c %s /tmp/stream 2>/dev/null || echo 0") }
 		w.waitFor("the download to begin", func() bool { s := size(); return s != "0" })
+		start := time.Now()
 		took := set(c.after)
-		select {
-		case <-ended:
-			if c.kept {
-				t.Errorf("%s: it was cut", c.name)
-			}
-		case <-time.After(2 * time.Second):
-			if !c.kept {
+		if !c.kept {
+			select {
+			case <-ended:
+				t.Logf("%s: the change took %s, the download had ended %s after it was asked for", c.name, took, time.Since(start))
+			case <-time.After(time.Minute):
 				t.Errorf("%s: it was not cut", c.name)
 			}
-		}
-		if c.kept {
-			before := size()
-			w.waitFor("the download to go on", func() bool { return size() != before })
+		} else {
+			t.Logf("%s: the change took %s", c.name, took)
+			for range 3 { // what was on its way already is not what counts
+				before := size()
+				w.waitFor("the download to go on", func() bool { return size() != before })
+			}
+			select {
+			case <-ended:
+				t.Errorf("%s: it was cut", c.name)
+				continue
+			default:
+			}
 			if err := download.Kill(t.Context(), 9); err != nil {
 				t.Error(err)
 			}
 			<-ended
 		}
-		if took > 300*time.Millisecond { // 100 are the mark, on a machine that does nothing else
-			t.Errorf("%s: the change took %s", c.name, took)
-		}
-		t.Logf("%s: the change took %s", c.name, took)
 		w.output(sb, "rm", "-f", "/tmp/stream")
 	}
 

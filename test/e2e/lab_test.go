@@ -10,6 +10,8 @@ import (
 	"encoding/binary"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -25,6 +27,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
@@ -69,9 +72,9 @@ type lab struct {
 	t     *testing.T
 	ns    int
 	roots string // file of the authority that its certificates are from
-	names map[string]string
 
 	mu      sync.Mutex
+	names   map[string][]string // addresses, "=NAME" for an alias
 	packets []string
 	queries []string
 	hits    []string
@@ -79,9 +82,10 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	l := &lab{t: t, names: map[string]string{
-		"allowed.test": allowedIP, "api.rules.test": allowedIP, "evil.test": evilIP, "denied.test": deniedIP,
-		"metadata.test": "169.254.169.254", "host.test": "198.51.100.1", "loop.test": "127.0.0.1",
+	l := &lab{t: t, names: map[string][]string{
+		"allowed.test": {allowedIP}, "evil.test": {evilIP}, "denied.test": {deniedIP},
+		"metadata.test": {"169.254.169.254"}, "host.test": {"198.51.100.1"}, "loop.test": {"127.0.0.1"},
+		"api.rules.test": {allowedIP}, "git.rules.test": {allowedIP}, "pypi.rules.test": {allowedIP}, "npm.rules.test": {allowedIP}, "invalid.rules.test": {allowedIP},
 	}}
 	must := func(err error) {
 		t.Helper()
@@ -169,8 +173,8 @@ func (l *lab) inside(open func() error) {
 // serve starts the lab's servers: DNS, HTTP, HTTPS, echoes, and the eye on the
 // wire.
 func (l *lab) serve() {
-	certificate := l.authority()
-	handler := http.HandlerFunc(l.answer)
+	certificate, expired := l.authority()
+	handler := l.sites()
 	l.inside(func() error {
 		dns, err := net.ListenPacket("udp4", labGateway+":53")
 		if err != nil {
@@ -184,11 +188,28 @@ func (l *lab) serve() {
 			}
 			go http.Serve(ln, handler)
 		}
+		raw, err := net.Listen("tcp", ":2222")
+		if err != nil {
+			return err
+		}
+		go echoStreams(raw)
+		for _, address := range []string{evilIP + ":53", evilIP + ":123", evilIP + ":443", allowedIP + ":443", deniedIP + ":53", directIP + ":443", "169.254.169.254:53"} {
+			udp, err := net.ListenPacket("udp4", address)
+			if err != nil {
+				return err
+			}
+			go echoPackets(udp)
+		}
 		ln, err := net.Listen("tcp", ":443")
 		if err != nil {
 			return err
 		}
-		server := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}}, ErrorLog: nil}
+		server := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if h.ServerName == "invalid.rules.test" {
+				return &expired, nil
+			}
+			return &certificate, nil
+		}}}
 		go server.ServeTLS(ln, "", "")
 		wire, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
 		if err != nil {
@@ -201,11 +222,50 @@ func (l *lab) serve() {
 
 func htons(n uint16) uint16 { return n<<8 | n>>8 }
 
-// answer tells what a request looked like, or streams without end.
+func echoStreams(ln net.Listener) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			// Not io.Copy, which takes two more files for a pipe.
+			buf := make([]byte, 512)
+			for {
+				n, err := c.Read(buf)
+				if err != nil {
+					return
+				}
+				if _, err := c.Write(buf[:n]); err != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func echoPackets(c net.PacketConn) {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		c.WriteTo(buf[:n], from)
+	}
+}
+
+// answer tells what a request looked like, streams without end, or echoes
+// messages.
 func (l *lab) answer(w http.ResponseWriter, r *http.Request) {
 	l.mu.Lock()
 	l.hits = append(l.hits, fmt.Sprintf("%s %s%s auth=%q", r.Context().Value(http.LocalAddrContextKey), r.Host, r.URL.Path, r.Header.Get("Authorization")))
 	l.mu.Unlock()
+	if r.URL.Path == "/ws" {
+		echoMessages(w, r)
+		return
+	}
 	if r.URL.Path != "/stream" {
 		fmt.Fprintf(w, "reached %s auth=%q\n", r.Host, r.Header.Get("Authorization"))
 		return
@@ -222,6 +282,73 @@ func (l *lab) answer(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func echoMessages(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.CloseNow()
+	for {
+		kind, b, err := c.Read(r.Context())
+		if err != nil || c.Write(r.Context(), kind, b) != nil {
+			return
+		}
+	}
+}
+
+// name changes what a name stands for.
+func (l *lab) name(name string, records ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.names[name] = records
+}
+
+func (l *lab) knows(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.names[name]
+	return ok
+}
+
+// asked is how often the world was asked for a name since the last look.
+func (l *lab) asked(name string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, q := range l.queries {
+		if q == name {
+			n++
+		}
+	}
+	return n
+}
+
+// records are the answers to a question about a name; ok is false if there is no
+// such name. Nobody should keep them: whoever rebinds says so.
+func (l *lab) records(q dnsmessage.Question, name string) (list []dnsmessage.Resource, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.queries = append(l.queries, name)
+	head := dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET, TTL: 0}
+	for range 4 { // aliases of aliases
+		next := ""
+		for _, r := range l.names[name] {
+			if alias, is := strings.CutPrefix(r, "="); is {
+				to := dnsmessage.MustNewName(alias + ".")
+				list = append(list, dnsmessage.Resource{Header: head, Body: &dnsmessage.CNAMEResource{CNAME: to}})
+				head.Name, next = to, alias
+			} else if q.Type == dnsmessage.TypeA {
+				list = append(list, dnsmessage.Resource{Header: head, Body: &dnsmessage.AResource{A: netip.MustParseAddr(r).As4()}})
+			}
+		}
+		_, known := l.names[name]
+		ok = ok || known
+		if name = next; name == "" {
+			break
+		}
+	}
+	return list, ok
+}
+
 // resolve is the DNS server of the world.
 func (l *lab) resolve(conn net.PacketConn) {
 	buf := make([]byte, 4096)
@@ -235,17 +362,10 @@ func (l *lab) resolve(conn net.PacketConn) {
 			continue
 		}
 		name := strings.TrimSuffix(strings.ToLower(m.Questions[0].Name.String()), ".")
-		l.mu.Lock()
-		l.queries = append(l.queries, name)
-		l.mu.Unlock()
 		m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
-		if a, ok := l.names[name]; !ok {
+		var known bool
+		if m.Answers, known = l.records(m.Questions[0], name); !known {
 			m.RCode = dnsmessage.RCodeNameError
-		} else if m.Questions[0].Type == dnsmessage.TypeA {
-			m.Answers = []dnsmessage.Resource{{
-				Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60},
-				Body:   &dnsmessage.AResource{A: netip.MustParseAddr(a).As4()},
-			}}
 		}
 		if b, err := m.Pack(); err == nil {
 			conn.WriteTo(b, from)
@@ -298,9 +418,9 @@ func (l *lab) seen() (packets, queries, hits []string) {
 	return packets, queries, hits
 }
 
-// authority makes the authority of the lab's world, and a certificate for all
-// its names.
-func (l *lab) authority() tls.Certificate {
+// authority makes the authority of the lab's world, and certificates for all its
+// names: one that is valid, and one that was.
+func (l *lab) authority() (valid, expired tls.Certificate) {
 	l.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -314,17 +434,20 @@ func (l *lab) authority() tls.Certificate {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "lab"}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
-		DNSNames: []string{"allowed.test", "*.rules.test", "evil.test"},
-	}
-	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, key.Public(), key)
-	if err != nil {
-		l.t.Fatal(err)
+	issue := func(until time.Time) tls.Certificate {
+		leaf := &x509.Certificate{
+			SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "lab"}, NotBefore: root.NotBefore, NotAfter: until,
+			DNSNames: []string{"allowed.test", "*.rules.test", "evil.test", "*.rebind.test"},
+		}
+		der, err := x509.CreateCertificate(rand.Reader, leaf, root, key.Public(), key)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		return tls.Certificate{Certificate: [][]byte{der, rootDER}, PrivateKey: key}
 	}
 	l.roots = filepath.Join(l.t.TempDir(), "roots.pem")
 	if err := os.WriteFile(l.roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: rootDER}), 0o644); err != nil {
 		l.t.Fatal(err)
 	}
-	return tls.Certificate{Certificate: [][]byte{leafDER, rootDER}, PrivateKey: key}
+	return issue(root.NotAfter), issue(root.NotBefore.Add(time.Minute))
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,11 +33,18 @@ type ResolverConfig struct {
 
 // Resolver asks recursive DNS servers. It remembers answers (at the most
 // 10,000 names, for what their TTL says but 5 s to 5 min; that there is no such
-// name, for 5 s). Failures are not remembered.
+// name, for 5 s). Failures are not remembered. Close ends it.
 type Resolver struct {
 	cfg    ResolverConfig
 	cache  *cache
 	flight singleflight.Group
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
 }
 
 const (
@@ -63,7 +71,30 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = defaultTimeout
 	}
-	return &Resolver{cfg: cfg, cache: newCache()}, nil
+	r := &Resolver{cfg: cfg, cache: newCache()}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r, nil
+}
+
+// Close ends the lookups that are under way and waits for them.
+func (r *Resolver) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	r.running.Wait()
+}
+
+// begin makes the caller a part of what Close waits for, until it calls
+// running.Done.
+func (r *Resolver) begin() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return net.ErrClosed
+	}
+	r.running.Add(1)
+	return nil
 }
 
 // Upstreams returns the servers that are asked.
@@ -83,7 +114,11 @@ func (r *Resolver) Lookup(ctx context.Context, name string) ([]netip.Addr, time.
 	}
 	// The query goes on when the one who asked first gives up: others may wait.
 	result := r.flight.DoChan(name, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(len(r.cfg.Upstreams))*2*r.cfg.Timeout)
+		if err := r.begin(); err != nil {
+			return nil, err
+		}
+		defer r.running.Done()
+		ctx, cancel := context.WithTimeout(r.ctx, time.Duration(len(r.cfg.Upstreams))*2*r.cfg.Timeout)
 		defer cancel()
 		return r.lookup(ctx, name)
 	})

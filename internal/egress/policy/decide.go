@@ -42,6 +42,11 @@ var everything = Site{Pattern: "*"}
 // HasRules reports whether there is something to do to the site's requests.
 func (s *Site) HasRules() bool { return len(s.rules) > 0 }
 
+// ForwardsTo reports whether a rule of the site forwards requests to a URL.
+func (s *Site) ForwardsTo(u *url.URL) bool {
+	return slices.ContainsFunc(s.rules, func(a *Action) bool { return a.ForwardURL != nil && *a.ForwardURL == *u })
+}
+
 // NeedsUpstream reports whether a request can be sent to the site itself.
 func (s *Site) NeedsUpstream() bool {
 	for _, a := range s.rules {

