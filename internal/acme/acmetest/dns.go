@@ -48,12 +48,12 @@ func startDNS(t testing.TB) *DNS {
 		t.Fatal(err)
 	}
 	secrets := map[string]string{"acme.": tsigKey}
-	var serving sync.WaitGroup
 	for _, s := range []*dns.Server{{Listener: ln}, {PacketConn: pc}} {
 		up := make(chan struct{})
 		s.Handler, s.TsigSecret = dns.HandlerFunc(d.answer), secrets
 		s.MsgAcceptFunc = func(dns.Header) dns.MsgAcceptAction { return dns.MsgAccept } // updates too
 		s.NotifyStartedFunc = func() { close(up) }
+		var serving sync.WaitGroup
 		serving.Go(func() { _ = s.ActivateAndServe() })
 		<-up
 		t.Cleanup(func() { _ = s.Shutdown(); serving.Wait() })
