@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/acme"
 	"github.com/skerry-dev/skerry/internal/ingress"
 )
 
@@ -29,6 +32,7 @@ type ingressOptions struct {
 	listen            string
 	certFile, keyFile string
 	urlPort           int
+	acme              acmeOptions
 }
 
 func (o *ingressOptions) flags(f *pflag.FlagSet) {
@@ -41,44 +45,91 @@ func (o *ingressOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN; read again when it changes")
 	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with its key")
 	f.IntVar(&o.urlPort, "ingress-port", 0, "port in the URLs of published ports, with --domain (default: that of --ingress-listen)")
+	o.acme.flags(f)
 	f.BoolVar(&o.resume, "resume-on-request", true, "let a request to a published port start its persistent sandbox again if that has stopped")
 	f.DurationVar(&o.wait, "resume-wait", ingress.DefaultResumeWait, "how long such a request waits for the start")
 }
 
 // open makes the ingress; it lets nothing in yet.
-func (o *ingressOptions) open(ctx context.Context, log *slog.Logger) (*ingress.Ingress, error) {
+func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
+	if err := o.acme.check(o); err != nil {
+		return nil, err
+	}
 	if o.domain != "" {
-		return o.openDomain(ctx, log)
+		return o.openDomain(ctx, state, log)
 	}
 	first, last, err := portRange(o.ports)
 	if err != nil {
 		return nil, err
 	}
-	return ingress.New(ingress.Config{
+	in, err := ingress.New(ingress.Config{
 		Log: log, Address: o.address, FirstPort: first, LastPort: last, Host: o.host, NoResume: !o.resume, ResumeWait: o.wait,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return &gate{Ingress: in}, nil
+}
+
+// gate is the ingress, with what gets its certificates if that is ACME.
+type gate struct {
+	*ingress.Ingress
+	certs *acme.Certificates
+}
+
+// Start lets requests in, and certificates be asked for.
+func (g *gate) Start(backend ingress.Backend) {
+	g.Ingress.Start(backend)
+	if g.certs != nil {
+		g.certs.Start(g.Knows)
+	}
+}
+
+// Close ends both. Proofs that are under way need the ingress.
+func (g *gate) Close() error {
+	if g.certs != nil {
+		g.certs.Close()
+	}
+	return g.Ingress.Close()
 }
 
 // openDomain makes the ingress of domain mode.
-func (o *ingressOptions) openDomain(ctx context.Context, log *slog.Logger) (*ingress.Ingress, error) {
-	if o.certFile == "" || o.keyFile == "" {
-		return nil, errors.New("--domain needs a certificate for all names below the domain: --ingress-tls-cert and --ingress-tls-key")
-	}
-	cert, err := ingress.LoadCertificate(o.certFile, o.keyFile, log)
-	if err != nil {
-		return nil, err
+func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
+	if !o.acme.on && (o.certFile == "" || o.keyFile == "") {
+		return nil, errors.New("--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme")
 	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for published ports: %w", err)
 	}
-	gate, err := ingress.New(ingress.Config{
-		Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: cert.TLS(), NoResume: !o.resume, ResumeWait: o.wait,
-	})
+	g := &gate{}
+	conf, err := o.tls(g, ln, state, log)
+	if err == nil {
+		g.Ingress, err = ingress.New(ingress.Config{
+			Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait,
+		})
+	}
 	if err != nil {
 		return nil, errors.Join(err, ln.Close())
 	}
-	return gate, nil
+	return g, nil
+}
+
+// tls returns the certificates of domain mode.
+func (o *ingressOptions) tls(g *gate, ln net.Listener, state string, log *slog.Logger) (*tls.Config, error) {
+	if o.acme.on {
+		certs, err := o.acme.open(o.domain, filepath.Join(state, "acme"), ln.Addr(), log)
+		if err != nil {
+			return nil, err
+		}
+		g.certs = certs
+		return certs.TLS(), nil
+	}
+	cert, err := ingress.LoadCertificate(o.certFile, o.keyFile, log)
+	if err != nil {
+		return nil, err
+	}
+	return cert.TLS(), nil
 }
 
 // portRange parses "FIRST-LAST".

@@ -179,7 +179,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 		return err
 	}
 
-	gate, err := o.ingress.open(ctx, log)
+	gate, err := o.ingress.open(ctx, o.state, log)
 	if err != nil {
 		return err
 	}

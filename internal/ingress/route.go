@@ -146,3 +146,9 @@ func (i *Ingress) routeBySubdomain(name string) *route {
 	defer i.mu.RUnlock()
 	return i.bySubdomain[name]
 }
+
+// Knows reports whether a host name is that of a route, in domain mode.
+func (i *Ingress) Knows(host string) bool {
+	name, ok := subdomainOf(host, i.cfg.Domain)
+	return ok && i.routeBySubdomain(name) != nil
+}
