@@ -32,7 +32,7 @@ func kills(t *testing.T) int {
 }
 
 // TestSnapshotsSurviveCrashes kills the server at any point of creating,
-// saving, resuming, forking and deleting. Whatever snapshot was acknowledged
+// saving, resuming, forking and deleting, with the memory and without. Whatever snapshot was acknowledged
 // must have its files afterwards, nothing may be stuck or left on the host, and
 // in the end no byte may be kept that no snapshot needs.
 func TestSnapshotsSurviveCrashes(t *testing.T) {
@@ -143,7 +143,8 @@ func (k *keeper) act(ctx context.Context) {
 			_, _ = k.c.DeleteSnapshot(ctx, id)
 		}
 	case 2:
-		if fork, err := sb.Fork(ctx, client.ForkOptions{Live: k.random.IntN(2) == 0}); err == nil {
+		how := []client.ForkOptions{{}, {Live: true}, {Memory: true}}[k.random.IntN(3)]
+		if fork, err := sb.Fork(ctx, how); err == nil {
 			_ = fork.Delete(ctx)
 		}
 	default:
@@ -160,7 +161,7 @@ func (k *keeper) save(ctx context.Context, sb *client.Sandbox) {
 	}
 	var snap *client.Snapshot
 	if k.random.IntN(2) == 0 {
-		snap, _ = sb.Snapshot(ctx, client.TakeOptions{})
+		snap, _ = sb.Snapshot(ctx, client.TakeOptions{Memory: k.random.IntN(3) == 0})
 	} else if stopped, err := sb.Stop(ctx); err == nil {
 		snap = stopped.Snapshot
 	}
