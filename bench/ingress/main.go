@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -37,15 +38,16 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each is measured")
 	each := flag.Duration("each", 3*time.Second, "how long one measurement takes")
 	clients := flag.Int("clients", 64, "connections that ask at once")
+	profile := flag.String("cpuprofile", "", "file for a CPU profile of the ingress, from its start to its end")
 	flag.Parse()
 	var err error
 	switch *role {
 	case "backend":
 		err = serveBackend()
 	case "ingress":
-		err = serveIngress(*backend)
+		err = serveIngress(*backend, *profile)
 	default:
-		err = compare(*rounds, *each, *clients)
+		err = compare(*rounds, *each, *clients, *profile)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -63,15 +65,15 @@ func serveBackend() error {
 	}
 	fmt.Println(ln.Addr())
 	body := []byte(strings.Repeat("x", answerSize))
-	go endWithParent()
+	go func() {
+		untilParentEnds()
+		os.Exit(0)
+	}()
 	return http.Serve(ln, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
 }
 
-// endWithParent ends the process when its standard input does.
-func endWithParent() {
-	_, _ = io.Copy(io.Discard, os.Stdin)
-	os.Exit(0)
-}
+// untilParentEnds waits until standard input ends, which the parent holds.
+func untilParentEnds() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
 type direct string
 
@@ -81,7 +83,7 @@ func (d direct) Dial(ctx context.Context, _ string, _ int) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", string(d))
 }
 
-func serveIngress(backend string) error {
+func serveIngress(backend, profile string) error {
 	gate, err := ingress.New(ingress.Config{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return err
@@ -91,8 +93,19 @@ func serveIngress(backend string) error {
 		return err
 	}
 	gate.Start(direct(backend))
+	if profile != "" {
+		f, err := os.Create(profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
 	fmt.Println(strings.TrimPrefix(gate.URL(ports[0]), "http://"))
-	endWithParent()
+	untilParentEnds()
 	return nil
 }
 
@@ -181,13 +194,13 @@ func startNginx(backend string) (addr string, stop func(), err error) {
 	return "", nil, errors.New("nginx does not listen")
 }
 
-func compare(rounds int, each time.Duration, clients int) error {
+func compare(rounds int, each time.Duration, clients int, profile string) error {
 	backend, stop, err := child("-role", "backend")
 	if err != nil {
 		return err
 	}
 	defer stop()
-	ours, stopOurs, err := child("-role", "ingress", "-backend", backend)
+	ours, stopOurs, err := child("-role", "ingress", "-backend", backend, "-cpuprofile", profile)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,8 @@ type Ingress struct {
 	cfg     Config
 	urlPort string
 	server  *http.Server
-	proxy   http.Handler
+	// upstreams are connections to sandboxes, for the next request.
+	upstreams upstreams
 	// connections counts those of clients.
 	connections atomic.Int64
 
@@ -130,7 +131,9 @@ func New(cfg Config) (*Ingress, error) {
 		i.urlPort = i.portInURLs()
 	}
 	i.ctx, i.cancel = context.WithCancel(context.Background())
-	i.proxy = i.newProxy()
+	i.upstreams.dial = func(ctx context.Context, session string, port int) (net.Conn, error) {
+		return i.backend.Dial(ctx, session, port)
+	}
 	i.server = i.newServer()
 	return i, nil
 }
@@ -205,6 +208,7 @@ func (i *Ingress) Close() error {
 	if i.cfg.Listener != nil {
 		_ = i.cfg.Listener.Close() // the server has done so, if it was started
 	}
+	i.upstreams.close()
 	i.work.Wait()
 	return err
 }

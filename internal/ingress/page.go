@@ -29,6 +29,8 @@ type refusal struct {
 var (
 	noRoute = refusal{status: http.StatusNotFound, code: "route_not_found", title: "Nothing is published here",
 		text: "There is no sandbox at this address. It may have been deleted, or its port is no longer published."}
+	badRequest = refusal{status: http.StatusBadRequest, code: "bad_request", title: "The request cannot be sent on",
+		text: "Its method, its target or its host is not one of HTTP/1."}
 	noTunnels = refusal{status: http.StatusMethodNotAllowed, code: "method_not_allowed", title: "This method is not supported",
 		text: "CONNECT is for proxies, which this is not to you."}
 	tooMany = refusal{status: http.StatusServiceUnavailable, code: "too_many_requests", title: "The sandbox is busy",

@@ -7,10 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -59,10 +55,7 @@ func (i *Ingress) serve(ln net.Listener) {
 	}
 }
 
-type (
-	connKey   struct{}
-	targetKey struct{}
-)
+type connKey struct{}
 
 // withConn has requests know by which connection they came.
 func withConn(ctx context.Context, c net.Conn) context.Context {
@@ -145,8 +138,7 @@ func (i *Ingress) handle(w http.ResponseWriter, r *http.Request) {
 		i.refuse(w, r, rt, unreachable(err))
 		return
 	}
-	target := &target{route: rt, host: session + ":" + strconv.Itoa(rt.Port)}
-	i.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, targetKey{}, target)))
+	i.forward(ctx, w, r, rt, session)
 }
 
 // admit lets a request to a private route through if it has a token. A page
@@ -194,93 +186,10 @@ func (i *Ingress) reach(ctx context.Context, rt *route) (string, error) {
 	return session, err
 }
 
-// target is where a request goes.
-type target struct {
-	route *route
-	// host stands for the sandbox's address: connections are kept apart by it.
-	host string
-}
-
-func targetOf(ctx context.Context) *target {
-	t, _ := ctx.Value(targetKey{}).(*target)
-	return t
-}
-
-// newProxy returns what sends requests on.
-func (i *Ingress) newProxy() http.Handler {
-	return &httputil.ReverseProxy{
-		Rewrite:        i.rewrite,
-		ModifyResponse: func(r *http.Response) error { withoutOurCookies(r.Header); return nil },
-		ErrorHandler:   i.failed,
-		FlushInterval:  -1, // at once
-		BufferPool:     &buffers{},
-		ErrorLog:       slog.NewLogLogger(i.cfg.Log.Handler(), slog.LevelDebug),
-		Transport: &http.Transport{
-			DialContext:            i.dial,
-			DisableCompression:     true,
-			MaxIdleConns:           maxIdle,
-			MaxIdleConnsPerHost:    maxIdleEach,
-			IdleConnTimeout:        keepIdle,
-			ResponseHeaderTimeout:  answerTimeout,
-			ExpectContinueTimeout:  time.Second,
-			MaxResponseHeaderBytes: maxAnswerHeader,
-		},
-	}
-}
-
-// dial connects to the sandbox of the request that asks for it. The address is
-// for the transport alone; it takes a connection that another request has
-// asked for only if theirs are the same.
-func (i *Ingress) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	t := targetOf(ctx)
-	if t == nil {
-		return nil, errors.New("ingress: a request without a target")
-	}
-	session, _, _ := strings.Cut(t.host, ":")
-	return i.backend.Dial(ctx, session, t.route.Port)
-}
-
-// rewrite makes what is sent to a sandbox of what a client has sent. The
-// headers that speak for the proxy are its own.
-func (i *Ingress) rewrite(p *httputil.ProxyRequest) {
-	out := p.Out
-	for name := range out.Header {
-		if strings.HasPrefix(name, "X-Forwarded-") {
-			delete(out.Header, name)
-		}
-	}
-	p.SetXForwarded()
-	out.Header["X-Real-Ip"] = out.Header["X-Forwarded-For"]
-	out.URL.Scheme, out.URL.Host = "http", targetOf(p.In.Context()).host
-	out.URL.RawQuery = p.In.URL.RawQuery
-	out.Host = p.In.Host
-	stripTokens(out.Header, out.URL)
-	if _, set := out.Header["User-Agent"]; !set {
-		out.Header["User-Agent"] = nil // or the transport would send its own
-	}
-}
-
 // failed answers a request that got no answer.
-func (i *Ingress) failed(w http.ResponseWriter, r *http.Request, err error) {
-	t := targetOf(r.Context())
+func (i *Ingress) failed(w http.ResponseWriter, r *http.Request, rt *route, err error) {
 	if r.Context().Err() == nil {
-		i.cfg.Log.Debug("a request failed", "sandbox", t.route.sandboxID, "port", t.route.Port, "error", err)
+		i.cfg.Log.Debug("a request failed", "sandbox", rt.sandboxID, "port", rt.Port, "error", err)
 	}
-	i.refuse(w, r, t.route, unanswered(err))
+	i.refuse(w, r, rt, unanswered(err))
 }
-
-// buffers are what bodies are copied through.
-type buffers struct{ pool sync.Pool }
-
-const bufferSize = 32 << 10
-
-// Get implements httputil.BufferPool.
-func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
-		return p[:]
-	}
-	return new([bufferSize]byte)[:]
-}
-
-// Put implements httputil.BufferPool.
-func (b *buffers) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }
