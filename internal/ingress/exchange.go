@@ -318,11 +318,11 @@ func endHalf(to, from net.Conn, err error) {
 
 // finish gives the connection of an exchange back, or closes it.
 func (s *upstreams) finish(x *exchange, reusable bool) {
-	if x.up != nil && !x.up.over() {
-		reusable = false
+	if reusable && x.up != nil {
+		reusable = x.up.settled()
 	}
 	// What has come unasked would be taken for the next answer.
-	if reusable && x.u.br.Buffered() == 0 && x.release() && (x.up == nil || x.up.err == nil) {
+	if reusable && x.u.br.Buffered() == 0 && x.release() {
 		s.put(x.u)
 		return
 	}
@@ -351,6 +351,8 @@ const (
 	// nobody wants any more is taken, so that its client comes to read the answer.
 	uploadGrace = 500 * time.Millisecond
 	uploadRest  = 256 << 10
+	// settleWait is for how long it may be unclear whether a body was whole.
+	settleWait = 20 * time.Millisecond
 )
 
 func startUpload(to net.Conn, r *http.Request) *upload {
@@ -385,6 +387,20 @@ func (u *upload) over() bool {
 	default:
 		return false
 	}
+}
+
+// settled says whether a body that was answered is whole. A sandbox may answer
+// before the one who sent the last of it has come to say so.
+func (u *upload) settled() bool {
+	if !u.over() {
+		late := time.NewTimer(settleWait)
+		defer late.Stop()
+		select {
+		case <-u.done:
+		case <-late.C:
+		}
+	}
+	return u.over() && u.err == nil
 }
 
 // end returns when nothing is read from the client any more. The connection to
