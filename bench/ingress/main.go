@@ -77,6 +77,8 @@ func untilParentEnds() { _, _ = io.Copy(io.Discard, os.Stdin) }
 
 type direct string
 
+func (direct) Ready(string) string { return "sbx_1" }
+
 func (direct) Reach(context.Context, string, bool) (string, error) { return "sbx_1", nil }
 
 func (d direct) Dial(ctx context.Context, _ string, _ int) (net.Conn, error) {

@@ -193,6 +193,17 @@ func (c *Controller) RouteToken(ctx context.Context, scope skerry.Scope, name st
 	return &skerry.RouteToken{Token: token, URL: c.cfg.Ingress.URL(p) + "/?token=" + token, ExpiresAt: skerry.At(expires)}, nil
 }
 
+// Ready returns the session that takes a sandbox's requests at once, "" if there
+// is none.
+func (c *Controller) Ready(boxID string) (sessionID string) {
+	if l := c.liveOf(boxID); l != nil {
+		if run := l.session(); run.Status == skerry.StatusRunning && run.PausedAt.IsZero() {
+			return l.id
+		}
+	}
+	return ""
+}
+
 // Reach returns the session that takes a sandbox's requests. One that is
 // paused goes on for it; with resume, so does a persistent sandbox that has
 // stopped, and the caller waits for that.

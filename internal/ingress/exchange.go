@@ -26,8 +26,8 @@ type exchange struct {
 	up *upload // nil for a request without a body
 	// began says that an answer has come, in part at least.
 	began bool
-	// release ends the watch for the request's end.
-	release func() bool
+	// unwatch and unroute end the watch for the request's end and the route's.
+	unwatch, unroute func() bool
 }
 
 // maxInformational is how many answers before the answer a sandbox may give.
@@ -42,8 +42,8 @@ var (
 var heads = sync.Pool{New: func() any { b := make([]byte, 0, 2<<10); return &b }}
 
 // forward sends a request to a port of a session and passes the answer back.
-// The connections end when ctx does.
-func (i *Ingress) forward(ctx context.Context, w http.ResponseWriter, r *http.Request, rt *route, session string) {
+// The connections end with the request and with the route.
+func (i *Ingress) forward(w http.ResponseWriter, r *http.Request, rt *route, session string) {
 	buf := heads.Get().(*[]byte)
 	defer heads.Put(buf)
 	head, err := appendHead((*buf)[:0], withoutTokensOf(r), r.Host)
@@ -57,13 +57,13 @@ func (i *Ingress) forward(ctx context.Context, w http.ResponseWriter, r *http.Re
 	for {
 		fresh := u == nil
 		if fresh {
-			if u, err = i.upstreams.open(ctx, p); err != nil {
+			if u, err = i.connect(r, rt, p); err != nil {
 				i.failed(w, r, rt, err)
 				return
 			}
 		}
 		x := &exchange{w: w, r: r, u: u}
-		x.release = context.AfterFunc(ctx, func() { _ = u.Conn.Close() })
+		x.watch(rt)
 		res, err := x.begin(head)
 		if err == nil {
 			err = x.answer(res)
@@ -75,12 +75,32 @@ func (i *Ingress) forward(ctx context.Context, w http.ResponseWriter, r *http.Re
 		if x.began && !errors.Is(err, errUpgrade) {
 			panic(http.ErrAbortHandler) // the client must see that it is cut off
 		}
-		if fresh || x.began || !replayable(r) || ctx.Err() != nil {
+		if fresh || x.began || !replayable(r) || r.Context().Err() != nil || rt.ctx.Err() != nil {
 			i.failed(w, r, rt, err)
 			return
 		}
 		u = nil // the sandbox was just closing it: once more, on a new one
 	}
+}
+
+// connect makes a connection for a request.
+func (i *Ingress) connect(r *http.Request, rt *route, p peer) (*upstream, error) {
+	ctx, done := joined(r, rt)
+	defer done()
+	return i.upstreams.open(ctx, p)
+}
+
+// watch closes the connection when the request or the route ends.
+func (x *exchange) watch(rt *route) {
+	conn := x.u.Conn
+	end := func() { _ = conn.Close() }
+	x.unwatch, x.unroute = context.AfterFunc(x.r.Context(), end), context.AfterFunc(rt.ctx, end)
+}
+
+// release ends the watch, and says whether it was in time.
+func (x *exchange) release() bool {
+	a, b := x.unwatch(), x.unroute()
+	return a && b
 }
 
 // withoutTokensOf returns the request without what opens private routes.

@@ -32,6 +32,9 @@ import (
 
 // Backend is where requests go.
 type Backend interface {
+	// Ready returns the session that takes a sandbox's requests at once, "" if
+	// there is none.
+	Ready(sandboxID string) (sessionID string)
 	// Reach returns the session that takes a sandbox's requests. With resume it
 	// starts one, if the sandbox is one that is started again, and waits.
 	Reach(ctx context.Context, sandboxID string, resume bool) (sessionID string, err error)

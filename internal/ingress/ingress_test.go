@@ -30,6 +30,13 @@ type sandbox struct {
 	reach   func(ctx context.Context) error
 }
 
+func (s *sandbox) Ready(id string) string {
+	if session := s.session.Load(); session != nil && id == boxID {
+		return *session
+	}
+	return ""
+}
+
 func (s *sandbox) Reach(ctx context.Context, id string, resume bool) (string, error) {
 	if id != boxID {
 		return "", skerry.Errorf(skerry.CodeNotFound, "no such sandbox")

@@ -130,15 +130,27 @@ func (i *Ingress) handle(w http.ResponseWriter, r *http.Request) {
 		body := duplex(w, r)
 		defer body.settle(connOf(r))
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	defer context.AfterFunc(rt.ctx, cancel)()
-	session, err := i.reach(ctx, rt)
-	if err != nil {
-		i.refuse(w, r, rt, unreachable(err))
-		return
+	session := i.backend.Ready(rt.sandboxID)
+	if session == "" {
+		ctx, done := joined(r, rt)
+		defer done()
+		var err error
+		if session, err = i.reach(ctx, rt); err != nil {
+			i.refuse(w, r, rt, unreachable(err))
+			return
+		}
 	}
-	i.forward(ctx, w, r, rt, session)
+	i.forward(w, r, rt, session)
+}
+
+// joined returns a context that ends with a request and with its route.
+func joined(r *http.Request, rt *route) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(r.Context())
+	stop := context.AfterFunc(rt.ctx, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
 }
 
 // admit lets a request to a private route through if it has a token. A page
