@@ -26,8 +26,9 @@ type exchange struct {
 	up *upload // nil for a request without a body
 	// began says that an answer has come, in part at least.
 	began bool
-	// unwatch and unroute end the watch for the request's end and the route's.
-	unwatch, unroute func() bool
+	rt    *route
+	// unwatch ends the watch for the request's end.
+	unwatch func() bool
 }
 
 // maxInformational is how many answers before the answer a sandbox may give.
@@ -62,8 +63,8 @@ func (i *Ingress) forward(w http.ResponseWriter, r *http.Request, rt *route, ses
 				return
 			}
 		}
-		x := &exchange{w: w, r: r, u: u}
-		x.watch(rt)
+		x := &exchange{w: w, r: r, u: u, rt: rt}
+		x.watch()
 		res, err := x.begin(head)
 		if err == nil {
 			err = x.answer(res)
@@ -91,16 +92,15 @@ func (i *Ingress) connect(r *http.Request, rt *route, p peer) (*upstream, error)
 }
 
 // watch closes the connection when the request or the route ends.
-func (x *exchange) watch(rt *route) {
-	conn := x.u.Conn
-	end := func() { _ = conn.Close() }
-	x.unwatch, x.unroute = context.AfterFunc(x.r.Context(), end), context.AfterFunc(rt.ctx, end)
+func (x *exchange) watch() {
+	x.unwatch = context.AfterFunc(x.r.Context(), func() { _ = x.u.Close() })
+	x.rt.hold(x.u)
 }
 
 // release ends the watch, and says whether it was in time.
 func (x *exchange) release() bool {
-	a, b := x.unwatch(), x.unroute()
-	return a && b
+	held := x.rt.drop(x.u)
+	return x.unwatch() && held
 }
 
 // withoutTokensOf returns the request without what opens private routes.

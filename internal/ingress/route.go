@@ -3,6 +3,7 @@ package ingress
 import (
 	"bytes"
 	"context"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,42 @@ type route struct {
 	requests atomic.Int64
 	// failed is the last failure to start the sandbox.
 	failed atomic.Pointer[failure]
+
+	mu sync.Mutex
+	// held are the connections to the sandbox that requests have; nil once the
+	// route has ended.
+	held map[*upstream]struct{}
+}
+
+// hold has a connection end with the route, drop ends that and says whether it
+// was in time.
+func (r *route) hold(u *upstream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.held == nil {
+		_ = u.Close()
+		return
+	}
+	r.held[u] = struct{}{}
+}
+
+func (r *route) drop(u *upstream) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, held := r.held[u]
+	delete(r.held, u)
+	return held
+}
+
+// closeHeld ends all that is held.
+func (r *route) closeHeld() {
+	r.mu.Lock()
+	held := r.held
+	r.held = nil
+	r.mu.Unlock()
+	for u := range held {
+		_ = u.Close()
+	}
 }
 
 // failure keeps requests from starting a sandbox over and over that does not
@@ -74,6 +111,8 @@ func (i *Ingress) replace(sandboxID string, ports []skerry.PublishedPort, patien
 		if r == nil {
 			r = &route{sandboxID: sandboxID, PublishedPort: p, place: places[n]}
 			r.ctx, r.cancel = context.WithCancel(i.ctx)
+			r.held = map[*upstream]struct{}{}
+			context.AfterFunc(r.ctx, r.closeHeld)
 		}
 		kept[r], used[r.place] = true, true
 		next = append(next, r)
