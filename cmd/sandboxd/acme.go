@@ -33,12 +33,23 @@ func (o *acmeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.resolver, "acme-resolver", "", "DNS server, HOST:PORT, that is asked whether a record is there (default: the domain's own)")
 }
 
-// check refuses what contradicts itself; given says which flags were.
-func (o *acmeOptions) check(given func(flag string) bool) error {
-	switch {
-	case !o.on:
+// check refuses what contradicts itself.
+func (o *acmeOptions) check(i *ingressOptions) error {
+	if !o.on {
+		for name, value := range map[string]string{
+			"--acme-email": o.email, "--acme-ca-root": o.root, "--acme-dns-hook": o.hook, "--acme-rfc2136": o.server,
+			"--acme-tsig-file": o.key, "--acme-resolver": o.resolver,
+		} {
+			if value != "" {
+				return fmt.Errorf("%s needs --acme", name)
+			}
+		}
 		return nil
-	case given("ingress-tls-cert") || given("ingress-tls-key"):
+	}
+	switch {
+	case i.domain == "":
+		return errors.New("--acme needs --domain")
+	case i.certFile != "" || i.keyFile != "":
 		return errors.New("--acme and --ingress-tls-cert, --ingress-tls-key exclude each other")
 	case !o.agreed:
 		return errors.New("--acme needs --acme-agree-terms: read the terms of service of the authority first")

@@ -29,7 +29,7 @@ type ingressOptions struct {
 	wait     time.Duration
 
 	domain            string
-	listen, plain     string
+	listen            string
 	certFile, keyFile string
 	urlPort           int
 	acme              acmeOptions
@@ -42,8 +42,7 @@ func (o *ingressOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.maxPorts, "max-ports", skerry.DefaultMaxPorts, "how many ports a sandbox may publish")
 	f.StringVar(&o.domain, "domain", "", "domain below which published ports have names, https://SUBDOMAIN.DOMAIN, in the place of ports of this machine; every name below it must lead here")
 	f.StringVar(&o.listen, "ingress-listen", ":443", "address to listen at for published ports, with --domain")
-	f.StringVar(&o.plain, "ingress-http-listen", "", "address, such as :80, to listen at without TLS, with --domain; requests are sent to the HTTPS URL (default: none)")
-	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN, in the place of --acme; read again when it changes")
+	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN; read again when it changes")
 	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with its key")
 	f.IntVar(&o.urlPort, "ingress-port", 0, "port in the URLs of published ports, with --domain (default: that of --ingress-listen)")
 	o.acme.flags(f)
@@ -51,33 +50,11 @@ func (o *ingressOptions) flags(f *pflag.FlagSet) {
 	f.DurationVar(&o.wait, "resume-wait", ingress.DefaultResumeWait, "how long such a request waits for the start")
 }
 
-// needs are flags that say nothing without another one, in the order in which
-// they are looked at.
-var needs = []struct{ flag, other string }{
-	{"acme", "domain"}, {"ingress-listen", "domain"}, {"ingress-http-listen", "domain"}, {"ingress-port", "domain"},
-	{"ingress-tls-cert", "domain"}, {"ingress-tls-key", "domain"},
-	{"acme-agree-terms", "acme"}, {"acme-email", "acme"}, {"acme-ca", "acme"}, {"acme-ca-root", "acme"}, {"acme-dns-hook", "acme"},
-	{"acme-rfc2136", "acme"}, {"acme-tsig-file", "acme"}, {"acme-resolver", "acme"},
-}
-
-// check refuses flags that contradict each other, before anything is made.
-func (o *ingressOptions) check(given func(flag string) bool) error {
-	for _, n := range needs {
-		if given(n.flag) && !given(n.other) {
-			return fmt.Errorf("--%s needs --%s", n.flag, n.other)
-		}
-	}
-	if o.domain != "" && !o.acme.on && (o.certFile == "" || o.keyFile == "") {
-		return errors.New("--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme")
-	}
-	if _, _, err := portRange(o.ports); err != nil {
-		return err
-	}
-	return o.acme.check(given)
-}
-
 // open makes the ingress; it lets nothing in yet.
 func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
+	if err := o.acme.check(o); err != nil {
+		return nil, err
+	}
 	if o.domain != "" {
 		return o.openDomain(ctx, state, log)
 	}
@@ -118,27 +95,21 @@ func (g *gate) Close() error {
 
 // openDomain makes the ingress of domain mode.
 func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
+	if !o.acme.on && (o.certFile == "" || o.keyFile == "") {
+		return nil, errors.New("--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme")
+	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for published ports: %w", err)
-	}
-	var plain net.Listener
-	if o.plain != "" {
-		if plain, err = new(net.ListenConfig).Listen(ctx, "tcp", o.plain); err != nil {
-			return nil, errors.Join(fmt.Errorf("listen for requests without TLS: %w", err), ln.Close())
-		}
 	}
 	g := &gate{}
 	conf, err := o.tls(g, ln, state, log)
 	if err == nil {
 		g.Ingress, err = ingress.New(ingress.Config{
-			Log: log, Domain: o.domain, Listener: ln, Plain: plain, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait,
+			Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait,
 		})
 	}
 	if err != nil {
-		if plain != nil {
-			err = errors.Join(err, plain.Close())
-		}
 		return nil, errors.Join(err, ln.Close())
 	}
 	return g, nil

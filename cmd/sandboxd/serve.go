@@ -70,9 +70,6 @@ SIGTERM stops the server alone: the sandboxes run on, and the next server on
 the same state folder takes them over. So does a crash.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := o.ingress.check(cmd.Flags().Changed); err != nil {
-				return err
-			}
 			o.state, o.images = stateDir(cmd), imagesDir(cmd)
 			return o.main(cmd)
 		},

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -47,9 +48,10 @@ type Config struct {
 	// Email is where the authority may write to.
 	Email string
 	// DNS sets the records that prove that the domain is ours. Without, each
-	// name is proved at Listener.
-	DNS      DNS
-	Listener net.Addr
+	// name is proved at Listener and, if it is set, at HTTPListener.
+	DNS          DNS
+	Listener     net.Addr
+	HTTPListener net.Addr
 	// Resolver is the DNS server, HOST:PORT, that is asked whether a record is
 	// there. Empty means that the system's are asked for the domain's own, and
 	// those for the record.
@@ -163,7 +165,9 @@ func (c *Certificates) setUp() {
 	} else {
 		// certmagic would listen itself at these addresses were we not there.
 		issuer.ListenHost, issuer.AltTLSALPNPort = hostPort(c.cfg.Listener)
-		issuer.DisableHTTPChallenge = true
+		if issuer.DisableHTTPChallenge = c.cfg.HTTPListener == nil; !issuer.DisableHTTPChallenge {
+			_, issuer.AltHTTPPort = hostPort(c.cfg.HTTPListener)
+		}
 	}
 	c.magic.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(c.magic, issuer)}
 }
@@ -336,4 +340,23 @@ func (c *Certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 
 func (c *Certificates) has(name string) bool {
 	return name != "" && len(c.cache.AllMatchingCertificates(name)) > 0
+}
+
+// challengePath is where authorities look for proofs over HTTP.
+const challengePath = "/.well-known/acme-challenge/"
+
+// Answer answers a request over plain HTTP if it is an authority's, for a proof
+// that is under way.
+func (c *Certificates) Answer(w http.ResponseWriter, r *http.Request) bool {
+	if c.cfg.HTTPListener == nil || r.Method != http.MethodGet || !strings.HasPrefix(r.URL.Path, challengePath) {
+		return false
+	}
+	host, _, _ := strings.Cut(strings.ToLower(r.Host), ":")
+	challenge, ok := certmagic.GetACMEChallenge(host)
+	if !ok || challenge.Type != "http-01" || r.URL.Path != challenge.HTTP01ResourcePath() {
+		return false
+	}
+	w.Header().Set("Content-Type", "text/plain")
+	_, _ = w.Write([]byte(challenge.KeyAuthorization))
+	return true
 }

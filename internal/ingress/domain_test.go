@@ -122,51 +122,6 @@ func TestDomain(t *testing.T) {
 // TestSmuggling sends what proxies and servers are known to disagree about.
 // Whatever the answer, the sandbox must see no second request, and no other
 // route than the one that is named.
-func TestRedirect(t *testing.T) {
-	s := running(t, nil)
-	dir := t.TempDir()
-	certificate(t, dir, 1)
-	cert, err := LoadCertificate(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), silent())
-	if err != nil {
-		t.Fatal(err)
-	}
-	var lns [2]net.Listener
-	for n := range lns {
-		if lns[n], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	start(t, s, func(c *Config) {
-		c.Domain, c.Listener, c.Plain, c.URLPort, c.TLS = domain, lns[0], lns[1], 8443, cert.TLS()
-	})
-	for first, want := range map[string]string{
-		"GET /a%2Fb?q=1 HTTP/1.1\r\nHost: ABC." + domain + ":80":         "308 https://abc." + domain + ":8443/a%2Fb?q=1",
-		"POST //evil.example/x HTTP/1.1\r\nHost: abc." + domain:          "308 https://abc." + domain + ":8443//evil.example/x",
-		"GET http://evil.example/x HTTP/1.1\r\nHost: abc." + domain:      "404 ",
-		"GET http://abc." + domain + "/x HTTP/1.1\r\nHost: evil.example": "308 https://abc." + domain + ":8443/x",
-		"GET / HTTP/1.1\r\nHost: " + domain:                              "404 ",
-		"GET / HTTP/1.1\r\nHost: a.b." + domain:                          "404 ",
-		"GET / HTTP/1.1\r\nHost: abc." + domain + ".evil.example":        "404 ",
-		"GET / HTTP/1.1\r\nHost: evil.example/abc." + domain:             "400 ",
-	} {
-		conn, err := net.Dial("tcp", lns[1].Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = conn.SetDeadline(time.Now().Add(time.Minute))
-		fmt.Fprint(conn, first+"\r\n\r\n")
-		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatalf("%q: %v", first, err)
-		}
-		res.Body.Close()
-		conn.Close()
-		if got := fmt.Sprint(res.StatusCode, " ", res.Header.Get("Location")); got != want {
-			t.Errorf("%q is answered with %q, want %q", first, got, want)
-		}
-	}
-}
-
 func TestSmuggling(t *testing.T) {
 	paths := make(chan string, 64)
 	s := running(t, func(w http.ResponseWriter, r *http.Request) {

@@ -58,9 +58,6 @@ type Config struct {
 	// the listener's own.
 	Listener net.Listener
 	URLPort  int
-	// Plain, if set, is listened at without TLS in domain mode: requests are sent
-	// to the URL with it.
-	Plain net.Listener
 	// TLS has the certificates, in domain mode.
 	TLS *tls.Config
 	// NoResume has requests to stopped sandboxes fail.
@@ -93,7 +90,6 @@ type Ingress struct {
 	cfg     Config
 	urlPort string
 	server  *http.Server
-	plain   *http.Server
 	// upstreams are connections to sandboxes, for the next request.
 	upstreams upstreams
 	// connections counts those of clients.
@@ -142,7 +138,6 @@ func New(cfg Config) (*Ingress, error) {
 		return i.backend.Dial(ctx, session, port)
 	}
 	i.server = i.newServer()
-	i.plain = i.newPlainServer()
 	return i, nil
 }
 
@@ -180,12 +175,7 @@ func (i *Ingress) Start(backend Backend) {
 	if i.cfg.Domain != "" {
 		i.work.Go(func() {
 			ln := &listener{Listener: i.cfg.Listener, total: &i.connections, mostTotal: i.cfg.MaxConnections}
-			i.serve(i.server, tls.NewListener(ln, i.cfg.TLS))
-		})
-	}
-	if i.cfg.Domain != "" && i.cfg.Plain != nil {
-		i.work.Go(func() {
-			i.serve(i.plain, &listener{Listener: i.cfg.Plain, total: &i.connections, mostTotal: i.cfg.MaxConnections})
+			i.serve(tls.NewListener(ln, i.cfg.TLS))
 		})
 	}
 }
@@ -205,7 +195,7 @@ func (i *Ingress) Close() error {
 	}
 	grace, done := context.WithTimeout(context.Background(), closeGrace)
 	defer done()
-	err := errors.Join(i.server.Shutdown(grace), i.plain.Close())
+	err := i.server.Shutdown(grace)
 	i.cancel() // streams and WebSockets too
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = i.server.Close()
@@ -220,9 +210,6 @@ func (i *Ingress) Close() error {
 	i.mu.Unlock()
 	if i.cfg.Listener != nil {
 		_ = i.cfg.Listener.Close() // the server has done so, if it was started
-	}
-	if i.cfg.Plain != nil {
-		_ = i.cfg.Plain.Close()
 	}
 	i.upstreams.close()
 	i.work.Wait()

@@ -144,7 +144,7 @@ func (i *Ingress) serveAt(p *place, ln net.Listener) {
 		_ = ln.Close()
 		return
 	}
-	i.serve(i.server, &listener{
+	i.serve(&listener{
 		Listener: ln, place: p, total: &i.connections, mostTotal: i.cfg.MaxConnections, own: &p.connections, mostOwn: i.cfg.RouteConnections,
 	})
 }

@@ -49,8 +49,8 @@ func (i *Ingress) newServer() *http.Server {
 }
 
 // serve serves a listener until that is closed.
-func (i *Ingress) serve(server *http.Server, ln net.Listener) {
-	if err := server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+func (i *Ingress) serve(ln net.Listener) {
+	if err := i.server.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		i.cfg.Log.Error("the ingress has stopped listening", "address", ln.Addr().String(), "error", err)
 	}
 }
