@@ -35,7 +35,7 @@ type Redirect struct {
 func (i *Ingress) Redirect(ln net.Listener, answer func(http.ResponseWriter, *http.Request) bool) *Redirect {
 	d := &Redirect{domain: i.cfg.Domain, port: i.urlPort, answer: answer, ln: ln}
 	d.server = &http.Server{
-		Handler: d, MaxHeaderBytes: redirectHeaders, ReadHeaderTimeout: redirectTimeout, ReadTimeout: redirectTimeout, WriteTimeout: redirectTimeout,
+		Handler: d, DisableGeneralOptionsHandler: true, MaxHeaderBytes: redirectHeaders, ReadHeaderTimeout: redirectTimeout, ReadTimeout: redirectTimeout, WriteTimeout: redirectTimeout,
 		ErrorLog: slog.NewLogLogger(i.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	// A request each: bodies are not read to get to the next.
