@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -19,6 +18,7 @@ type acmeOptions struct {
 	email, ca, root   string
 	hook, server, key string
 	resolver          string
+	eabID, eabFile    string
 }
 
 func (o *acmeOptions) flags(f *pflag.FlagSet) {
@@ -31,41 +31,21 @@ func (o *acmeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.server, "acme-rfc2136", "", "DNS server, HOST[:PORT], that takes dynamic updates, in the place of a hook")
 	f.StringVar(&o.key, "acme-tsig-file", "", "file with the key of these updates: ALGORITHM:NAME:SECRET, readable by its owner alone")
 	f.StringVar(&o.resolver, "acme-resolver", "", "DNS server, HOST:PORT, that is asked whether a record is there (default: the domain's own)")
+	f.StringVar(&o.eabID, "acme-eab-kid", "", "id of the key with which the authority knows whose account it is (external account binding), if it wants one")
+	f.StringVar(&o.eabFile, "acme-eab-key-file", "", "file with that key in base64url, as the authority has given it, readable by its owner alone")
 }
 
-// check refuses what contradicts itself.
-func (o *acmeOptions) check(i *ingressOptions) error {
-	if !o.on {
-		for name, value := range map[string]string{
-			"--acme-email": o.email, "--acme-ca-root": o.root, "--acme-dns-hook": o.hook, "--acme-rfc2136": o.server,
-			"--acme-tsig-file": o.key, "--acme-resolver": o.resolver,
-		} {
-			if value != "" {
-				return fmt.Errorf("%s needs --acme", name)
-			}
-		}
-		return nil
-	}
-	switch {
-	case i.domain == "":
-		return errors.New("--acme needs --domain")
-	case i.certFile != "" || i.keyFile != "":
-		return errors.New("--acme and --ingress-tls-cert, --ingress-tls-key exclude each other")
-	case !o.agreed:
-		return errors.New("--acme needs --acme-agree-terms: read the terms of service of the authority first")
-	case o.hook != "" && o.server != "":
-		return errors.New("--acme-dns-hook and --acme-rfc2136 exclude each other")
-	case (o.server == "") != (o.key == ""):
-		return errors.New("--acme-rfc2136 and --acme-tsig-file need each other")
-	case o.resolver != "" && o.hook == "" && o.server == "":
-		return errors.New("--acme-resolver needs --acme-dns-hook or --acme-rfc2136")
-	}
-	return nil
-}
-
-func (o *acmeOptions) open(domain, dir string, at net.Addr, log *slog.Logger) (*acme.Certificates, error) {
+func (o *acmeOptions) open(domain, dir string, at net.Addr, plain net.Listener, log *slog.Logger) (*acme.Certificates, error) {
 	cfg := acme.Config{Log: log, Dir: dir, Domain: domain, CA: o.ca, Email: o.email, Resolver: o.resolver, Listener: at}
+	if plain != nil && o.hook == "" && o.server == "" {
+		cfg.HTTPListener = plain.Addr()
+	}
 	var err error
+	if o.eabID != "" {
+		if cfg.Binding, err = acme.ReadBinding(o.eabID, o.eabFile); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case o.hook != "":
 		cfg.DNS, err = acme.NewHook(o.hook, log)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -32,7 +33,11 @@ type ingressOptions struct {
 	listen            string
 	certFile, keyFile string
 	urlPort           int
+	plainListen       string
 	acme              acmeOptions
+
+	// given tells flags that are set.
+	given func(flag string) bool
 }
 
 func (o *ingressOptions) flags(f *pflag.FlagSet) {
@@ -42,19 +47,21 @@ func (o *ingressOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.maxPorts, "max-ports", skerry.DefaultMaxPorts, "how many ports a sandbox may publish")
 	f.StringVar(&o.domain, "domain", "", "domain below which published ports have names, https://SUBDOMAIN.DOMAIN, in the place of ports of this machine; every name below it must lead here")
 	f.StringVar(&o.listen, "ingress-listen", ":443", "address to listen at for published ports, with --domain")
-	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN; read again when it changes")
-	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with its key")
+	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN; read again when it changes (or --acme)")
+	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with its key (or --acme)")
+	f.StringVar(&o.plainListen, "ingress-http-listen", "", "address, such as :80, to listen at for plain HTTP, with --domain: it leads clients to the https URLs, and proves names to the authority of --acme (default: none)")
 	f.IntVar(&o.urlPort, "ingress-port", 0, "port in the URLs of published ports, with --domain (default: that of --ingress-listen)")
 	o.acme.flags(f)
+	o.given = func(flag string) bool {
+		value := f.Lookup(flag).Value.String()
+		return f.Changed(flag) && value != "" && value != "false" && value != "0"
+	}
 	f.BoolVar(&o.resume, "resume-on-request", true, "let a request to a published port start its persistent sandbox again if that has stopped")
 	f.DurationVar(&o.wait, "resume-wait", ingress.DefaultResumeWait, "how long such a request waits for the start")
 }
 
 // open makes the ingress; it lets nothing in yet.
 func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
-	if err := o.acme.check(o); err != nil {
-		return nil, err
-	}
 	if o.domain != "" {
 		return o.openDomain(ctx, state, log)
 	}
@@ -75,11 +82,15 @@ func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logge
 type gate struct {
 	*ingress.Ingress
 	certs *acme.Certificates
+	plain *ingress.Redirect
 }
 
 // Start lets requests in, and certificates be asked for.
 func (g *gate) Start(backend ingress.Backend) {
 	g.Ingress.Start(backend)
+	if g.plain != nil {
+		g.plain.Start()
+	}
 	if g.certs != nil {
 		g.certs.Start(g.Knows)
 	}
@@ -90,35 +101,52 @@ func (g *gate) Close() error {
 	if g.certs != nil {
 		g.certs.Close()
 	}
-	return g.Ingress.Close()
+	var err error
+	if g.plain != nil {
+		err = g.plain.Close()
+	}
+	return errors.Join(err, g.Ingress.Close())
 }
 
 // openDomain makes the ingress of domain mode.
 func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
-	if !o.acme.on && (o.certFile == "" || o.keyFile == "") {
-		return nil, errors.New("--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme")
-	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for published ports: %w", err)
 	}
+	var plain net.Listener
+	if o.plainListen != "" {
+		if plain, err = new(net.ListenConfig).Listen(ctx, "tcp", o.plainListen); err != nil {
+			return nil, errors.Join(fmt.Errorf("listen for plain HTTP: %w", err), ln.Close())
+		}
+	}
 	g := &gate{}
-	conf, err := o.tls(g, ln, state, log)
+	conf, err := o.tls(g, ln, plain, state, log)
 	if err == nil {
 		g.Ingress, err = ingress.New(ingress.Config{
 			Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait,
 		})
 	}
 	if err != nil {
+		if plain != nil {
+			err = errors.Join(err, plain.Close())
+		}
 		return nil, errors.Join(err, ln.Close())
+	}
+	if plain != nil {
+		var answer func(http.ResponseWriter, *http.Request) bool
+		if g.certs != nil {
+			answer = g.certs.Answer
+		}
+		g.plain = g.Redirect(plain, answer)
 	}
 	return g, nil
 }
 
 // tls returns the certificates of domain mode.
-func (o *ingressOptions) tls(g *gate, ln net.Listener, state string, log *slog.Logger) (*tls.Config, error) {
+func (o *ingressOptions) tls(g *gate, ln, plain net.Listener, state string, log *slog.Logger) (*tls.Config, error) {
 	if o.acme.on {
-		certs, err := o.acme.open(o.domain, filepath.Join(state, "acme"), ln.Addr(), log)
+		certs, err := o.acme.open(o.domain, filepath.Join(state, "acme"), ln.Addr(), plain, log)
 		if err != nil {
 			return nil, err
 		}

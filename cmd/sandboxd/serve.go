@@ -100,6 +100,9 @@ the same state folder takes them over. So does a crash.`,
 }
 
 func (o *serveOptions) main(cmd *cobra.Command) error {
+	if err := o.ingress.check(); err != nil {
+		return err
+	}
 	if o.background {
 		var args []string
 		for _, a := range os.Args[1:] {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3"
+	protocol "github.com/mholt/acmez/v3/acme"
 	"golang.org/x/time/rate"
 )
 
@@ -47,6 +48,8 @@ type Config struct {
 	Roots *x509.CertPool
 	// Email is where the authority may write to.
 	Email string
+	// Binding binds the account to one that the authority has already.
+	Binding *Binding
 	// DNS sets the records that prove that the domain is ours. Without, each
 	// name is proved at Listener and, if it is set, at HTTPListener.
 	DNS          DNS
@@ -155,6 +158,9 @@ func (c *Certificates) setUp() {
 	issuer := certmagic.ACMEIssuer{
 		CA: c.cfg.CA, Email: c.cfg.Email, Agreed: true, TrustedRoots: c.cfg.Roots, Logger: log,
 		DisableDistributedSolvers: true,
+	}
+	if b := c.cfg.Binding; b != nil {
+		issuer.ExternalAccount = &protocol.EAB{KeyID: b.id, MACKey: b.key}
 	}
 	if c.cfg.DNS != nil {
 		solver := &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{DNSProvider: c.cfg.DNS, TTL: recordTTL, Logger: log}}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -27,18 +26,11 @@ func NewUpdate(server, keyFile string) (*Update, error) {
 	if _, _, err := net.SplitHostPort(server); err != nil {
 		server = net.JoinHostPort(server, "53")
 	}
-	info, err := os.Stat(keyFile)
+	line, err := readSecret(keyFile)
 	if err != nil {
 		return nil, fmt.Errorf("acme: key of DNS updates: %w", err)
 	}
-	if info.Mode()&0o077 != 0 || info.Size() > 4096 {
-		return nil, fmt.Errorf("acme: key of DNS updates: %s must be a small file that only its owner may read", keyFile)
-	}
-	b, err := os.ReadFile(keyFile)
-	if err != nil {
-		return nil, fmt.Errorf("acme: key of DNS updates: %w", err)
-	}
-	part := strings.Split(strings.TrimSpace(string(b)), ":")
+	part := strings.Split(line, ":")
 	bad := fmt.Errorf("acme: key of DNS updates: %s is not of the form ALGORITHM:NAME:SECRET, with hmac-sha256, -384 or -512", keyFile)
 	if len(part) != 3 || part[1] == "" {
 		return nil, bad

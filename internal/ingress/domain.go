@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// checkDomain refuses what no host name can end with.
-func checkDomain(domain string) error {
+// CheckDomain refuses what no host name can end with.
+func CheckDomain(domain string) error {
 	bad := fmt.Errorf("ingress: %q is no domain in lower case", domain)
 	if len(domain) > 200 || net.ParseIP(domain) != nil {
 		return bad

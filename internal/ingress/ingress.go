@@ -128,7 +128,7 @@ func New(cfg Config) (*Ingress, error) {
 		return nil, errors.New("ingress: a domain needs a listener and certificates")
 	}
 	if cfg.Domain != "" {
-		if err := checkDomain(cfg.Domain); err != nil {
+		if err := CheckDomain(cfg.Domain); err != nil {
 			return nil, err
 		}
 		i.urlPort = i.portInURLs()

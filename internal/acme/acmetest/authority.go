@@ -27,6 +27,9 @@ type Options struct {
 	TLSPort, HTTPPort int
 	// Validity of certificates, in seconds; 0 is 90 days.
 	Validity uint64
+	// BindingID and BindingKey, in base64url, are of the external account that
+	// accounts must be bound to, if there is one.
+	BindingID, BindingKey string
 }
 
 // Authority is a certificate authority that validates for real.
@@ -53,8 +56,13 @@ func Start(t testing.TB, o Options) *Authority {
 		o.Validity = 90 * 24 * 3600
 	}
 	issuer := ca.New(silent, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {Description: "test", ValidityPeriod: o.Validity}})
+	if o.BindingID != "" {
+		if err := store.AddExternalAccountKeyByID(o.BindingID, o.BindingKey); err != nil {
+			t.Fatal(err)
+		}
+	}
 	validator := va.New(silent, o.HTTPPort, o.TLSPort, false, a.DNS.Addr, store)
-	front := wfe.New(silent, store, validator, issuer, []string{"ca.example"}, false, false, 0, 0)
+	front := wfe.New(silent, store, validator, issuer, []string{"ca.example"}, false, o.BindingID != "", 0, 0)
 	api := front.Handler()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.down.Load() {
