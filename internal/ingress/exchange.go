@@ -36,6 +36,7 @@ const maxInformational = 5
 
 var (
 	errInformational = errors.New("the sandbox gave too many informational answers")
+	errNoStatus      = errors.New("the sandbox answered with a status below 100")
 	errUpgrade       = errors.New("the sandbox switched to a protocol that was not asked for")
 )
 
@@ -154,6 +155,9 @@ func (x *exchange) begin(head []byte) (*http.Response, error) {
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			return res, nil
 		}
+		if res.StatusCode < http.StatusContinue {
+			return nil, errNoStatus
+		}
 		x.inform(res)
 		if err := x.wait(); err != nil {
 			return nil, err
@@ -184,7 +188,9 @@ func (x *exchange) inform(res *http.Response) {
 		}
 		return
 	}
-	if !x.r.ProtoAtLeast(1, 1) {
+	// net/http tells a client that asked whether to send its body when that is
+	// read, elsewhere: it must not write at the same time.
+	if !x.r.ProtoAtLeast(1, 1) || hasToken(x.r.Header["Expect"], "100-continue") {
 		return
 	}
 	h := x.w.Header()

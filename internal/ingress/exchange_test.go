@@ -217,6 +217,67 @@ func TestInformationalAnswers(t *testing.T) {
 	}
 }
 
+// TestHintsAndContinue has a sandbox give hints just as it lets the body come:
+// both have net/http write to the client, which must not be at once.
+func TestHintsAndContinue(t *testing.T) {
+	hints := strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n", maxInformational-2)
+	s := scripted(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		for {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n"+hints)
+			_, _ = io.Copy(io.Discard, req.Body)
+			_, _ = io.WriteString(c, plain+"ok")
+		}
+	})
+	_, _, url := start(t, s, nil)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Minute))
+	r := bufio.NewReader(conn)
+	for range 100 {
+		fmt.Fprint(conn, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+		var seen []int
+		for len(seen) == 0 || seen[len(seen)-1] < 200 {
+			res, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatalf("after %v: %v", seen, err)
+			}
+			seen = append(seen, res.StatusCode)
+			switch res.StatusCode {
+			case 100:
+				fmt.Fprint(conn, "hi")
+			case 200:
+				if b, err := io.ReadAll(res.Body); err != nil || string(b) != "ok" {
+					t.Fatalf("%q %v", b, err)
+				}
+			}
+		}
+		if fmt.Sprint(seen) != "[100 200]" {
+			t.Fatalf("the client was told %v", seen)
+		}
+	}
+}
+
+// TestNoStatus has a sandbox answer with what is no status at all.
+func TestNoStatus(t *testing.T) {
+	for _, status := range []string{"000", "099", "+99", "1000"} {
+		s := scripted(t, func(_ int, c net.Conn, r *bufio.Reader) {
+			_, _ = next(r)
+			_, _ = io.WriteString(c, "HTTP/1.1 "+status+" What\r\nContent-Length: 0\r\n\r\n")
+		})
+		_, _, url := start(t, s, nil)
+		if res, _ := ask(t, request(t, "GET", url, nil)); res.StatusCode != 502 {
+			t.Errorf("%s became %d", status, res.StatusCode)
+		}
+	}
+}
+
 func TestAnswersWithoutBody(t *testing.T) {
 	s := scripted(t, func(_ int, c net.Conn, r *bufio.Reader) {
 		for req, _ := next(r); req != nil; req, _ = next(r) {
@@ -306,7 +367,7 @@ func TestExpectContinue(t *testing.T) {
 		}
 		fmt.Fprint(c, "HTTP/1.1 100 Continue\r\n\r\n")
 		b, _ := io.ReadAll(req.Body)
-		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(b), b)
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(b), b)
 	})
 	_, _, url := start(t, s, nil)
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, ExpectContinueTimeout: time.Minute}}
