@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/egress/oidc"
 )
 
 // Protocols of events.
@@ -18,8 +20,9 @@ const (
 // Event is a decision about a connection, a request or a query.
 type Event struct {
 	Time time.Time
-	// Sandbox is Sandbox.ID.
+	// Sandbox is Sandbox.ID, Claims what else is known of the sandbox.
 	Sandbox  string
+	Claims   oidc.Claims
 	Allowed  bool
 	Protocol string
 	// Reason is one of a fixed set of short texts, such as "domain" or "no

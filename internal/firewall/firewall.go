@@ -35,6 +35,9 @@ type Config struct {
 	Sessions string
 	// Issuer is the URL at which Discovery is served.
 	Issuer string
+	// Export, if set, is a file to which the events of all sandboxes are
+	// appended, or "-" for standard output.
+	Export string
 	Log    *slog.Logger
 }
 
@@ -46,6 +49,7 @@ type Firewall struct {
 	ca     *ca.Authority
 	signer *oidc.Signer
 	events *recorder
+	export *exporter // may be nil
 	log    *slog.Logger
 
 	cancel context.CancelFunc
@@ -66,9 +70,14 @@ func New(ctx context.Context, cfg Config) (_ *Firewall, err error) {
 	if f.signer, err = oidc.Open(filepath.Join(cfg.Dir, "tokens.pem"), cfg.Issuer); err != nil {
 		return nil, err
 	}
+	if cfg.Export != "" {
+		if f.export, err = newExporter(cfg.Export, cfg.Log); err != nil {
+			return nil, err
+		}
+	}
 	cfg.Network.Proxy, cfg.Network.Log = true, cfg.Log
 	if f.pool, err = network.New(ctx, cfg.Network); err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.closeExport())
 	}
 	f.events = newRecorder(cfg.Sessions, cfg.Log)
 	if err := f.startProxy(ctx, cfg.Network.Resolvers); err != nil {
@@ -87,7 +96,7 @@ func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
 	}
 	f.proxy, err = egress.New(egress.Config{
 		Resolver: f.names, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: f.signer,
-		OnEvent: f.events.add, Mark: network.ProxyMark, Log: f.log,
+		OnEvent: f.tell, Mark: network.ProxyMark, Log: f.log,
 	})
 	if err != nil {
 		return err
@@ -119,7 +128,22 @@ func (f *Firewall) Close() error {
 	}
 	f.serves.Wait()
 	f.events.close()
-	return errors.Join(append(errs, f.pool.Close())...)
+	return errors.Join(append(errs, f.closeExport(), f.pool.Close())...)
+}
+
+func (f *Firewall) closeExport() error {
+	if f.export == nil {
+		return nil
+	}
+	return f.export.close()
+}
+
+// tell implements egress.Config.OnEvent: it never waits.
+func (f *Firewall) tell(e egress.Event) {
+	f.events.add(e)
+	if f.export != nil {
+		f.export.add(e)
+	}
 }
 
 // Discovery serves what it takes to verify the tokens of forwarded requests.
