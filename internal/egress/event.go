@@ -17,6 +17,9 @@ const (
 	ProtocolDNS   = "dns"   // a query; only denied ones are told
 )
 
+// What Proxy.Tell is told of may also be of the protocols "udp", "icmp" and
+// "ip", which is any other.
+
 // Event is a decision about a connection, a request or a query.
 type Event struct {
 	Time time.Time

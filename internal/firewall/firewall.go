@@ -112,7 +112,13 @@ func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
 	}
 	serve("web", func() error { return f.proxy.ServeTCP(ctx, gateway.Web) })
 	serve("dns", func() error { return f.proxy.ServeDNS(ctx, gateway.DNS, gateway.DNSTCP) })
+	serve("denied packets", func() error { return f.pool.Denials(ctx, f.denied) })
 	return nil
+}
+
+// denied tells of a packet that the kernel's rules denied.
+func (f *Firewall) denied(d network.Denied) {
+	f.proxy.Tell(d.Source, egress.Event{Protocol: d.Protocol, Reason: d.Reason, Destination: d.Destination})
 }
 
 // Close ends the proxy and gives back the networks that are not in use. What
