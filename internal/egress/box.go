@@ -112,7 +112,7 @@ func (b *box) tell(e Event) {
 		b.mu.Unlock()
 		return
 	}
-	e.Sandbox, e.Claims, e.Suppressed = b.s.ID, b.s.Claims, b.suppressed
+	e.Sandbox, e.Box, e.Claims, e.Suppressed = b.s.ID, b.s.Box, b.s.Claims, b.suppressed
 	b.suppressed = 0
 	b.mu.Unlock()
 	e.Time = time.Now()

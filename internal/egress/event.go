@@ -23,8 +23,9 @@ const (
 // Event is a decision about a connection, a request or a query.
 type Event struct {
 	Time time.Time
-	// Sandbox is Sandbox.ID, Claims what else is known of the sandbox.
+	// Sandbox is Sandbox.ID; Box and Claims are what else is known of it.
 	Sandbox  string
+	Box      string
 	Claims   oidc.Claims
 	Allowed  bool
 	Protocol string

@@ -243,7 +243,7 @@ type line struct {
 
 func lineOf(e egress.Event) line {
 	l := line{
-		Time: exportTime(e.Time), SandboxID: e.Claims.SandboxID, SandboxName: e.Claims.SandboxName, SessionID: e.Sandbox,
+		Time: exportTime(e.Time), SandboxID: e.Box, SandboxName: e.Claims.SandboxName, SessionID: e.Sandbox,
 		TeamID: e.Claims.TeamID, ProjectID: e.Claims.ProjectID, Decision: "denied", Reason: e.Reason, Protocol: e.Protocol,
 		Domain: e.Domain, Destination: text(e.Destination), Upstream: text(e.Upstream), End: e.End, Suppressed: e.Suppressed,
 	}

@@ -78,17 +78,17 @@ func TestExportedLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claims := oidc.Claims{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "one"}
+	claims := oidc.Claims{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sess_1", SandboxName: "one"}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6_700_000, time.UTC)
-	x.add(egress.Event{Time: at, Sandbox: "sess_1", Claims: claims, Protocol: "tls", Reason: "domain", Domain: "a\n\x1b\x00é\".example",
+	x.add(egress.Event{Time: at, Sandbox: "sess_1", Box: "sb_1", Claims: claims, Protocol: "tls", Reason: "domain", Domain: "a\n\x1b\x00é\".example",
 		Destination: netip.MustParseAddrPort("192.0.2.1:443"), Suppressed: 3})
-	x.add(egress.Event{Time: at, Sandbox: "sess_1", Claims: claims, Allowed: true, End: true, Protocol: "tls", Reason: "domain",
+	x.add(egress.Event{Time: at, Sandbox: "sess_1", Box: "sb_1", Claims: claims, Allowed: true, End: true, Protocol: "tls", Reason: "domain",
 		Upstream: netip.MustParseAddrPort("192.0.2.2:443"), BytesIn: 7, Duration: 1500 * time.Millisecond})
 	if err := x.close(); err != nil {
 		t.Fatal(err)
 	}
 	x.add(egress.Event{}) // too late, and no harm
-	const who = `"sandboxId":"sbx_1","sandboxName":"one","sessionId":"sess_1","teamId":"team_1","projectId":"prj_1",`
+	const who = `"sandboxId":"sb_1","sandboxName":"one","sessionId":"sess_1","teamId":"team_1","projectId":"prj_1",`
 	want := `{"time":"2026-01-02T03:04:05.006Z",` + who + `"decision":"denied","reason":"domain","protocol":"tls","domain":"a\n\u001b\u0000é\".example","destination":"192.0.2.1:443","suppressed":3}
 {"time":"2026-01-02T03:04:05.006Z",` + who + `"decision":"allowed","reason":"domain","protocol":"tls","upstream":"192.0.2.2:443","end":true,"bytesIn":7,"bytesOut":0,"durationMs":1500}
 `

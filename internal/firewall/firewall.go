@@ -204,7 +204,7 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec controlle
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	proxy, addr, before := l.firewall.proxy, l.Address(), l.known
-	next := egress.Sandbox{ID: sessionID, Policy: compiled, Claims: oidc.Claims{
+	next := egress.Sandbox{ID: sessionID, Box: spec.SandboxID, Policy: compiled, Claims: oidc.Claims{
 		TeamID: spec.Claims["team_id"], ProjectID: spec.Claims["project_id"],
 		SandboxID: spec.Claims["sandbox_id"], SandboxName: spec.Claims["sandbox_name"],
 	}}

@@ -70,8 +70,8 @@ func newSession(t *testing.T, f *Firewall, p *skerry.NetworkPolicy) (*lease, str
 	if err := os.MkdirAll(filepath.Join(f.events.dir, id), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	spec := controller.NetworkSpec{Policy: p, Claims: map[string]string{
-		"team_id": "team_1", "project_id": "prj_1", "sandbox_id": "sbx_1", "sandbox_name": "one",
+	spec := controller.NetworkSpec{Policy: p, SandboxID: "sb_1", Claims: map[string]string{
+		"team_id": "team_1", "project_id": "prj_1", "sandbox_id": id, "sandbox_name": "one",
 	}}
 	if err := acquired.SetNetwork(t.Context(), id, spec); err != nil {
 		t.Fatal(err)
@@ -112,7 +112,7 @@ func TestDeniedAddressIsInTheLogs(t *testing.T) {
 	}
 	got.Time = ""
 	want := line{
-		SandboxID: "sbx_1", SandboxName: "one", SessionID: id, TeamID: "team_1", ProjectID: "prj_1",
+		SandboxID: "sb_1", SandboxName: "one", SessionID: id, TeamID: "team_1", ProjectID: "prj_1",
 		Decision: "denied", Reason: "address not allowed", Protocol: "udp", Destination: farAddr + ":443",
 	}
 	if got != want {
