@@ -216,7 +216,8 @@ type NetworkEvent struct {
 	Time    Time `json:"time"`
 	Allowed bool `json:"allowed"`
 	// Protocol is "tcp", "tls" (passed through by its name), "https" (a request
-	// in TLS that the proxy ended), "http" or "dns".
+	// in TLS that the proxy ended), "http" or "dns"; and of packets that
+	// their address alone denied "tcp", "udp", "icmp" or "ip", which is any other.
 	Protocol string `json:"protocol"`
 	Reason   string `json:"reason"`
 	Domain   string `json:"domain,omitempty"`

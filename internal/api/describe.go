@@ -126,7 +126,7 @@ var fieldDocs = map[string]string{
 	"NetworkPolicySummary.responseRules":  "Rules that answer requests. An addition to the public API.",
 	"NetworkEvent.time":                   "When, in ms since the Unix epoch.",
 	"NetworkEvent.allowed":                "Whether it was let through.",
-	"NetworkEvent.protocol":               "tcp, tls (passed through by its name), https (a request in TLS that the proxy ended), http or dns.",
+	"NetworkEvent.protocol":               "tcp, tls (passed through by its name), https (a request in TLS that the proxy ended), http or dns; of packets that their address alone denied tcp, udp, icmp or ip, which is any other.",
 	"NetworkEvent.reason":                 "Why, in a few words.",
 	"NetworkEvent.domain":                 "The name that was judged.",
 	"NetworkEvent.destination":            "Where the sandbox wanted to go, address and port.",

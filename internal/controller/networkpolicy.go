@@ -10,7 +10,7 @@ import (
 // networkSpec is what the node is told of a session's network. The claims'
 // names are those that the public proxy library reads.
 func networkSpec(run *skerry.Session) NetworkSpec {
-	return NetworkSpec{Policy: run.Policy, Claims: map[string]string{
+	return NetworkSpec{Policy: run.Policy, SandboxID: run.SandboxID, Claims: map[string]string{
 		"team_id": run.Scope.TeamID, "project_id": run.Scope.ProjectID,
 		"sandbox_id": run.ID, "sandbox_name": run.SandboxName,
 	}}

@@ -135,6 +135,9 @@ type NetworkSpec struct {
 	Policy *skerry.NetworkPolicy
 	// Claims say whose session it is to the proxies that rules forward to.
 	Claims map[string]string
+	// SandboxID is whose session it is in the operator's log: of the claims, the
+	// sandbox's id is the session's.
+	SandboxID string
 }
 
 // DriveMount is a drive at a path of a session, or a frozen copy of it.

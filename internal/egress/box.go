@@ -92,6 +92,14 @@ func (b *box) sandbox() Sandbox {
 	return b.s
 }
 
+// Tell passes on what others have decided about the sandbox with an address, as
+// one of its events. Of an address that is not known there is nothing to tell.
+func (p *Proxy) Tell(addr netip.Addr, e Event) {
+	if b := p.box(addr); b != nil {
+		b.tell(e)
+	}
+}
+
 // tell passes an event on, unless there were too many.
 func (b *box) tell(e Event) {
 	if b.p.cfg.OnEvent == nil {
@@ -104,7 +112,7 @@ func (b *box) tell(e Event) {
 		b.mu.Unlock()
 		return
 	}
-	e.Sandbox, e.Suppressed = b.s.ID, b.suppressed
+	e.Sandbox, e.Box, e.Claims, e.Suppressed = b.s.ID, b.s.Box, b.s.Claims, b.suppressed
 	b.suppressed = 0
 	b.mu.Unlock()
 	e.Time = time.Now()

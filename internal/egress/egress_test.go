@@ -48,7 +48,7 @@ type rig struct {
 var usualZone = map[string][]string{
 	"web.example.com": {webAddr}, "api.example.com": {webAddr}, "old.example.com": {oldAddr}, "raw.example.com": {rawAddr},
 	"evil.example.net": {evilAddr}, "untrusted.example.com": {webAddr}, "mismatch.example.com": {webAddr}, "forward.example.com": {webAddr},
-	"rebind.example.com": {metaAddr, hostAddr, "127.0.0.1", "10.99.2.2"}, "alias.example.com": {"=web.example.com", webAddr},
+	"grpc.example.com": {dnsAddr}, "rebind.example.com": {metaAddr, hostAddr, "127.0.0.1", "10.99.2.2"}, "alias.example.com": {"=web.example.com", webAddr},
 }
 
 func newRig(t testing.TB, pol policy.Policy, limits Limits) *rig {

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/egress/oidc"
 )
 
 // Protocols of events.
@@ -15,11 +17,16 @@ const (
 	ProtocolDNS   = "dns"   // a query; only denied ones are told
 )
 
+// What Proxy.Tell is told of may also be of the protocols "udp", "icmp" and
+// "ip", which is any other.
+
 // Event is a decision about a connection, a request or a query.
 type Event struct {
 	Time time.Time
-	// Sandbox is Sandbox.ID.
+	// Sandbox is Sandbox.ID; Box and Claims are what else is known of it.
 	Sandbox  string
+	Box      string
+	Claims   oidc.Claims
 	Allowed  bool
 	Protocol string
 	// Reason is one of a fixed set of short texts, such as "domain" or "no

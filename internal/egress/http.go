@@ -224,15 +224,23 @@ func (x *exchange) serve(w http.ResponseWriter, r *http.Request) {
 		r.Header.Del("Upgrade")
 	}
 	r.Header.Del("Http2-Settings")
-	(&httputil.ReverseProxy{
-		Rewrite:        x.rewrite,
-		Transport:      x.transport(),
-		FlushInterval:  -1,
-		BufferPool:     &buffers,
-		ErrorLog:       log.New(io.Discard, "", 0),
-		ModifyResponse: x.count,
-		ErrorHandler:   x.failed,
-	}).ServeHTTP(w, r)
+	proxy := &httputil.ReverseProxy{
+		Rewrite:       x.rewrite,
+		Transport:     x.transport(),
+		FlushInterval: -1,
+		BufferPool:    &buffers,
+		ErrorLog:      log.New(io.Discard, "", 0),
+		ErrorHandler:  x.failed,
+	}
+	proxy.ModifyResponse = func(r *http.Response) error {
+		if r.ContentLength == 0 {
+			// Flushed before the end, the headers of HTTP/2 do not say that they
+			// are all, and gRPC does not take the status in them for its end.
+			proxy.FlushInterval = 0
+		}
+		return x.count(r)
+	}
+	proxy.ServeHTTP(w, r)
 }
 
 func (x *exchange) respond(w http.ResponseWriter, a *policy.Response) {

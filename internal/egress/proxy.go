@@ -78,6 +78,8 @@ type Sandbox struct {
 	Policy *policy.Compiled
 	// Claims are what tokens of forwarded requests say of it.
 	Claims oidc.Claims
+	// Box, if known, is the id of what lasts longer than ID; for events alone.
+	Box string
 	// Meter, if set, counts its bytes.
 	Meter *Meter
 }

@@ -118,6 +118,9 @@ func text(a netip.AddrPort) string {
 	if !a.IsValid() {
 		return ""
 	}
+	if a.Port() == 0 { // of a protocol without ports
+		return a.Addr().String()
+	}
 	return a.String()
 }
 

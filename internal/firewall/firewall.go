@@ -35,6 +35,9 @@ type Config struct {
 	Sessions string
 	// Issuer is the URL at which Discovery is served.
 	Issuer string
+	// Export, if set, is a file to which the events of all sandboxes are
+	// appended, or "-" for standard output.
+	Export string
 	Log    *slog.Logger
 }
 
@@ -46,6 +49,7 @@ type Firewall struct {
 	ca     *ca.Authority
 	signer *oidc.Signer
 	events *recorder
+	export *exporter // may be nil
 	log    *slog.Logger
 
 	cancel context.CancelFunc
@@ -66,9 +70,14 @@ func New(ctx context.Context, cfg Config) (_ *Firewall, err error) {
 	if f.signer, err = oidc.Open(filepath.Join(cfg.Dir, "tokens.pem"), cfg.Issuer); err != nil {
 		return nil, err
 	}
+	if cfg.Export != "" {
+		if f.export, err = newExporter(cfg.Export, cfg.Log); err != nil {
+			return nil, err
+		}
+	}
 	cfg.Network.Proxy, cfg.Network.Log = true, cfg.Log
 	if f.pool, err = network.New(ctx, cfg.Network); err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.closeExport())
 	}
 	f.events = newRecorder(cfg.Sessions, cfg.Log)
 	if err := f.startProxy(ctx, cfg.Network.Resolvers); err != nil {
@@ -87,7 +96,7 @@ func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
 	}
 	f.proxy, err = egress.New(egress.Config{
 		Resolver: f.names, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: f.signer,
-		OnEvent: f.events.add, Mark: network.ProxyMark, Log: f.log,
+		OnEvent: f.tell, Mark: network.ProxyMark, Log: f.log,
 	})
 	if err != nil {
 		return err
@@ -103,7 +112,13 @@ func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
 	}
 	serve("web", func() error { return f.proxy.ServeTCP(ctx, gateway.Web) })
 	serve("dns", func() error { return f.proxy.ServeDNS(ctx, gateway.DNS, gateway.DNSTCP) })
+	serve("denied packets", func() error { return f.pool.Denials(ctx, f.denied) })
 	return nil
+}
+
+// denied tells of a packet that the kernel's rules denied.
+func (f *Firewall) denied(d network.Denied) {
+	f.proxy.Tell(d.Source, egress.Event{Protocol: d.Protocol, Reason: d.Reason, Destination: d.Destination})
 }
 
 // Close ends the proxy and gives back the networks that are not in use. What
@@ -119,7 +134,22 @@ func (f *Firewall) Close() error {
 	}
 	f.serves.Wait()
 	f.events.close()
-	return errors.Join(append(errs, f.pool.Close())...)
+	return errors.Join(append(errs, f.closeExport(), f.pool.Close())...)
+}
+
+func (f *Firewall) closeExport() error {
+	if f.export == nil {
+		return nil
+	}
+	return f.export.close()
+}
+
+// tell implements egress.Config.OnEvent: it never waits.
+func (f *Firewall) tell(e egress.Event) {
+	f.events.add(e)
+	if f.export != nil {
+		f.export.add(e)
+	}
 }
 
 // Discovery serves what it takes to verify the tokens of forwarded requests.
@@ -174,7 +204,7 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec controlle
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	proxy, addr, before := l.firewall.proxy, l.Address(), l.known
-	next := egress.Sandbox{ID: sessionID, Policy: compiled, Claims: oidc.Claims{
+	next := egress.Sandbox{ID: sessionID, Box: spec.SandboxID, Policy: compiled, Claims: oidc.Claims{
 		TeamID: spec.Claims["team_id"], ProjectID: spec.Claims["project_id"],
 		SandboxID: spec.Claims["sandbox_id"], SandboxName: spec.Claims["sandbox_name"],
 	}}

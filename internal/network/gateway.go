@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/google/nftables"
@@ -137,8 +138,7 @@ func (p *Pool) removeGateway() error {
 // Config.Proxy.
 func (p *Pool) Gateway() *Gateway { return p.gateway }
 
-// Forbidden reports whether no policy opens an address, as far as that is the
-// same at all times: the host's own addresses are seen to by the rules.
+// Forbidden reports whether no policy opens an address.
 func (p *Pool) Forbidden(a netip.Addr) bool {
 	if !a.Is4() || p.prefix.Contains(a) {
 		return true
@@ -148,7 +148,14 @@ func (p *Pool) Forbidden(a netip.Addr) bool {
 			return true
 		}
 	}
-	return false
+	return isLocal(a)
+}
+
+// isLocal asks the kernel what the rules ask it: whether the host would take
+// packets to an address itself. Where there is no route nothing is reached.
+func isLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type != unix.RTN_UNICAST })
 }
 
 var forbiddenPrefixes = func() (list []netip.Prefix) {

@@ -124,7 +124,8 @@ func TestProxyIsHeldToTheRules(t *testing.T) {
 			t.Errorf("the proxy reaches %s: %v", target, err)
 		}
 	}
-	if !p.Forbidden(netip.MustParseAddr("169.254.169.254")) || !p.Forbidden(l.Address()) || !p.Forbidden(netip.MustParseAddr("::1")) || p.Forbidden(netip.MustParseAddr(labAddr)) {
+	if !p.Forbidden(netip.MustParseAddr("169.254.169.254")) || !p.Forbidden(l.Address()) || !p.Forbidden(netip.MustParseAddr("::1")) ||
+		!p.Forbidden(netip.MustParseAddr(hostAddr)) || !p.Forbidden(netip.MustParseAddr("198.51.100.255")) || p.Forbidden(netip.MustParseAddr(labAddr)) {
 		t.Error("Forbidden is wrong")
 	}
 }

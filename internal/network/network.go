@@ -72,6 +72,7 @@ type Pool struct {
 	resolvers []string
 	rules     *rules
 	gateway   *Gateway
+	denials   *denials // nil if the kernel tells of no packets
 	// packets is a socket that sends frames; to close one takes the kernel tens
 	// of milliseconds.
 	packets int
@@ -133,6 +134,11 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	// Protocol 0 receives nothing.
 	if p.packets, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 		return nil, fmt.Errorf("network: open a packet socket: %w", err)
+	}
+	if p.denials, err = openDenials(p.mark); err != nil {
+		cfg.Log.Warn("packets that are denied by their address alone are not in the network log", "error", err)
+	} else {
+		p.rules.tellTo = &p.denials.group
 	}
 	if p.carried, err = p.rules.carried(p.elements()); err != nil {
 		return nil, fmt.Errorf("network: read the rules: %w", err)
@@ -322,6 +328,9 @@ func (p *Pool) Close() error {
 	p.refill.Wait()
 	err := unix.Close(p.packets)
 	p.packets = -1
+	if p.denials != nil {
+		err = errors.Join(err, p.denials.close())
+	}
 	if err != nil {
 		return err
 	}

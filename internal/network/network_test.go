@@ -378,9 +378,9 @@ func TestRulesDoNotGrow(t *testing.T) {
 		t.Errorf("%d lines became %d", before, n)
 	}
 	for _, want := range []string{
-		`iifname != "sky` + p.mark + `*" accept`, `iifname . ip saddr != @leases drop`, `ip daddr @forbidden drop`,
-		`ip daddr 10.201.0.0/16 drop`, `fib daddr type != unicast drop`, `meta nfproto != ipv4 drop`,
-		`ip saddr @open return`, `ip saddr != @custom goto refuse-out`, `ip saddr . ip daddr @denied goto refuse-out`, `ip saddr . ip daddr @allowed return`,
+		`iifname != "sky` + p.mark + `*" accept`, `iifname . ip saddr != @leases drop`, `ip daddr @forbidden goto tell-forbidden`,
+		`ip daddr 10.201.0.0/16 goto tell-forbidden`, `fib daddr type != unicast goto tell-forbidden`, `meta nfproto != ipv4 drop`,
+		`ip saddr @open return`, `ip saddr != @custom goto tell-denied`, `ip saddr . ip daddr @denied goto tell-denied`, `ip saddr . ip daddr @allowed return`,
 		`ip daddr @open return`, `ip daddr != @custom goto refuse-in`, `ip daddr . ip saddr @denied goto refuse-in`, `ip daddr . ip saddr @allowed return`,
 		`169.254.0.0/16`, `224.0.0.0/3`, `"uplink"`,
 	} {

@@ -279,23 +279,24 @@ func (r *rules) addPolicyChains(c *nftables.Conn, t *nftables.Table) {
 	}
 	add("refuse-out", join(isTCP(), reset()), reject())
 	add("refuse-in", join(isTCP(), reset()), drop())
+	r.addTellingChains(c, t)
 	for _, way := range []struct {
-		name, refuse     string
+		name, deny, rest string // where what is denied goes, and what is left
 		sandbox, outside uint32
-		rest             [][]expr.Any
+		last             [][]expr.Any
 	}{
-		{"judge-out", "refuse-out", sourceOffset, destinationOffset, nil},
+		{"judge-out", chainDenied, chainNotAllowed, sourceOffset, destinationOffset, nil},
 		// What routers on the way say of a connection is not from its peer.
-		{"judge-in", "refuse-in", destinationOffset, sourceOffset, [][]expr.Any{join(related(), verdict(expr.VerdictReturn))}},
+		{"judge-in", "refuse-in", "refuse-in", destinationOffset, sourceOffset, [][]expr.Any{join(related(), verdict(expr.VerdictReturn))}},
 	} {
 		pass := verdict(expr.VerdictReturn)
 		ruleset := [][]expr.Any{
 			join(addressIn(way.sandbox, openSet(t)), pass),
-			join(addressNotIn(way.sandbox, customSet(t)), to(way.refuse)),
-			join(addressesIn(way.sandbox, way.outside, deniedSet(t)), to(way.refuse)),
+			join(addressNotIn(way.sandbox, customSet(t)), to(way.deny)),
+			join(addressesIn(way.sandbox, way.outside, deniedSet(t)), to(way.deny)),
 			join(addressesIn(way.sandbox, way.outside, allowedSet(t)), pass),
 		}
-		add(way.name, append(append(ruleset, way.rest...), to(way.refuse))...)
+		add(way.name, append(append(ruleset, way.last...), to(way.rest))...)
 	}
 }
 

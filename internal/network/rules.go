@@ -50,6 +50,8 @@ var forbidden = []string{
 //	         to sandboxes
 //	postrouting: masquerade what sandboxes send
 //
+// What is denied by its destination is told of, within limits (denied.go).
+//
 // A verdict of accept ends this table alone: another table of the host, such
 // as a firewall whose forward policy is drop, must let sandboxes pass too.
 type rules struct {
@@ -60,6 +62,8 @@ type rules struct {
 	connections uint32
 	// gateway, if not nil, is where sandboxes with a list are redirected to.
 	gateway *Gateway
+	// tellTo, if not nil, is the group that is told of denied packets.
+	tellTo *uint16
 }
 
 func (r *rules) table() *nftables.Table {
@@ -133,6 +137,9 @@ func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) erro
 	if err := c.AddSet(&nftables.Set{Table: t, Name: "forbidden", KeyType: nftables.TypeIPAddr, Interval: true}, intervals(forbidden)); err != nil {
 		return err
 	}
+	if err := c.AddSet(toldSet(t), nil); err != nil {
+		return err
+	}
 	r.addPolicyChains(&c, t)
 	if r.gateway != nil {
 		r.addGatewayChains(&c, t)
@@ -176,12 +183,12 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		join(leaseIsNotIn(r.leases().Name), drop()),
 		// The chain to-host judges these, which knows what they are part of.
 		join(destinationWithin(r.prefix), addressedToHost(), tcpNotOpening(), verdict(expr.VerdictAccept)),
-		join(destinationIn("forbidden"), drop()),
-		join(destinationWithin(r.prefix), drop()),
-		join(destinationIsLocal(), drop()),
+		join(destinationIn("forbidden"), to(chainForbidden)),
+		join(destinationWithin(r.prefix), to(chainForbidden)),
+		join(destinationIsLocal(), to(chainForbidden)),
 	}
 	if !r.outbound {
-		fromSandbox = append(fromSandbox, drop())
+		fromSandbox = append(fromSandbox, to(chainDropDenied))
 	}
 	chain("from-sandbox", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, fromSandbox...)
 	toHost := [][]expr.Any{join(ours, established(), inReply(), verdict(expr.VerdictAccept)), join(ours, drop())}
