@@ -16,6 +16,8 @@ import (
 // noSandboxes has none: handshakes are all that is looked at.
 type noSandboxes struct{}
 
+func (noSandboxes) Ready(string) string { return "" }
+
 func (noSandboxes) Reach(context.Context, string, bool) (string, error) {
 	return "", &skerry.Error{Code: skerry.CodeNotFound}
 }

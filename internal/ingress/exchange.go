@@ -251,18 +251,17 @@ func (x *exchange) flush() {
 	}
 }
 
-// copyBody passes on what has come, as it comes. What is whole by then is sent
-// at once, with its head, when the request ends.
+// copyBody passes on what has come before it waits for more. What is whole by
+// then is sent at once, with its head, when the request ends.
 func (x *exchange) copyBody(body io.Reader) error {
 	if body == http.NoBody {
 		return nil
 	}
 	buf := bodies.Get().(*[bufferSize]byte)
 	defer bodies.Put(buf)
+	x.u.waits = x.flush
+	defer func() { x.u.waits = nil }()
 	for {
-		if x.u.br.Buffered() == 0 {
-			x.flush()
-		}
 		n, err := body.Read(buf[:])
 		if n > 0 {
 			if _, err := x.w.Write(buf[:n]); err != nil {

@@ -158,6 +158,32 @@ func TestStaleConnections(t *testing.T) {
 	}
 }
 
+// TestStreamsAreNotHeldBack has a sandbox that sends the beginning of the next
+// chunk with this one.
+func TestStreamsAreNotHeldBack(t *testing.T) {
+	more := make(chan struct{})
+	s := scripted(t, func(_ int, c net.Conn, r *bufio.Reader) {
+		_, _ = next(r)
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n6")
+		<-more
+		_, _ = io.WriteString(c, "\r\nsecond\r\n0\r\n\r\n")
+	})
+	_, _, url := start(t, s, nil)
+	res, err := http.DefaultClient.Do(request(t, "GET", url, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	first := make([]byte, 5)
+	if _, err := io.ReadFull(res.Body, first); err != nil || string(first) != "first" {
+		t.Fatalf("%q %v", first, err)
+	}
+	close(more)
+	if rest, err := io.ReadAll(res.Body); err != nil || string(rest) != "second" {
+		t.Errorf("%q %v", rest, err)
+	}
+}
+
 func TestCutOffAnswers(t *testing.T) {
 	for name, answer := range map[string]string{
 		"a short body":   "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort",

@@ -28,6 +28,8 @@ type upstream struct {
 	peer peer
 	raw  syscall.RawConn
 	br   *bufio.Reader
+	// waits, if set, is called before anything is read from the connection.
+	waits func()
 	// left is how much may still be read before the answer's header is whole.
 	left int64
 	// deadline is what is set for reads; it is moved seldom.
@@ -48,6 +50,9 @@ func (u *upstream) Read(p []byte) (int, error) {
 	}
 	if int64(len(p)) > u.left {
 		p = p[:u.left]
+	}
+	if u.waits != nil {
+		u.waits()
 	}
 	n, err := u.Conn.Read(p)
 	if n == 0 && u.left > maxAnswerHeader && errors.Is(err, os.ErrDeadlineExceeded) {
