@@ -57,10 +57,7 @@ type Manager struct {
 	h      hierarchy
 }
 
-// cpuPeriod is the kernel's default bandwidth period. What a group leaves of its
-// time in one it may use on top in later ones, as much as a whole period's at
-// once, where the kernel knows that (5.14): an idle sandbox that wakes up is not
-// stopped in the middle of its first work, while the average stays.
+// cpuPeriod is the kernel's default bandwidth period.
 const cpuPeriod = 100 * time.Millisecond
 
 // New finds the machine's cgroup hierarchy and makes the parent group in it.

@@ -64,11 +64,7 @@ func (h *v1) create(name string, l Limits) error {
 		if err := write(dir, "cpu.cfs_period_us", strconv.FormatInt(cpuPeriod.Microseconds(), 10)); err != nil {
 			return err
 		}
-		quota := strconv.FormatInt(int64(l.CPUs)*cpuPeriod.Microseconds(), 10)
-		if err := write(dir, "cpu.cfs_quota_us", quota); err != nil {
-			return err
-		}
-		if err := write(dir, "cpu.cfs_burst_us", quota); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := write(dir, "cpu.cfs_quota_us", strconv.FormatInt(int64(l.CPUs)*cpuPeriod.Microseconds(), 10)); err != nil {
 			return err
 		}
 	}

@@ -85,11 +85,7 @@ func (h *v2) create(name string, l Limits) error {
 	}
 	if l.CPUs > 0 {
 		period := cpuPeriod.Microseconds()
-		quota := int64(l.CPUs) * period
-		if err := write(dir, "cpu.max", fmt.Sprintf("%d %d", quota, period)); err != nil {
-			return err
-		}
-		if err := write(dir, "cpu.max.burst", strconv.FormatInt(quota, 10)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := write(dir, "cpu.max", fmt.Sprintf("%d %d", int64(l.CPUs)*period, period)); err != nil {
 			return err
 		}
 	}
