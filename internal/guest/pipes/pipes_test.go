@@ -104,6 +104,9 @@ func TestTakeRefuses(t *testing.T) {
 		host, guest, names := newGuest(t)
 		host.Close()
 		go func() {
+			if _, err := io.ReadFull(guest.Door, make([]byte, wire.KnockSize)); err != nil {
+				t.Error(err)
+			}
 			for line := bytes.Repeat([]byte("never "), 10_000); ; {
 				if _, err := guest.Out.Write(line); err != nil {
 					return
