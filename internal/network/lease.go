@@ -64,13 +64,18 @@ func (l *Lease) Counters() (ingress, egress int64, err error) {
 	return int64(s.TxBytes), int64(s.RxBytes), nil
 }
 
-// setUp makes the namespace and the pair of interfaces. The rules know the
-// sandbox's end before a packet can come from it.
+// setUp makes the namespace and the pair of interfaces. The rules are told of the
+// sandbox's end meanwhile; they know it before a packet can come from it.
 func (l *Lease) setUp() error {
-	if err := l.pool.rules.add(l); err != nil {
-		return fmt.Errorf("add to the rules: %w", err)
-	}
-	return inNewNetNS(l.NetNSPath(), func(host int) error {
+	told := make(chan error, 1)
+	go func() { told <- l.pool.rules.add(l) }()
+	known := sync.OnceValue(func() error {
+		if err := <-told; err != nil {
+			return fmt.Errorf("add to the rules: %w", err)
+		}
+		return nil
+	})
+	err := inNewNetNS(l.NetNSPath(), func(host int) error {
 		// Before there is an interface, so that none ever has an IPv6
 		// address. It is absent from a kernel without IPv6.
 		for _, which := range []string{"all", "default"} {
@@ -78,53 +83,65 @@ func (l *Lease) setUp() error {
 				return err
 			}
 		}
-		if err := l.connect(host); err != nil {
+		if err := l.connect(host, known); err != nil {
 			return fmt.Errorf("connect the namespace: %w", err)
 		}
 		return nil
 	})
+	if err != nil {
+		known() // what it was told is taken back with the rest
+	}
+	return err
 }
 
-// connect makes the pair, from inside the namespace, and configures both ends.
-func (l *Lease) connect(host int) error {
+// loopback is the index of lo in every namespace.
+const loopback = 1
+
+// connect makes the pair, from inside the namespace, and brings both ends up
+// once the rules know them.
+func (l *Lease) connect(host int, known func() error) error {
+	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer inside.Close()
 	veth := &netlink.Veth{
 		LinkAttrs:        netlink.LinkAttrs{Name: "eth0", HardwareAddr: macOf(l.sandbox), NumTxQueues: 1, NumRxQueues: 1, TxQLen: -1},
 		PeerName:         l.ifName(),
 		PeerHardwareAddr: macOf(l.host),
 		PeerNamespace:    netlink.NsFd(host),
 	}
-	if err := netlink.LinkAdd(veth); err != nil {
+	if err := inside.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make the interfaces: %w", err)
 	}
-	lo, err := netlink.LinkByName("lo")
+	eth0, err := inside.LinkByName("eth0")
 	if err != nil {
 		return err
 	}
-	eth0, err := netlink.LinkByName("eth0")
-	if err != nil {
+	peer := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.ifName(), Index: eth0.Attrs().ParentIndex}}
+	if err := errors.Join(onHost(l.setHostSysctls), known()); err != nil {
 		return err
 	}
 	// This end last: the kernel lets an end send at once when it comes up and
 	// the other is up already, otherwise only when it gets round to it.
-	if err := onHost(l.setUpHost); err != nil {
-		return err
-	}
-	if err := errors.Join(netlink.LinkSetUp(lo), up(eth0, l.sandbox, l.host)); err != nil {
+	outside := l.pool.host
+	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: loopback}}
+	if err := errors.Join(up(outside, peer, l.host, l.sandbox), inside.LinkSetUp(lo), up(inside, eth0, l.sandbox, l.host)); err != nil {
 		return err
 	}
 	// And this query has it get round to it for the other end (Linux 6.8).
-	if err := onHost(func() error { _, err := netlink.LinkByName(l.ifName()); return err }); err != nil {
+	if _, err := outside.LinkByIndex(peer.Index); err != nil {
 		return err
 	}
 	gateway := &netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: l.host.AsSlice()}
-	if err := netlink.RouteAdd(gateway); err != nil {
+	if err := inside.RouteAdd(gateway); err != nil {
 		return fmt.Errorf("add the default route: %w", err)
 	}
 	return nil
 }
 
-// setUpHost configures the host's end.
-func (l *Lease) setUpHost() error {
+// setHostSysctls configures the host's end.
+func (l *Lease) setHostSysctls() error {
 	name := l.ifName()
 	if err := sysctl("ipv6", name, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -140,25 +157,21 @@ func (l *Lease) setUpHost() error {
 			return err
 		}
 	}
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find %s: %w", name, err)
-	}
-	return up(link, l.host, l.sandbox)
+	return nil
 }
 
 // up gives an end its address and brings it up. The other end is a permanent
 // neighbour, so that neither ever waits for the other's answer, nor believes
 // another.
-func up(link netlink.Link, own, other netip.Addr) error {
+func up(h *netlink.Handle, link netlink.Link, own, other netip.Addr) error {
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: own.AsSlice(), Mask: net.CIDRMask(30, 32)}}
-	if err := netlink.AddrAdd(link, addr); err != nil {
+	if err := h.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add %s: %w", own, err)
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
+	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up %s: %w", link.Attrs().Name, err)
 	}
-	err := netlink.NeighSet(&netlink.Neigh{
+	err := h.NeighSet(&netlink.Neigh{
 		LinkIndex: link.Attrs().Index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
 		IP: other.AsSlice(), HardwareAddr: macOf(other),
 	})

@@ -30,6 +30,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -73,6 +74,8 @@ type Pool struct {
 	rules     *rules
 	gateway   *Gateway
 	denials   *denials // nil if the kernel tells of no packets
+	// host asks the host's namespace, from a thread in whatever namespace.
+	host *netlink.Handle
 	// packets is a socket that sends frames; to close one takes the kernel tens
 	// of milliseconds.
 	packets int
@@ -130,6 +133,9 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 			return nil, fmt.Errorf("network: %w", err)
 		}
 		p.rules.gateway = p.gateway
+	}
+	if p.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
 	}
 	// Protocol 0 receives nothing.
 	if p.packets, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
@@ -326,6 +332,7 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	p.cancel()
 	p.refill.Wait()
+	p.host.Close()
 	err := unix.Close(p.packets)
 	p.packets = -1
 	if p.denials != nil {
