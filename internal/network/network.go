@@ -98,7 +98,7 @@ type Pool struct {
 
 // New prepares the host: the table of rules and, for Outbound, forwarding. It
 // leaves alone what an earlier process left; see Adopt and Recover.
-func New(ctx context.Context, cfg Config) (*Pool, error) {
+func New(ctx context.Context, cfg Config) (_ *Pool, err error) {
 	if !filepath.IsAbs(cfg.Dir) || cfg.Ready < 0 || cfg.Log == nil {
 		return nil, fmt.Errorf("network: dir %q must be absolute, ready %d not negative, and a log set", cfg.Dir, cfg.Ready)
 	}
@@ -106,8 +106,12 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	p := &Pool{cfg: cfg, mark: markOf(cfg.Dir), leases: map[string]*Lease{}}
-	var err error
+	p := &Pool{cfg: cfg, mark: markOf(cfg.Dir), leases: map[string]*Lease{}, packets: -1}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.closeSockets())
+		}
+	}()
 	if p.resolvers, err = resolvers(cfg.Resolvers); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
@@ -142,6 +146,7 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		return nil, fmt.Errorf("network: open a packet socket: %w", err)
 	}
 	if p.denials, err = openDenials(p.mark); err != nil {
+		p.denials = nil
 		cfg.Log.Warn("packets that are denied by their address alone are not in the network log", "error", err)
 	} else {
 		p.rules.tellTo = &p.denials.group
@@ -332,20 +337,7 @@ func (p *Pool) Close() error {
 	p.mu.Unlock()
 	p.cancel()
 	p.refill.Wait()
-	p.host.Close()
-	err := unix.Close(p.packets)
-	p.packets = -1
-	if p.denials != nil {
-		err = errors.Join(err, p.denials.close())
-	}
-	if err != nil {
-		return err
-	}
-	if p.gateway != nil {
-		if err := p.gateway.close(); err != nil {
-			return err
-		}
-	}
+	errs := []error{p.closeSockets()}
 	for p.ready != nil {
 		select {
 		case l := <-p.ready:
@@ -357,10 +349,29 @@ func (p *Pool) Close() error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.leases) > 0 {
-		return nil
+	if len(p.leases) == 0 {
+		errs = append(errs, p.rules.remove(), p.removeGateway())
 	}
-	return errors.Join(p.rules.remove(), p.removeGateway())
+	return errors.Join(errs...)
+}
+
+// closeSockets closes those that are open.
+func (p *Pool) closeSockets() error {
+	var errs []error
+	if p.host != nil {
+		p.host.Close()
+	}
+	if p.packets >= 0 {
+		errs = append(errs, unix.Close(p.packets))
+		p.packets = -1
+	}
+	if p.denials != nil {
+		errs = append(errs, p.denials.close())
+	}
+	if p.gateway != nil {
+		errs = append(errs, p.gateway.close())
+	}
+	return errors.Join(errs...)
 }
 
 // forget gives the index of a lease that is gone to the next.
