@@ -6,12 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -318,6 +324,47 @@ func TestS3GoneAndBack(t *testing.T) {
 	server.Start(t)
 	if got, err := s.Get(t.Context(), "chunk/a"); err != nil || string(got) != "a" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestS3Conflict has the storage say a few times that a call met another, and
+// then say nothing else.
+func TestS3Conflict(t *testing.T) {
+	server := blobtest.StartS3(t)
+	storage, err := url.Parse(server.Config.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refuse atomic.Int32
+	// The signature covers the name of the host, so it is kept.
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(storage); r.Out.Host = r.In.Host }}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && refuse.Add(-1) >= 0 {
+			w.Header().Set("Content-Type", "application/xml")
+			w.WriteHeader(http.StatusConflict)
+			io.WriteString(w, "<Error><Code>OperationAborted</Code><Message>in the way</Message></Error>")
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	cfg := server.Config
+	cfg.Endpoint, cfg.Tries = front.URL, 3
+	s := openS3(t, cfg)
+	refuse.Store(2)
+	if err := s.Put(t.Context(), "chunk/a", []byte("a")); err != nil {
+		t.Error(err)
+	}
+	if got, err := s.Get(t.Context(), "chunk/a"); err != nil || string(got) != "a" {
+		t.Errorf("%q, %v", got, err)
+	}
+	refuse.Store(3)
+	if err := s.Put(t.Context(), "chunk/b", nil); err == nil || !strings.Contains(err.Error(), "in the way") {
+		t.Errorf("after as many tries as there are: %v", err)
+	}
+	refuse.Store(2)
+	if err := s.Delete(t.Context(), "chunk/a"); err != nil {
+		t.Error(err)
 	}
 }
 

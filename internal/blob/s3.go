@@ -43,6 +43,9 @@ const (
 	DefaultS3Tries = 5
 	// defaultRegion is what servers that have no regions take.
 	defaultRegion = "us-east-1"
+	// conflictPause is waited before a call that met another is repeated, and
+	// that much longer each time.
+	conflictPause = 50 * time.Millisecond
 	// s3Connections is how many are kept open: as many as there are calls
 	// at once.
 	s3Connections = 64
@@ -240,11 +243,23 @@ func (s *S3) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	}
 }
 
-// call makes a call within the timeout.
+// call makes a call within the timeout. The library does not repeat one that
+// met another (409): S3 answers so to calls for one object at a time, and
+// servers on a filesystem when a folder of the object comes or goes just then.
 func (s *S3) call(ctx context.Context, do func(context.Context) error) error {
 	limited, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	return explain(ctx, do(limited))
+	for try := 1; ; try++ {
+		err := do(limited)
+		if try >= s.tries || minio.ToErrorResponse(err).StatusCode != http.StatusConflict {
+			return explain(ctx, err)
+		}
+		select {
+		case <-time.After(time.Duration(try) * conflictPause):
+		case <-limited.Done():
+			return explain(ctx, limited.Err())
+		}
+	}
 }
 
 // explain gives an error of the library the meaning that this package has for
