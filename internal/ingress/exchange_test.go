@@ -432,6 +432,24 @@ func TestClientGone(t *testing.T) {
 
 // FuzzHead looks that whatever a client sends, a sandbox reads one request with
 // what the proxy says of it.
+// TestHeadsAreEqual has a request written as it was before, whatever the order
+// in which a map is read.
+func TestHeadsAreEqual(t *testing.T) {
+	r := request(t, "GET", "http://a/", nil)
+	for i := range 30 {
+		r.Header.Set(fmt.Sprint("X-", i), "1")
+	}
+	first, err := appendHead(nil, r, "a")
+	if err != nil || !bytes.Contains(first, []byte("X-0: 1\r\nX-1: 1\r\nX-10: 1\r\n")) {
+		t.Fatalf("%s %v", first, err)
+	}
+	for range 50 {
+		if again, err := appendHead(nil, r, "a"); err != nil || !bytes.Equal(again, first) {
+			t.Fatalf("%s\nand before\n%s, %v", again, first, err)
+		}
+	}
+}
+
 func FuzzHead(f *testing.F) {
 	f.Add("GET", "/a?b", "X-A", "1", "host", "Connection", "close")
 	f.Add("POST", "/%0d%0a", "Transfer-Encoding", "chunked", "h", "Content-Length", "5")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -27,11 +28,17 @@ func appendHead(b []byte, r *http.Request, host string) ([]byte, error) {
 	b = append(b, host...)
 	b = append(b, "\r\n"...)
 	named := r.Header["Connection"]
-	for name, values := range r.Header {
-		if ofThisHop(name, named) || ofTheProxy(name) || !isToken(name) {
-			continue
+	// In one order, that two equal requests are equal for the sandbox too.
+	var some [24]string
+	names := some[:0]
+	for name := range r.Header {
+		if !ofThisHop(name, named) && !ofTheProxy(name) && isToken(name) {
+			names = append(names, name)
 		}
-		for _, v := range values {
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		for _, v := range r.Header[name] {
 			b = appendLine(b, name, v)
 		}
 	}
