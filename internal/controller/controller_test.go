@@ -343,16 +343,16 @@ func TestNames(t *testing.T) {
 
 func TestTimeoutStopsTheSession(t *testing.T) {
 	l := newLab(t)
-	run, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one", Timeout: skerry.Duration(time.Second)})
+	run, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one", Timeout: skerry.Duration(2 * time.Second)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	long, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "two", Timeout: skerry.Duration(time.Second)})
+	long, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "two", Timeout: skerry.Duration(2 * time.Second)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	extended, err := l.ExtendTimeout(t.Context(), scope, long.Session.ID, skerry.Duration(time.Hour))
-	if err != nil || extended.Timeout.Std() != time.Hour+time.Second {
+	if err != nil || extended.Timeout.Std() != time.Hour+2*time.Second {
 		t.Errorf("ExtendTimeout() = %+v, %v", extended, err)
 	}
 	l.eventually("the time to be up", func() bool { return l.status("one") == skerry.StatusStopped })
@@ -360,7 +360,7 @@ func TestTimeoutStopsTheSession(t *testing.T) {
 		t.Errorf("the extended session is %s", got)
 	}
 	past, err := l.GetSession(t.Context(), scope, run.Session.ID)
-	if err != nil || past.Session.Duration.Std() < time.Second {
+	if err != nil || past.Session.Duration.Std() < 2*time.Second {
 		t.Errorf("the session lasted %v, %v", past.Session.Duration, err)
 	}
 	for _, by := range []skerry.Duration{skerry.Duration(24 * time.Hour), skerry.Duration(1<<63 - 1)} {

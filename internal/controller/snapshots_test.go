@@ -267,7 +267,7 @@ func TestDeleteDuringASnapshot(t *testing.T) {
 
 func TestTimeoutDuringASnapshot(t *testing.T) {
 	l := newLab(t)
-	run := l.createWith(skerry.CreateParams{Name: "one", Timeout: skerry.Duration(time.Second)})
+	run := l.createWith(skerry.CreateParams{Name: "one", Timeout: skerry.Duration(2 * time.Second)})
 	reached, release := l.held()
 	var calls sync.WaitGroup
 	calls.Go(func() { l.snapshot(run.Session.ID) })
@@ -285,7 +285,7 @@ func TestTimeoutDuringASnapshot(t *testing.T) {
 
 func TestTimeoutSavesTheFiles(t *testing.T) {
 	l := newLab(t)
-	run := l.createWith(skerry.CreateParams{Name: "one", Timeout: skerry.Duration(time.Second)})
+	run := l.createWith(skerry.CreateParams{Name: "one", Timeout: skerry.Duration(2 * time.Second)})
 	l.sh(run.Session.ID, "echo kept > file")
 	l.eventually("the time to be up", func() bool { return l.status("one") == skerry.StatusStopped })
 	if code := l.sh(l.resume("one").Session.ID, "grep -q kept file"); code != 0 {

@@ -161,7 +161,7 @@ func (r *rig) told(match func(Event) bool) bool {
 
 func (r *rig) mustTell(what string, match func(Event) bool) {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); !r.told(match); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !r.told(match); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			r.t.Fatalf("no event: %s; there are %+v", what, r.events)
 		}
