@@ -152,10 +152,14 @@ func (p *Pool) Forbidden(a netip.Addr) bool {
 }
 
 // isLocal asks the kernel what the rules ask it: whether the host would take
-// packets to an address itself. Where there is no route nothing is reached.
+// packets to an address itself. Where there is no route nothing is reached; a
+// kernel that cannot be asked, as without a free file descriptor, is no leave.
 func isLocal(a netip.Addr) bool {
 	routes, err := netlink.RouteGet(a.AsSlice())
-	return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type != unix.RTN_UNICAST })
+	if err != nil {
+		return !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH)
+	}
+	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type != unix.RTN_UNICAST })
 }
 
 var forbiddenPrefixes = func() (list []netip.Prefix) {

@@ -110,6 +110,30 @@ func dnsEcho(t *testing.T, l *Lease, target string) bool {
 	return udpTo(t, l, target) == nil
 }
 
+// TestForbiddenWhenInDoubt asks while no file can be opened: the kernel, which
+// knows the answer, cannot be asked.
+func TestForbiddenWhenInDoubt(t *testing.T) {
+	p := newPool(t, nil)
+	open := netip.MustParseAddr(labAddr)
+	if p.Forbidden(open) {
+		t.Fatal("the lab is forbidden")
+	}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	forbidden := p.Forbidden(open)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if !forbidden || p.Forbidden(open) {
+		t.Error("an address is open when the kernel cannot be asked, or forbidden after that")
+	}
+}
+
 // TestProxyIsHeldToTheRules opens connections as the proxy does.
 func TestProxyIsHeldToTheRules(t *testing.T) {
 	p := newPool(t, func(c *Config) { c.Proxy = true })
