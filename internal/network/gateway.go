@@ -102,7 +102,7 @@ func (p *Pool) gatewayLink(addr netip.Addr) error {
 		return err
 	}
 	for _, name := range []string{p.peerName(), p.gatewayName()} {
-		if err := sysctl("ipv6", name, "disable_ipv6", "1"); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := disableIPv6(name); err != nil {
 			return err
 		}
 		link, err := netlink.LinkByName(name)

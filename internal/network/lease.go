@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,13 +77,6 @@ func (l *Lease) setUp() error {
 		return nil
 	})
 	err := inNewNetNS(l.NetNSPath(), func(host int) error {
-		// Before there is an interface, so that none ever has an IPv6
-		// address. It is absent from a kernel without IPv6.
-		for _, which := range []string{"all", "default"} {
-			if err := sysctl("ipv6", which, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
 		if err := l.connect(host, known); err != nil {
 			return fmt.Errorf("connect the namespace: %w", err)
 		}
@@ -119,14 +113,16 @@ func (l *Lease) connect(host int, known func() error) error {
 		return err
 	}
 	peer := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.ifName(), Index: eth0.Attrs().ParentIndex}}
-	if err := errors.Join(onHost(l.setHostSysctls), known()); err != nil {
+	configured := make(chan error, 1)
+	go func() { configured <- configureHost(peer) }() // another thread, so on the host
+	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: loopback}}
+	if err := errors.Join(disableIPv6("all"), inside.LinkSetUp(lo), setAddress(inside, eth0, l.sandbox), <-configured, known()); err != nil {
 		return err
 	}
 	// This end last: the kernel lets an end send at once when it comes up and
 	// the other is up already, otherwise only when it gets round to it.
 	outside := l.pool.host
-	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: loopback}}
-	if err := errors.Join(up(outside, peer, l.host, l.sandbox), inside.LinkSetUp(lo), up(inside, eth0, l.sandbox, l.host)); err != nil {
+	if err := errors.Join(setAddress(outside, peer, l.host), up(outside, peer, l.sandbox), up(inside, eth0, l.host)); err != nil {
 		return err
 	}
 	// And this query has it get round to it for the other end (Linux 6.8).
@@ -140,34 +136,66 @@ func (l *Lease) connect(host int, known func() error) error {
 	return nil
 }
 
-// setHostSysctls configures the host's end.
-func (l *Lease) setHostSysctls() error {
-	name := l.ifName()
-	if err := sysctl("ipv6", name, "disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// disableIPv6 turns IPv6 off for an interface of the thread's namespace, or for
+// all of them and for those to come. None may be up before, or it would have had
+// an address.
+func disableIPv6(iface string) error {
+	err := sysctl("ipv6", iface, "disable_ipv6", "1")
+	if errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6
+		return nil
+	}
+	return err
+}
+
+// What include/uapi/linux/ip.h numbers: the settings of an interface that have
+// files in /proc/sys/net/ipv4/conf.
+const (
+	confForwarding = 1
+	confRPFilter   = 8
+	confARPIgnore  = 19
+)
+
+// configureHost configures the host's end, from the host's namespace. IPv6 can
+// be turned off by a file alone; IPv4 is configured in one message, which is
+// faster than a file for each setting.
+func configureHost(link netlink.Link) error {
+	if err := disableIPv6(link.Attrs().Name); err != nil {
 		return err
 	}
-	for _, s := range [][2]string{
-		{"forwarding", "1"},
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(link.Attrs().Index)
+	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	conf := families.AddRtAttr(unix.AF_INET, nil).AddRtAttr(unix.IFLA_INET_CONF, nil)
+	for setting, value := range map[int]uint32{
+		confForwarding: 1,
 		// Answer for this end's address alone, and tell none of the host's
 		// others to who asks for them.
-		{"arp_ignore", "1"},
-		{"rp_filter", "1"},
+		confARPIgnore: 1,
+		confRPFilter:  1,
 	} {
-		if err := sysctl("ipv4", name, s[0], s[1]); err != nil {
-			return err
-		}
+		conf.AddRtAttr(setting, nl.Uint32Attr(value))
+	}
+	r := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	r.AddData(msg)
+	r.AddData(families)
+	if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("configure %s: %w", link.Attrs().Name, err)
 	}
 	return nil
 }
 
-// up gives an end its address and brings it up. The other end is a permanent
-// neighbour, so that neither ever waits for the other's answer, nor believes
-// another.
-func up(h *netlink.Handle, link netlink.Link, own, other netip.Addr) error {
+// setAddress gives an end its address.
+func setAddress(h *netlink.Handle, link netlink.Link, own netip.Addr) error {
 	addr := &netlink.Addr{IPNet: &net.IPNet{IP: own.AsSlice(), Mask: net.CIDRMask(30, 32)}}
 	if err := h.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add %s: %w", own, err)
 	}
+	return nil
+}
+
+// up brings an end up. The other end is a permanent neighbour, so that neither
+// ever waits for the other's answer, nor believes another.
+func up(h *netlink.Handle, link netlink.Link, other netip.Addr) error {
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up %s: %w", link.Attrs().Name, err)
 	}

@@ -13,8 +13,9 @@ import (
 // threadNetNS is the namespace of the calling thread.
 const threadNetNS = "/proc/thread-self/ns/net"
 
-// inNewNetNS makes a network namespace, mounts it on path, and calls inside on
-// a thread that is in it, with a file descriptor of the host's namespace.
+// inNewNetNS makes a network namespace, mounts it on path, and meanwhile calls
+// inside on a thread that is in it, with a file descriptor of the host's
+// namespace. After an error path may be mounted or not.
 func inNewNetNS(path string, inside func(host int) error) error {
 	res := make(chan error, 1)
 	go func() {
@@ -30,13 +31,6 @@ func inNewNetNS(path string, inside func(host int) error) error {
 	return <-res
 }
 
-// onHost calls fn on a thread in the host's namespace, for one that is not.
-func onHost(fn func() error) error {
-	res := make(chan error, 1)
-	go func() { res <- fn() }()
-	return <-res
-}
-
 // visitNewNetNS moves the thread, and reports whether it is back.
 func visitNewNetNS(path string, inside func(host int) error) (restored bool, err error) {
 	host, err := os.Open(threadNetNS)
@@ -47,18 +41,18 @@ func visitNewNetNS(path string, inside func(host int) error) (restored bool, err
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return true, fmt.Errorf("make a network namespace: %w", err)
 	}
-	err = mountNetNS(path)
-	if err == nil {
-		err = inside(int(host.Fd()))
-	}
+	mounted := make(chan error, 1)
+	go func(thread int) { mounted <- mountNetNS(thread, path) }(unix.Gettid())
+	err = errors.Join(inside(int(host.Fd())), <-mounted)
 	if back := unix.Setns(int(host.Fd()), unix.CLONE_NEWNET); back != nil {
 		return false, errors.Join(err, fmt.Errorf("return to the host's network namespace: %w", back))
 	}
 	return true, err
 }
 
-// mountNetNS keeps the thread's namespace alive on path, which must be new.
-func mountNetNS(path string) error {
+// mountNetNS keeps the namespace of a thread of this process alive on path,
+// which must be new.
+func mountNetNS(thread int, path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -66,7 +60,7 @@ func mountNetNS(path string) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := unix.Mount(threadNetNS, path, "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", thread), path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount the network namespace: %w", err)
 	}
 	return nil

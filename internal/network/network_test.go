@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -261,6 +262,29 @@ func TestSpoofedSource(t *testing.T) {
 		mustDrop(t, l, "source "+src, func() error {
 			return sendRaw(l, netip.MustParseAddr(src), netip.MustParseAddr(labAddr))
 		})
+	}
+}
+
+// TestSettings reads what the kernel holds of both ends.
+func TestSettings(t *testing.T) {
+	l := acquire(t, newPool(t, nil))
+	is := func(want, family, iface, name string) error {
+		got, err := os.ReadFile(filepath.Join("/proc/sys/net", family, "conf", iface, name))
+		if err == nil && strings.TrimSpace(string(got)) != want {
+			err = fmt.Errorf("%s %s of %s is %s", family, name, iface, got)
+		}
+		return err
+	}
+	if err := errors.Join(is("1", "ipv6", l.ifName(), "disable_ipv6"), is("1", "ipv4", l.ifName(), "forwarding"),
+		is("1", "ipv4", l.ifName(), "arp_ignore"), is("1", "ipv4", l.ifName(), "rp_filter")); err != nil {
+		t.Error(err)
+	}
+	err := inside(t, l.NetNSPath(), func() error {
+		return errors.Join(is("1", "ipv6", "eth0", "disable_ipv6"), is("1", "ipv6", "lo", "disable_ipv6"),
+			is("1", "ipv6", "default", "disable_ipv6"), is("0", "ipv4", "eth0", "forwarding"))
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
