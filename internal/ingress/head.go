@@ -28,7 +28,7 @@ func appendHead(b []byte, r *http.Request, host string) ([]byte, error) {
 	b = append(b, host...)
 	b = append(b, "\r\n"...)
 	named := r.Header["Connection"]
-	// In one order, that two equal requests are equal for the sandbox too.
+	// In one order, so that two equal requests are equal for the sandbox too.
 	var some [24]string
 	names := some[:0]
 	for name := range r.Header {

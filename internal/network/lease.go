@@ -166,14 +166,10 @@ func configureHost(link netlink.Link) error {
 	msg.Index = int32(link.Attrs().Index)
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	conf := families.AddRtAttr(unix.AF_INET, nil).AddRtAttr(unix.IFLA_INET_CONF, nil)
-	for setting, value := range map[int]uint32{
-		confForwarding: 1,
-		// Answer for this end's address alone, and tell none of the host's
-		// others to who asks for them.
-		confARPIgnore: 1,
-		confRPFilter:  1,
-	} {
-		conf.AddRtAttr(setting, nl.Uint32Attr(value))
+	// arp_ignore: answer for this end's address alone, and tell none of the
+	// host's others to who asks for them.
+	for _, setting := range []int{confForwarding, confARPIgnore, confRPFilter} {
+		conf.AddRtAttr(setting, nl.Uint32Attr(1))
 	}
 	r := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	r.AddData(msg)
