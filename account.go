@@ -18,15 +18,14 @@ type Project struct {
 	UpdatedAt Time   `json:"updatedAt"`
 }
 
-// Identity is who makes a call: the team and project that a token is bound
-// to.
+// Identity is the caller of a request: the team and project of its token.
 type Identity struct {
 	TokenID string
 	Team    Team
 	Project Project
 }
 
-// Scope returns the scope of everything the identity may touch.
+// Scope returns the scope of everything that the identity may access.
 func (id *Identity) Scope() Scope {
 	return Scope{TeamID: id.Team.ID, ProjectID: id.Project.ID}
 }

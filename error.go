@@ -5,11 +5,11 @@ import (
 	"fmt"
 )
 
-// Code names a kind of failure. Clients branch on it; internal/api maps each
+// Code is the kind of an error. Clients branch on it; internal/api maps each code
 // to one HTTP status.
 type Code string
 
-// The codes a client can meet.
+// The codes of errors.
 const (
 	CodeBadRequest          Code = "bad_request"
 	CodeUnauthorized        Code = "unauthorized"
@@ -25,32 +25,59 @@ const (
 	CodeSandboxStopping     Code = "sandbox_stopping"
 	CodeSandboxSnapshotting Code = "sandbox_snapshotting"
 	CodeSnapshotNotFound    Code = "snapshot_not_found"
-	// CodeSnapshotIncompatible: a memory snapshot of another version.
+	// CodeSnapshotIncompatible: a snapshot of another driver, or a memory snapshot of
+	// another version.
 	CodeSnapshotIncompatible Code = "snapshot_incompatible"
 	CodeTimeoutInvalid       Code = "sandbox_timeout_invalid"
 	CodeDiskFull             Code = "disk_full"
-	CodeImageInvalid         Code = "image_invalid"
-	CodeSourceFailed         Code = "source_failed"
-	// CodeStdinUnavailable: the command has no standard input, or it has
-	// ended. CodeStdinTimeout: it does not read what it has been given.
+	// CodeSandboxUnsavable: the sandbox cannot be saved because of its own state.
+	// A retry fails too.
+	CodeSandboxUnsavable Code = "sandbox_unsavable"
+	CodeImageInvalid     Code = "image_invalid"
+	// CodeExecutableNotFound: there is no such program in the sandbox.
+	CodeExecutableNotFound Code = "executable_not_found"
+	CodeSourceFailed       Code = "source_failed"
+	// CodeStdinUnavailable: the command has no standard input, or the command has
+	// ended. CodeStdinTimeout: the command does not read its standard input.
 	CodeStdinUnavailable Code = "command_stdin_unavailable"
 	CodeStdinTimeout     Code = "command_stdin_timeout"
 )
 
-// Error is a failure that a client may see: its message names what was wrong
-// and holds no secret. An error of any other type is shown to clients as
-// "internal error" and goes whole to the log only.
+// Error is an error that is shown to clients. Its message says what is wrong and
+// contains no secrets. All other errors are shown as "internal error", and only the
+// log has their text.
 type Error struct {
 	Code    Code   `json:"code"`
 	Message string `json:"message"`
-	// Field is the path of the request field at fault ("resources.vcpus"),
-	// empty when no single field is.
+	// Field is the path of the field at fault, such as "resources.vcpus". It is
+	// empty if the error is not about a single field.
 	Field string `json:"field,omitempty"`
-	// BytesWritten comes with CodeStdinTimeout: how much of a command's input
-	// was taken in all.
+	// Resource is the kind of the resource that does not exist, or whose state
+	// forbids the call. It is empty if the error is not about one.
+	Resource Resource `json:"resource,omitempty"`
+	// BytesWritten is set with CodeStdinTimeout: the total number of input bytes
+	// that the command has read.
 	BytesWritten *int64 `json:"bytesWritten,omitempty"`
-	// Err is the cause, for the log; it is never sent.
+	// Err is the cause. It is logged, and never sent.
 	Err error `json:"-"`
+}
+
+// Resource is a kind of resource that an Error is about.
+type Resource string
+
+// The resources.
+const (
+	ResourceSandbox  Resource = "sandbox"
+	ResourceSession  Resource = "session"
+	ResourceCommand  Resource = "command"
+	ResourceSnapshot Resource = "snapshot"
+	ResourceDrive    Resource = "drive"
+)
+
+// About sets the resource that the error is about, and returns the error.
+func (e *Error) About(r Resource) *Error {
+	e.Resource = r
+	return e
 }
 
 func (e *Error) Error() string {
@@ -66,26 +93,26 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Errorf returns an Error with the given code and formatted message. A %w verb
-// keeps its operand as the cause.
+// Errorf returns an Error with a code and a formatted message. The operand of %w
+// becomes the cause.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
 }
 
-// Invalid returns a bad_request Error about one field of a request.
+// Invalid returns a bad_request Error about a field of a request.
 func Invalid(field, format string, args ...any) *Error {
 	return &Error{Code: CodeBadRequest, Field: field, Message: fmt.Sprintf(format, args...)}
 }
 
-// NotImplemented returns the Error for a field or call of the API whose
-// feature is not in this version.
+// NotImplemented returns the Error for a field or a call that this version does not
+// support.
 func NotImplemented(field, what string) *Error {
 	return &Error{Code: CodeNotImplemented, Field: field, Message: what + " is not supported by this version of Skerry"}
 }
 
-// CodeOf returns the code of the Error in err's chain, or CodeInternal when
-// there is none. CodeOf(nil) is "".
+// CodeOf returns the code of the first Error in err's chain, or CodeInternal if there
+// is none. CodeOf(nil) is "".
 func CodeOf(err error) Code {
 	if err == nil {
 		return ""

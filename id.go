@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// idEncoding has no characters that are mistaken for one another and survives
-// being a DNS label, a file name and a URL path segment.
+// idEncoding has no characters that look alike. Its strings can be DNS labels, file
+// names and path segments of URLs.
 var idEncoding = base32.NewEncoding("0123456789abcdefghjkmnpqrstvwxyz").WithPadding(base32.NoPadding)
 
-// The prefixes of the ids of each kind of thing.
+// The prefixes of ids.
 const (
 	PrefixSandbox  = "sb_"
 	PrefixSession  = "sbx_"
@@ -22,15 +22,18 @@ const (
 	PrefixToken    = "tok_"
 )
 
-// NewID returns a fresh random id, 120 bits behind the prefix.
+// NewID returns a random id: the prefix and 120 bits.
 func NewID(prefix string) string {
 	var b [15]byte
 	rand.Read(b[:])
 	return prefix + idEncoding.EncodeToString(b[:])
 }
 
-// ValidID reports whether id has the form of NewID(prefix). It is checked
-// before an id from outside is used to name a file or a cgroup.
+// IDPattern is the regular expression of the ids with a prefix.
+func IDPattern(prefix string) string { return "^" + prefix + "[0-9a-hjkmnp-tv-z]{24}$" }
+
+// ValidID reports whether id has the form of NewID(prefix). Check an id from outside
+// before it becomes the name of a file or a cgroup.
 func ValidID(prefix, id string) bool {
 	rest, ok := strings.CutPrefix(id, prefix)
 	if !ok || len(rest) != 24 {

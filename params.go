@@ -2,31 +2,30 @@ package skerry
 
 import "io"
 
-// CreateParams is what a client asks for when it creates a sandbox. A zero
-// field means the default.
+// CreateParams are the parameters of a new sandbox. A zero field is the default.
 type CreateParams struct {
 	Name     string
-	Runtime  string // "node24", "node22" or "python3.13"; of the default image
-	Image    string // reference of an OCI image known to the installation
+	Runtime  string // one of Runtimes, in the default image
+	Image    string // reference of an OCI image in the installation
 	Source   *Source
 	Timeout  Duration
 	VCPUs    int
 	MemoryMB int
 	Env      map[string]string
 	Tags     map[string]string
-	// Persistent keeps the files when a session ends; nil is true.
+	// Persistent keeps the files from one session to the next; nil is true.
 	Persistent         *bool
 	SnapshotExpiration *Duration
 	Retention          *Retention
-	// Mounts are drives by the path that they are at.
+	// Mounts are the drives, by mount path.
 	Mounts map[string]Mount
-	// Ports are published; those that are in PrivatePorts too ask for a token.
+	// Ports are published. Those that are also in PrivatePorts require a token.
 	Ports, PrivatePorts []int
-	// Policy is what sessions may reach; nil is all that any sandbox may.
+	// Policy is the network policy; nil is AllowAll.
 	Policy *NetworkPolicy
 }
 
-// UpdateParams is what a client changes about a sandbox; nil fields stay.
+// UpdateParams are the changes of a sandbox. A nil field changes nothing.
 type UpdateParams struct {
 	Timeout            *Duration
 	VCPUs              *int
@@ -35,53 +34,60 @@ type UpdateParams struct {
 	Tags               map[string]string
 	Persistent         *bool
 	SnapshotExpiration *Duration
-	// Retention replaces the sandbox's; with ClearRetention it has none.
+	// Retention replaces the sandbox's rule; ClearRetention removes it.
 	Retention      *Retention
 	ClearRetention bool
-	// Mounts replaces all; an empty map leaves none.
+	// Mounts replaces all mounts; an empty map removes them.
 	Mounts map[string]Mount
-	// Ports, if not nil, replaces all published ports; those that stay keep
-	// their routes. PrivatePorts, if not nil, says which are private.
+	// Ports, if not nil, replaces all published ports. Ports that stay keep their
+	// routes. PrivatePorts, if not nil, replaces the list of private ports.
 	Ports, PrivatePorts []int
-	// CurrentSnapshotID has the next session start from that snapshot.
+	// CurrentSnapshotID is the snapshot that the next session starts from.
 	CurrentSnapshotID *string
-	// Policy replaces what the sandbox may reach: in the session that runs, at
-	// once, and in later ones.
+	// Policy replaces the network policy: at once in the running session, and in later
+	// ones.
 	Policy *NetworkPolicy
 }
 
-// SnapshotParams is how a client wants a snapshot.
+// StopParams are the parameters of a stop.
+type StopParams struct {
+	// Force ends the session without saving it. A save in progress is abandoned, and
+	// the sandbox keeps its last snapshot.
+	Force bool
+}
+
+// SnapshotParams are the parameters of a snapshot.
 type SnapshotParams struct {
-	// Expiration is how long it is kept, 0 for ever; nil is as the sandbox
-	// says.
+	// Expiration is how long the snapshot is kept; 0 is for ever, nil is the sandbox's
+	// default.
 	Expiration *Duration
-	// Memory has it hold what the session runs too.
+	// Memory includes the memory of the running processes.
 	Memory bool
 }
 
-// Page asks for one page of a listing. Cursor is opaque: the Next of the page
-// before.
+// Page selects one page of a listing. Cursor is opaque: it comes from the previous
+// page.
 type Page struct {
 	Limit     int
 	Cursor    string
 	Ascending bool
 }
 
-// SandboxFilter narrows and orders a listing of sandboxes.
+// SandboxFilter filters and sorts a listing of sandboxes.
 type SandboxFilter struct {
 	Page
 	// SortBy is "createdAt" (default), "name", "statusUpdatedAt" or
 	// "currentSnapshotId".
 	SortBy     string
 	NamePrefix string
-	// Tags must all be carried with the given values.
+	// Tags are tags that a sandbox must have, with these values.
 	Tags map[string]string
 }
 
-// SessionFilter narrows a listing of sessions, ordered by creation.
+// SessionFilter filters a listing of sessions, which is sorted by creation time.
 type SessionFilter struct {
 	Page
-	// SandboxName, when set, is the only sandbox whose sessions are listed.
+	// SandboxName, if set, lists only the sessions of this sandbox.
 	SandboxName string
 }
 
@@ -89,30 +95,31 @@ type SessionFilter struct {
 type CommandParams struct {
 	Name string
 	Args []string
-	// Cwd is relative to WorkDir when it is not absolute.
+	// Cwd is the working directory. A relative path starts at WorkDir.
 	Cwd string
-	// Env is added to the sandbox's own and overrides it.
+	// Env is added to the sandbox's environment. It overrides variables of the same
+	// name.
 	Env map[string]string
 	// Sudo runs the command as root.
 	Sudo bool
-	// Timeout, when positive, kills the command with SIGKILL.
+	// Timeout is the time after which the command is killed with SIGKILL; 0 is never.
 	Timeout Duration
-	// Stdin gives the command a standard input that is written to while it
-	// runs; without, it is empty.
+	// Stdin attaches a standard input, to be written while the command runs. Otherwise
+	// standard input is empty.
 	Stdin bool
 }
 
-// StdinParams is a piece of a command's standard input.
+// StdinParams are the parameters of a write to a command's standard input.
 type StdinParams struct {
 	Data []byte
-	// Offset, if not nil, is where in the input Data begins: what was taken of
-	// it before is skipped, so that a call can be repeated.
+	// Offset, if not nil, is the offset in the input at which Data begins. Bytes that
+	// were written before are skipped, so a call can be repeated.
 	Offset *int64
-	// Close ends the input after Data.
+	// Close closes the input after Data.
 	Close bool
 }
 
-// TerminalParams is an interactive command on a pseudo-terminal.
+// TerminalParams are the parameters of a command on a pseudo-terminal.
 type TerminalParams struct {
 	Name string
 	Args []string
@@ -124,39 +131,47 @@ type TerminalParams struct {
 	Rows uint16
 }
 
-// Terminal is a running interactive command. Reading yields the terminal's
-// output until the command ends, writing types into it. Close hangs up.
+// Terminal is a command that runs on a pseudo-terminal. Read returns the terminal's
+// output until the command ends, Write sends keystrokes, Close hangs up.
 type Terminal interface {
 	io.ReadWriteCloser
-	// Resize tells the command its window's new size.
+	// Resize changes the size of the terminal.
 	Resize(cols, rows uint16) error
-	// Wait returns the exit code once the command has ended and its output
-	// has been read.
+	// Wait returns the exit code, after the command has ended and its output has been
+	// read.
 	Wait() (exitCode int, err error)
 }
 
-// Stream names one of a command's outputs.
+// Stream is one of the output streams of a command.
 type Stream string
 
-// The outputs of a command.
+// The output streams of a command.
 const (
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
 )
 
-// OutputReader follows what a command writes, in the order in which the
-// service received it.
+// OutputReader follows the output of a command, in the order in which the service
+// received it.
 type OutputReader interface {
-	// Next returns the next piece of output, waiting for it, and io.EOF when
-	// the command has ended and everything was returned. The bytes are valid
-	// until the following call. A command waits for the slowest of its
-	// readers, so a reader must be closed.
-	Next() (Stream, []byte, error)
+	// Next waits for the next piece of output and returns it. It returns io.EOF when
+	// the command has ended and everything has been returned. The bytes are valid
+	// until the next call. A command waits for its slowest reader, so every reader
+	// must be closed.
+	Next() (Output, error)
 	Close() error
 }
 
-// Size returns the page size that p asks for, within the bounds of the
-// service.
+// Output is a piece of a command's output.
+type Output struct {
+	Stream Stream
+	// Offset is the offset of Data in all output to Stream, in bytes.
+	Offset int64
+	Data   []byte
+}
+
+// Size returns the size of the page: DefaultPageSize if Limit is not set, and
+// MaxPageSize at most.
 func (p Page) Size() int {
 	switch {
 	case p.Limit <= 0:

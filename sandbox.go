@@ -1,16 +1,18 @@
 package skerry
 
-// Scope is the team and project on whose behalf a call is made. Every name is
-// unique within its scope, and nothing of one scope is visible in another.
+import "strings"
+
+// Scope is the team and project that a call is made for. Names are unique in a scope.
+// Nothing of one scope is visible in another.
 type Scope struct {
 	TeamID    string
 	ProjectID string
 }
 
-// Sandbox is a durable identity: a name and a configuration. It never runs
-// itself; its sessions do, at most one at a time.
+// Sandbox is a durable identity: a name and a configuration. It has at most one
+// session that has not ended.
 type Sandbox struct {
-	// ID is internal and stable across renames; the wire knows the name.
+	// ID is internal; the API uses the name.
 	ID    string `json:"-"`
 	Scope Scope  `json:"-"`
 
@@ -22,31 +24,31 @@ type Sandbox struct {
 	Runtime    string   `json:"runtime,omitempty"`
 	Image      string   `json:"image,omitempty"`
 	Timeout    Duration `json:"timeout,omitempty"`
-	// Env is the default environment of every command. It may hold secrets,
-	// so it is never sent back.
+	// Env is the default environment of every command. It may contain secrets, so it
+	// is never sent back.
 	Env  map[string]string `json:"-"`
 	Tags map[string]string `json:"tags,omitempty"`
-	// Source is what a fresh session's working directory is filled from. It
-	// may hold credentials, so it is never sent back.
+	// Source is the source of the files of the first session. It may contain
+	// credentials, so it is never sent back.
 	Source *Source `json:"-"`
 
-	// Policy is what sessions may reach; NetworkPolicy is what of it is shown.
-	// SetPolicy sets both.
+	// Policy is the network policy of sessions. NetworkPolicy is the redacted form that
+	// the API returns. SetPolicy sets both.
 	Policy        *NetworkPolicy        `json:"-"`
 	NetworkPolicy *NetworkPolicySummary `json:"networkPolicy,omitempty"`
 
-	// Ports are reached from outside. They hold keys, so what is sent back are
-	// Routes, which a listing has too; our own addition to the wire form.
+	// Ports are the published ports. They contain keys, so the API returns Routes
+	// instead; our own addition to the wire form.
 	Ports  []PublishedPort `json:"-"`
 	Routes []Route         `json:"routes,omitempty"`
 
-	// SnapshotExpiration is how long snapshots of the sandbox are kept; nil is
-	// the default, 0 for ever.
+	// SnapshotExpiration is how long snapshots of the sandbox are kept; nil is the
+	// default, 0 is for ever.
 	SnapshotExpiration *Duration  `json:"snapshotExpiration,omitempty"`
 	Retention          *Retention `json:"keepLastSnapshots,omitempty"`
-	// Mounts are the drives of the next session, by the path that they are at.
+	// Mounts are the drives of the next session, by mount path.
 	Mounts map[string]Mount `json:"mounts,omitempty"`
-	// CurrentSnapshotID is what the next session of a persistent sandbox
+	// CurrentSnapshotID is the snapshot that the next session of a persistent sandbox
 	// starts from.
 	CurrentSnapshotID string `json:"currentSnapshotId,omitempty"`
 
@@ -58,44 +60,44 @@ type Sandbox struct {
 	UpdatedAt        Time          `json:"updatedAt"`
 	// ExpiresAt is when the running session times out.
 	ExpiresAt Time `json:"expiresAt,omitzero"`
-	// PausedAt is that of the current session.
+	// PausedAt is the PausedAt of the current session.
 	PausedAt Time `json:"pausedAt,omitzero"`
 
-	// Totals over the sessions that have ended.
+	// Totals of the ended sessions.
 	TotalDuration     Duration `json:"totalDurationMs,omitempty"`
 	TotalActiveCPU    Duration `json:"totalActiveCpuDurationMs,omitempty"`
 	TotalEgressBytes  int64    `json:"totalEgressBytes,omitempty"`
 	TotalIngressBytes int64    `json:"totalIngressBytes,omitempty"`
 }
 
-// Source is what a fresh session's working directory is filled from.
+// Source is the source of the files in the working directory, or a snapshot of the
+// whole filesystem.
 type Source struct {
 	// Type is "git", "tarball" or "snapshot".
 	Type string `json:"type"`
-	// URL of the repository or of the tarball (optionally gzipped).
+	// URL is the URL of the repository or the tarball. The tarball may be compressed.
 	URL string `json:"url,omitempty"`
-	// Depth of the clone, 0 for the whole history; git alone.
+	// Depth is the number of commits to fetch, 0 for all. For git only.
 	Depth int `json:"depth,omitempty"`
-	// Revision is a branch, tag or commit; git alone.
+	// Revision is a branch, tag or commit. For git only.
 	Revision string `json:"revision,omitempty"`
-	// Username and Password go into the clone's requests and nowhere else.
+	// Username and Password are used for the requests of git only.
 	Username string `json:"username,omitempty"`
 	Password string `json:"password,omitempty"`
-	// SnapshotID names the snapshot of a source of type "snapshot": every
-	// session that has no later snapshot of its own starts from it.
+	// SnapshotID is the snapshot of a source of type "snapshot". Every session starts
+	// from it, unless the sandbox has a later snapshot of its own.
 	SnapshotID string `json:"snapshotId,omitempty"`
 }
 
-// SetPolicy sets what sessions of the sandbox may reach.
+// SetPolicy sets the network policy of the sandbox.
 func (s *Sandbox) SetPolicy(p *NetworkPolicy) { s.Policy, s.NetworkPolicy = p, p.Summary() }
 
-// Route is how a port that listens in a sandbox is reached from outside.
+// Route is the public address of a published port.
 type Route struct {
 	URL       string `json:"url"`
 	Subdomain string `json:"subdomain"`
 	Port      int    `json:"port"`
-	// Private says that only who has a token gets through; our own addition to
-	// the wire form.
+	// Private reports whether requests need a token; our own addition to the wire form.
 	Private bool `json:"private,omitempty"`
 }
 
@@ -104,8 +106,7 @@ type Session struct {
 	ID        string `json:"id"`
 	SandboxID string `json:"-"`
 	Scope     Scope  `json:"-"`
-	// SandboxName is our own addition to the wire form, so that a listing can
-	// name what each session belongs to.
+	// SandboxName is our own addition to the wire form, for listings.
 	SandboxName string `json:"sandboxName,omitempty"`
 
 	VCPUs    int      `json:"vcpus"`
@@ -116,23 +117,22 @@ type Session struct {
 	Timeout  Duration `json:"timeout"`
 	Cwd      string   `json:"cwd"`
 
-	// Persistent says that the files are kept when the session ends.
+	// Persistent reports whether the files are kept when the session ends.
 	Persistent bool `json:"persistent"`
-	// PausedAt is set while the session is paused; its status is running then.
-	// Our own addition to the wire form, of the sandbox's too.
-	PausedAt Time `json:"pausedAt,omitzero"`
-	// ImageDigest names the file of the image that its files stand on; our own
+	// PausedAt is set while the session is paused; its status is then running. Our own
 	// addition to the wire form.
+	PausedAt Time `json:"pausedAt,omitzero"`
+	// ImageDigest is the digest of the image file; our own addition to the wire form.
 	ImageDigest string `json:"imageDigest,omitempty"`
-	// DriveIDs are the drives that it has for writing; set when it is created,
-	// and then in the store alone.
+	// DriveIDs are the drives that it has mounted read-write. The field is set only
+	// when the session is created; afterwards the store has them.
 	DriveIDs []string `json:"-"`
-	// SourceSnapshotID is what its files started from.
+	// SourceSnapshotID is the snapshot that it started from.
 	SourceSnapshotID string `json:"sourceSnapshotId,omitempty"`
 
 	Status SessionStatus `json:"status"`
-	// Reason says in a sentence why a session failed or was aborted; our own
-	// addition to the wire form.
+	// Reason is the reason why the session failed, was aborted, or stopped without
+	// being saved; our own addition to the wire form.
 	Reason string `json:"reason,omitempty"`
 
 	RequestedAt     Time     `json:"requestedAt"`
@@ -145,18 +145,18 @@ type Session struct {
 	CreatedAt       Time     `json:"createdAt"`
 	UpdatedAt       Time     `json:"updatedAt"`
 
-	// Policy is what the session may reach; nil once it has ended. NetworkPolicy
-	// is what of it is shown.
+	// Policy is the network policy, nil after the session's end. NetworkPolicy is the
+	// redacted form that the API returns.
 	Policy        *NetworkPolicy        `json:"-"`
 	NetworkPolicy *NetworkPolicySummary `json:"networkPolicy,omitempty"`
 	ActiveCPU     Duration              `json:"activeCpuDurationMs,omitempty"`
 	Network       *NetworkTransfer      `json:"networkTransfer,omitempty"`
 }
 
-// SetPolicy sets what the session may reach.
+// SetPolicy sets the network policy of the session.
 func (s *Session) SetPolicy(p *NetworkPolicy) { s.Policy, s.NetworkPolicy = p, p.Summary() }
 
-// ExpiresAt is when the session times out; zero before it has started.
+// ExpiresAt returns when the session times out; zero before it has started.
 func (s *Session) ExpiresAt() Time {
 	if s.StartedAt.IsZero() {
 		return Time{}
@@ -164,7 +164,8 @@ func (s *Session) ExpiresAt() Time {
 	return Time{s.StartedAt.Add(s.Timeout.Std())}
 }
 
-// NetworkTransfer counts a session's bytes, headers included.
+// NetworkTransfer is the number of bytes that a session has received and sent,
+// headers included.
 type NetworkTransfer struct {
 	Ingress int64 `json:"ingress"`
 	Egress  int64 `json:"egress"`
@@ -180,7 +181,7 @@ const (
 	StatusSnapshotting SessionStatus = "snapshotting"
 	StatusStopping     SessionStatus = "stopping"
 	StatusStopped      SessionStatus = "stopped"
-	// StatusFailed: it never came up.
+	// StatusFailed: it did not start.
 	StatusFailed SessionStatus = "failed"
 	// StatusAborted: it was lost while it ran.
 	StatusAborted SessionStatus = "aborted"
@@ -194,7 +195,7 @@ var transitions = map[SessionStatus][]SessionStatus{
 	StatusStopping:     {StatusStopped, StatusAborted},
 }
 
-// CanBecome reports whether a session in state s may go to state next.
+// CanBecome reports whether a session in state s may change to state next.
 func (s SessionStatus) CanBecome(next SessionStatus) bool {
 	for _, t := range transitions[s] {
 		if t == next {
@@ -204,33 +205,66 @@ func (s SessionStatus) CanBecome(next SessionStatus) bool {
 	return false
 }
 
-// Ended reports whether no state follows s.
+// Ended reports whether s is a final state.
 func (s SessionStatus) Ended() bool { return len(transitions[s]) == 0 }
 
-// Command is one process that was started through the API in a session.
+// Command is a process that was started through the API in a session.
 type Command struct {
 	ID        string   `json:"id"`
 	SessionID string   `json:"sessionId"`
 	Name      string   `json:"name"`
 	Args      []string `json:"args"`
-	Cwd       string   `json:"cwd"`
-	// ExitCode is nil while the command runs. A command that a signal ended
-	// has 128 plus the signal's number.
+	// ArgsTruncated reports whether Name and Args are incomplete, see MaxKeptArgs; our
+	// own addition to the wire form.
+	ArgsTruncated bool   `json:"argsTruncated,omitempty"`
+	Cwd           string `json:"cwd"`
+	// ExitCode is nil while the command runs. If a signal ended it, the code is 128
+	// plus the signal's number.
 	ExitCode  *int     `json:"exitCode"`
 	Duration  Duration `json:"durationMs,omitempty"`
 	StartedAt Time     `json:"startedAt"`
 }
 
+// MaxKeptArgs limits the bytes of a command's name and arguments that are kept after
+// its start: a thousand commands of a session then have 8 MiB at most.
+const MaxKeptArgs = 8 << 10
+
+// Kept returns the command with its name and arguments cut to MaxKeptArgs.
+func (c Command) Kept() Command {
+	left := MaxKeptArgs
+	cut := func(s string) string {
+		if len(s) > left {
+			s = strings.Clone(strings.ToValidUTF8(s[:left], "")) // so that the rest can be freed
+			c.ArgsTruncated, left = true, 0
+			return s
+		}
+		left -= len(s)
+		return s
+	}
+	c.Name = cut(c.Name)
+	args := make([]string, 0, min(len(c.Args), MaxKeptArgs))
+	for _, arg := range c.Args {
+		// An argument takes more memory than its bytes.
+		if left -= 16; left < 0 {
+			c.ArgsTruncated = true
+			break
+		}
+		args = append(args, cut(arg))
+	}
+	c.Args = args
+	return c
+}
+
 // Finished reports whether the command has ended.
 func (c *Command) Finished() bool { return c.ExitCode != nil }
 
-// Run is a sandbox together with its current session and the routes to it.
+// Run is a sandbox with its current session and its routes.
 type Run struct {
 	Sandbox Sandbox
 	Session Session
 	Routes  []Route
-	// Snapshot is the one that this call took, if any.
+	// Snapshot is the snapshot that this call took, if any.
 	Snapshot *Snapshot
-	// Resumed says that this call started the session.
+	// Resumed reports whether this call started the session.
 	Resumed bool
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -91,5 +92,29 @@ func TestErrors(t *testing.T) {
 	b, jerr := json.Marshal(Invalid("a.b", "is %d", 3))
 	if jerr != nil || string(b) != `{"code":"bad_request","message":"is 3","field":"a.b"}` {
 		t.Errorf("encoded as %s, %v", b, jerr)
+	}
+}
+
+func TestKeptArguments(t *testing.T) {
+	small := Command{Name: "sh", Args: []string{"-c", "exit 3"}}
+	if kept := small.Kept(); kept.ArgsTruncated || kept.Name != "sh" || len(kept.Args) != 2 || kept.Args[1] != "exit 3" {
+		t.Errorf("a small command is kept as %+v", kept)
+	}
+	for what, c := range map[string]Command{
+		"a long name":     {Name: strings.Repeat("n", 1<<20), Args: []string{"a"}},
+		"a long argument": {Name: "sh", Args: []string{"-c", strings.Repeat("ü", 1<<19), "z"}},
+		"many arguments":  {Name: "sh", Args: make([]string, 1<<16)},
+	} {
+		kept := c.Kept()
+		size := len(kept.Name)
+		for _, arg := range kept.Args {
+			size += 16 + len(arg)
+		}
+		if !kept.ArgsTruncated || size > MaxKeptArgs+16 || size < MaxKeptArgs-64 {
+			t.Errorf("of %s %d bytes are kept, truncated %v", what, size, kept.ArgsTruncated)
+		}
+		if again := kept.Kept(); !again.ArgsTruncated {
+			t.Errorf("what was truncated counts as whole")
+		}
 	}
 }

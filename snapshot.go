@@ -4,59 +4,66 @@ import "time"
 
 // Limits and defaults of snapshots.
 const (
-	// DefaultSnapshotExpiration is how long a snapshot is kept when neither it
-	// nor its sandbox says.
+	// DefaultSnapshotExpiration is how long a snapshot is kept by default.
 	DefaultSnapshotExpiration = 30 * 24 * time.Hour
-	// MinSnapshotExpiration is the shortest expiration that is accepted,
-	// beside 0 for "never".
+	// MinSnapshotExpiration is the minimum expiration, besides 0 for "never".
 	MinSnapshotExpiration = time.Minute
-	// MaxKeepLast bounds Retention.Count.
+	// MaxKeepLast limits Retention.Count. The public service has the same.
 	MaxKeepLast = 10
 )
 
-// Snapshot is a session's filesystem at one moment, and with Memory what the
-// session ran too. It does not change.
+// Snapshot is the filesystem of a session at one moment, and with Memory its
+// processes too. It does not change.
 type Snapshot struct {
 	ID    string `json:"id"`
 	Scope Scope  `json:"-"`
-	// SandboxID is the sandbox that it was taken of, which may be gone.
+	// SandboxID is the sandbox of the session. It may have been deleted.
 	SandboxID       string `json:"-"`
 	SourceSessionID string `json:"sourceSessionId"`
 	// SandboxName is our own addition to the wire form.
 	SandboxName string `json:"sandboxName,omitempty"`
-	// ParentID is the snapshot that the session started from.
+	// ParentID is the snapshot that the session had started from.
 	ParentID string `json:"parentId,omitempty"`
 	Region   string `json:"region"`
 
 	Status SnapshotStatus `json:"status"`
-	// SizeBytes is the size of what differs from the image.
+	// SizeBytes is the size of the difference to the image.
 	SizeBytes      int64          `json:"sizeBytes"`
 	CreationMethod CreationMethod `json:"creationMethod,omitempty"`
-	// Memory says that sessions that start from it go on with the processes
-	// that ran when it was taken; our own addition to the wire form.
+	// Memory reports whether it includes the memory of the running processes, which
+	// continue in sessions that start from it; our own addition to the wire form.
 	Memory bool `json:"memory,omitempty"`
 
-	// ExpiresAt is zero for a snapshot that is kept until it is deleted.
+	// ExpiresAt is zero for a snapshot that does not expire.
 	ExpiresAt  Time `json:"expiresAt,omitzero"`
 	CreatedAt  Time `json:"createdAt"`
 	UpdatedAt  Time `json:"updatedAt"`
 	LastUsedAt Time `json:"lastUsedAt,omitzero"`
 
-	// Base is what the snapshot is the difference to, and Manifest where the
-	// difference is.
+	// Base is the image that the snapshot is a difference to, and Manifest is where the
+	// difference is stored.
 	Base     Base   `json:"-"`
 	Manifest string `json:"-"`
 }
 
-// Base is the image that a snapshot stands on.
+// Manifest is what the store knows of saved files that snapshots name.
+type Manifest struct {
+	Name string
+	// CreatedAt is the time of the newest snapshot that names it.
+	CreatedAt Time
+	// Deleted says that all snapshots that name it are deleted.
+	Deleted bool
+}
+
+// Base is the image that a snapshot is a difference to.
 type Base struct {
-	// Image is its name as the API shows it, Digest that of its file.
+	// Image is the name as the API shows it, Digest the digest of the image file.
 	Image  string
 	Digest string
-	// Runtime is what the sandbox had chosen.
+	// Runtime is the runtime of the sandbox.
 	Runtime string
-	// VCPUs and MemoryMB are what a session that starts from a snapshot with
-	// memory must have; 0 for other snapshots.
+	// VCPUs and MemoryMB are the size of the session. A session that starts from a
+	// snapshot with memory must have the same. They are 0 for other snapshots.
 	VCPUs    int
 	MemoryMB int
 }
@@ -69,60 +76,61 @@ func (s *Snapshot) Usable(now time.Time) bool {
 // SnapshotStatus is a state of a snapshot.
 type SnapshotStatus string
 
-// The states of a snapshot. A deleted one is remembered, so that who asks for
-// it learns what happened; its bytes are gone.
+// The states of a snapshot. A deleted snapshot stays listed for a while, without its
+// files.
 const (
 	SnapshotCreated SnapshotStatus = "created"
 	SnapshotDeleted SnapshotStatus = "deleted"
 )
 
-// CreationMethod says why a snapshot was taken.
+// CreationMethod is the reason for a snapshot.
 type CreationMethod string
 
 // The reasons for a snapshot.
 const (
-	// CreatedManually: by the call that takes one.
+	// CreatedManually: a client asked for it.
 	CreatedManually CreationMethod = "manual"
-	// CreatedAtStop: because a persistent sandbox's session ended.
+	// CreatedAtStop: a session of a persistent sandbox ended.
 	CreatedAtStop CreationMethod = "automatic"
-	// CreatedForFork: of a running sandbox, to fork it.
+	// CreatedForFork: a running sandbox was forked.
 	CreatedForFork CreationMethod = "fork"
 )
 
-// Retention says which of a sandbox's snapshots are kept.
+// Retention is the rule for which snapshots of a sandbox are kept.
 type Retention struct {
-	// Count is how many of the newest are kept, 1 to MaxKeepLast.
+	// Count is the number of newest snapshots to keep, from 1 to MaxKeepLast.
 	Count int `json:"count"`
-	// Expiration, if not nil, is that of the kept ones, from their creation;
-	// 0 is never.
+	// Expiration, if not nil, is how long these are kept, counted from their creation;
+	// 0 is for ever.
 	Expiration *Duration `json:"expiration,omitempty"`
-	// DeleteEvicted says that the others are deleted at once; otherwise they
-	// stay for the sandbox's default expiration. Nil is true.
+	// DeleteEvicted deletes all other snapshots at once. Otherwise they are kept for the
+	// sandbox's default expiration. Nil is true.
 	DeleteEvicted *bool `json:"deleteEvicted,omitempty"`
 }
 
-// SnapshotFilter narrows a listing of snapshots, ordered by creation. Deleted
-// and expired ones are not listed.
+// SnapshotFilter filters a listing of snapshots, which is sorted by creation time.
 type SnapshotFilter struct {
 	Page
-	// SandboxName, when set, is the only sandbox whose snapshots are listed.
+	// SandboxName, if set, lists only the snapshots of this sandbox.
 	SandboxName string
+	// Deleted includes deleted and expired snapshots, as long as they are listed.
+	Deleted bool
 }
 
-// SnapshotNode is one generation in the ancestry of a snapshot.
+// SnapshotNode is a node in the tree of snapshots.
 type SnapshotNode struct {
 	Snapshot Snapshot
-	// Siblings are the newest of the other snapshots with the same parent,
-	// Count is how many there are with this one.
+	// Siblings are the newest of the other snapshots with the same parent. Count is the
+	// number of all snapshots with this parent, including this one.
 	Siblings []Snapshot
 	Count    int
 }
 
-// ForkParams is what a fork has otherwise than its source; nil fields and
-// empty values are the source's.
+// ForkParams are the parameters of a fork. A nil or empty field is copied from the
+// source.
 type ForkParams struct {
 	Name string
-	// Image, if not empty, must be the source's.
+	// Image, if set, must be the source's.
 	Image      string
 	Timeout    *Duration
 	VCPUs      *int
@@ -133,20 +141,18 @@ type ForkParams struct {
 	// SnapshotExpiration and Retention are as in UpdateParams.
 	SnapshotExpiration *Duration
 	Retention          *Retention
-	// Mounts, if not nil, are the fork's. The source's are copied as snapshots,
-	// since a drive has one writer.
+	// Mounts, if not nil, replaces the mounts. The source's mounts are copied as
+	// snapshots, because only one session can mount a drive read-write.
 	Mounts map[string]Mount
-	// Ports and PrivatePorts are as in UpdateParams. The fork has routes of its
-	// own to them.
+	// Ports and PrivatePorts are as in UpdateParams. The fork has its own routes.
 	Ports, PrivatePorts []int
-	// Policy, if not nil, is what the fork may reach, in the place of what the
-	// source may.
+	// Policy, if not nil, replaces the network policy.
 	Policy *NetworkPolicy
-	// Live takes the files of a running source as they are at this moment,
-	// instead of those of its current snapshot. Our own addition.
+	// Live copies the present files of a running source, instead of those of its
+	// current snapshot. Our own addition.
 	Live bool
-	// Memory takes what a running source runs along: the fork goes on with its
-	// processes. Without a running source its current snapshot must have them.
-	// Our own addition.
+	// Memory copies the processes of a running source too, with their memory. They
+	// continue in the fork. If the source is not running, its current snapshot must
+	// include memory. Our own addition.
 	Memory bool
 }

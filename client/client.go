@@ -1,11 +1,13 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/skerry-dev/skerry/internal/config"
 )
@@ -14,30 +16,31 @@ import (
 // http://127.0.0.1:7700.
 const DefaultURL = config.DefaultURL
 
-// Options say which server to talk to, and as whom.
+// Options configure a Client: the server, and the credentials.
 type Options struct {
-	// URL of the server; DefaultURL when empty.
+	// URL is the address of the server; DefaultURL if empty.
 	URL string
 	// Token is sent as a bearer token.
 	Token string
-	// Team is the id ("team_…") or the slug of a team; empty is the team of
-	// the token.
+	// Team is the id ("team_…") or the slug of a team; the team of the token if empty.
 	Team string
-	// Project is the id or the name of a project; empty is the project of the
-	// token.
+	// Project is the id or the name of a project; the project of the token if empty.
 	Project string
-	// HTTPClient makes the requests; nil is a client of its own without a
-	// timeout, since commands run for as long as they like. Contexts bound
-	// each call.
+	// HTTPClient makes the requests. If nil, a separate client without a timeout is
+	// used, because commands may run for any time. Use contexts to limit calls.
 	HTTPClient *http.Client
 	// UserAgent is sent before the SDK's own.
 	UserAgent string
+	// Reattach is how long Wait tries to reconnect to a command after its
+	// connection broke, counted from the last data from the server. 0 is
+	// [DefaultReattach]; a negative value disables it.
+	Reattach time.Duration
 	// NoResume makes calls on a stopped sandbox fail instead of starting a
 	// new session.
 	NoResume bool
 }
 
-// Client talks to one server on behalf of one project. Make one with [New] or
+// Client is a client of one server, for one project. Create it with [New] or
 // [FromEnvironment].
 type Client struct {
 	base      *url.URL
@@ -47,9 +50,11 @@ type Client struct {
 	http      *http.Client
 	userAgent string
 	noResume  bool
+	reattach  time.Duration
+	maxOutput int // the constant, except in tests
 }
 
-// New returns a client. It makes no request.
+// New returns a client. It sends no request.
 func New(opts Options) (*Client, error) {
 	if opts.URL == "" {
 		opts.URL = DefaultURL
@@ -59,10 +64,10 @@ func New(opts Options) (*Client, error) {
 		return nil, fmt.Errorf("the server's address %q is not an http or https URL", opts.URL)
 	}
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
-		return nil, fmt.Errorf("the server's address may have no user, query or fragment")
+		return nil, fmt.Errorf("the server's address must not have a user, query or fragment")
 	}
 	if strings.ContainsFunc(opts.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return nil, fmt.Errorf("the token has characters that no token has (a space or a line break?)")
+		return nil, fmt.Errorf("the token contains characters that are not allowed in a token, such as a space or a line break")
 	}
 	c := &Client{
 		base:      base,
@@ -72,6 +77,8 @@ func New(opts Options) (*Client, error) {
 		http:      opts.HTTPClient,
 		userAgent: strings.TrimSpace(opts.UserAgent + " skerry-go"),
 		noResume:  opts.NoResume,
+		reattach:  cmp.Or(opts.Reattach, DefaultReattach),
+		maxOutput: maxOutput,
 	}
 	if c.http == nil {
 		c.http = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
@@ -89,10 +96,10 @@ func FromEnvironment() (*Client, error) {
 }
 
 // OptionsFromEnvironment reads SKERRY_URL, SKERRY_TOKEN, SKERRY_TEAM and
-// SKERRY_PROJECT; each that is not set comes from skerry/config.json under
-// $XDG_CONFIG_HOME, by default ~/.config (on macOS and Windows too), but for
-// the file's team and project when SKERRY_TOKEN is another token than the
-// file's. A missing file is no error.
+// SKERRY_PROJECT. Variables that are not set are read from skerry/config.json under
+// $XDG_CONFIG_HOME, by default ~/.config (on macOS and Windows too). The file's
+// team and project are ignored if SKERRY_TOKEN differs from the file's token. A
+// missing file is not an error.
 func OptionsFromEnvironment() (Options, error) {
 	path, err := config.Path()
 	if err != nil {
@@ -109,11 +116,11 @@ func OptionsFromEnvironment() (Options, error) {
 // URL returns the address of the server.
 func (c *Client) URL() string { return c.base.String() }
 
-// Close drops the idle connections. The client may be used again.
+// Close closes idle connections. The client can still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// scope returns the query of a call: the team, and the project under the name
-// that the endpoint knows it by ("" for endpoints that need none).
+// scope returns the query of a call: the team, and the project in the parameter that the
+// endpoint has for it ("" for endpoints without one).
 func (c *Client) scope(projectKey string) url.Values {
 	q := url.Values{}
 	switch {

@@ -7,7 +7,9 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,12 +19,12 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
-func connect(t *testing.T, s *clienttest.Server, opts client.Options) *client.Client {
+func connect(t *testing.T, s *servertest.Server, opts client.Options) *client.Client {
 	t.Helper()
-	opts.URL, opts.Token = s.URL, clienttest.Token
+	opts.URL, opts.Token = s.URL, s.Token
 	c, err := client.New(opts)
 	if err != nil {
 		t.Fatal(err)
@@ -32,9 +34,9 @@ func connect(t *testing.T, s *clienttest.Server, opts client.Options) *client.Cl
 }
 
 // sandbox returns a running sandbox on a fresh server.
-func sandbox(t *testing.T) (*clienttest.Server, *client.Sandbox) {
+func sandbox(t *testing.T) (*servertest.Server, *client.Sandbox) {
 	t.Helper()
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	sb, err := connect(t, s, client.Options{}).CreateSandbox(t.Context(), client.CreateOptions{Name: "box"})
 	if err != nil {
 		t.Fatal(err)
@@ -54,15 +56,15 @@ func TestNewRefusesBadOptions(t *testing.T) {
 }
 
 func TestScopeAndCreateBody(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	c := connect(t, s, client.Options{Team: "acme", Project: "web"})
 	_, err := c.CreateSandbox(t.Context(), client.CreateOptions{
-		Runtime: "node22", Timeout: time.Minute, VCPUs: 4, Env: map[string]string{"A": "b"}, Tags: map[string]string{"k": "v"},
+		Runtime: "node24", Timeout: time.Minute, VCPUs: 4, Env: map[string]string{"A": "b"}, Tags: map[string]string{"k": "v"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `{"projectId":"web","runtime":"node22","timeout":60000,"resources":{"vcpus":4},"env":{"A":"b"},"tags":{"k":"v"}}`
+	want := `{"projectId":"web","runtime":"node24","timeout":60000,"resources":{"vcpus":4},"env":{"A":"b"},"tags":{"k":"v"}}`
 	if got := s.LastBody("POST /v2/sandboxes?slug=acme"); got != want {
 		t.Errorf("body\n%s, want\n%s", got, want)
 	}
@@ -84,11 +86,11 @@ func TestScopeAndCreateBody(t *testing.T) {
 }
 
 func TestErrors(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	c := connect(t, s, client.Options{})
 	_, err := c.CreateSandbox(t.Context(), client.CreateOptions{Ports: []int{3000}})
 	var e *client.Error
-	if !errors.As(err, &e) || !client.IsNotImplemented(err) || e.Code != skerry.CodeNotImplemented || e.RequestID != "req_test" {
+	if !errors.As(err, &e) || !client.IsNotImplemented(err) || e.Code != skerry.CodeNotImplemented || e.Field != "ports" || !strings.HasPrefix(e.RequestID, "req_") {
 		t.Errorf("error %#v", err)
 	}
 	if !errors.Is(err, &client.Error{Code: skerry.CodeNotImplemented}) || errors.Is(err, &client.Error{Code: skerry.CodeConflict}) {
@@ -117,12 +119,12 @@ func TestRetries(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := clienttest.New(t)
+			s := servertest.New(t)
 			var tries atomic.Int32
 			s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
 				tries.Add(1)
 				w.Header().Set("Retry-After", test.retryAfter)
-				clienttest.Refuse(w, test.status, "", "no")
+				servertest.Refuse(w, test.status, "", "no")
 				return true
 			}
 			err := test.call(t.Context(), connect(t, s, client.Options{}))
@@ -144,11 +146,11 @@ func create(ctx context.Context, c *client.Client) error {
 }
 
 func TestRetryStopsWithContext(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Retry-After", "20")
-		clienttest.Refuse(w, 429, "", "slow down")
+		servertest.Refuse(w, 429, "", "slow down")
 		time.AfterFunc(10*time.Millisecond, cancel)
 		return true
 	}
@@ -158,13 +160,13 @@ func TestRetryStopsWithContext(t *testing.T) {
 }
 
 func TestListPages(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	for i := range 5 {
-		s.Add(fmt.Sprintf("box-%d", i), skerry.StatusRunning)
+		s.Add(t, fmt.Sprintf("box-%d", i))
 	}
 	c := connect(t, s, client.Options{})
 	var names []string
-	for sb, err := range c.ListSandboxes(t.Context(), client.ListOptions{Limit: 2, SortBy: "name"}) {
+	for sb, err := range c.ListSandboxes(t.Context(), client.ListOptions{Limit: 2, SortBy: "name", Ascending: true}) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,12 +188,14 @@ func TestListPages(t *testing.T) {
 
 func TestUpdateSendsWhatChanges(t *testing.T) {
 	s, sb := sandbox(t)
-	id := s.AddSnapshot("box").ID
-	minute, four := time.Minute, 4
+	snap, err := sb.Snapshot(t.Context(), client.TakeOptions{})
+	must(t, err)
+	id := snap.ID()
+	minute, four, yes := time.Minute, 4, true
 	for want, opts := range map[string]client.UpdateOptions{
 		`{}`: {},
 		`{"resources":{"vcpus":4},"timeout":60000}`:                 {Timeout: &minute, VCPUs: &four},
-		`{"keepLastSnapshots":null,"persistent":false}`:             {ClearKeepLastSnapshots: true, Persistent: new(bool)},
+		`{"keepLastSnapshots":null,"persistent":true}`:              {ClearKeepLastSnapshots: true, Persistent: &yes},
 		`{"currentSnapshotId":"` + id + `","snapshotExpiration":0}`: {CurrentSnapshotID: &id, SnapshotExpiration: new(time.Duration)},
 		`{"env":{"A":"b"},"tags":{}}`:                               {Env: map[string]string{"A": "b"}, Tags: map[string]string{}},
 	} {
@@ -249,8 +253,8 @@ func TestLifecycle(t *testing.T) {
 }
 
 func TestNoResume(t *testing.T) {
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusStopped)
+	s := servertest.New(t)
+	s.AddStopped(t, "box")
 	sb, err := connect(t, s, client.Options{NoResume: true}).GetSandbox(t.Context(), "box", client.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +268,7 @@ func TestCommand(t *testing.T) {
 	_, sb := sandbox(t)
 	ctx := t.Context()
 	var out, errs strings.Builder
-	cmd := sb.Command(ctx, "sh", "-c", `printf 'out\t"\\\033[1m<%s>\n' "$WHO"; printf 'érr\n' >&2; pwd; exit 3`)
+	cmd := sb.Command(ctx, "sh", "-c", `printf 'out\t"\\\033[1m<%s>\n' "$WHO"; printf 'érr\n' >&2; ls -d vercel; exit 3`)
 	cmd.Env, cmd.Dir = map[string]string{"WHO": "me"}, "/"
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -272,7 +276,7 @@ func TestCommand(t *testing.T) {
 	if !errors.As(err, &exit) || exit.Code != 3 {
 		t.Errorf("error %v", err)
 	}
-	if out.String() != "out\t\"\\\x1b[1m<me>\n/\n" || errs.String() != "érr\n" {
+	if out.String() != "out\t\"\\\x1b[1m<me>\nvercel\n" || errs.String() != "érr\n" {
 		t.Errorf("stdout %q, stderr %q", out.String(), errs.String())
 	}
 	if err := cmd.Run(); err == nil {
@@ -284,7 +288,7 @@ func TestCommand(t *testing.T) {
 	if b, err := sb.Command(ctx, "sh", "-c", "echo a; echo b >&2").CombinedOutput(); err != nil || len(b) != 4 {
 		t.Errorf("combined %q, %v", b, err)
 	}
-	if err := sb.Command(ctx, "no-such-program").Run(); !errors.As(err, &exit) || exit.Code != 127 {
+	if err := sb.Command(ctx, "no-such-program").Run(); !client.IsExecutableNotFound(err) {
 		t.Errorf("error %v", err)
 	}
 	slow := sb.Command(ctx, "sleep", "60")
@@ -305,7 +309,7 @@ func TestCommandEndsWithContext(t *testing.T) {
 	if err := cmd.Wait(); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
-	s.WaitCommands() // hangs if it was not killed
+	s.Node.AwaitCommands() // hangs if it was not killed
 }
 
 // closedWriter fails as the standard output of a pipeline that has ended does.
@@ -320,7 +324,7 @@ func TestCommandEndsWhenNobodyTakesItsOutput(t *testing.T) {
 	if err := cmd.Run(); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("error %v", err)
 	}
-	s.WaitCommands()
+	s.Node.AwaitCommands()
 }
 
 // What the docs allow while another goroutine is in Wait, for the race
@@ -403,10 +407,20 @@ func TestBrokenStream(t *testing.T) {
 		"an error in it":   `{"command":{"id":"cmd_1","exitCode":null}}` + "\n" + `{"stream":"error","data":{"code":"sandbox_stopped","message":"gone"}}` + "\n",
 		"an unknown event": `{"command":{"id":"cmd_1","exitCode":null}}` + "\n" + `{"stream":"stdin","data":"a"}` + "\n",
 	} {
-		s, sb := sandbox(t)
+		s := servertest.New(t)
+		sb, err := connect(t, s, client.Options{Reattach: -1}).CreateSandbox(t.Context(), client.CreateOptions{Name: "box"})
+		if err != nil {
+			t.Fatal(err)
+		}
 		s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
-			if !strings.HasSuffix(r.URL.Path, "/cmd") {
+			switch {
+			case strings.HasSuffix(r.URL.Path, "/kill"):
+				t.Errorf("%s: the command was killed", name)
+			case !strings.Contains(r.URL.Path, "/cmd"):
 				return false
+			case r.Method != http.MethodPost:
+				http.Error(w, "", http.StatusServiceUnavailable)
+				return true
 			}
 			w.Header().Set("Content-Type", "application/x-ndjson")
 			io.WriteString(w, body)
@@ -414,11 +428,11 @@ func TestBrokenStream(t *testing.T) {
 		}
 		cmd := sb.Command(t.Context(), "true")
 		cmd.Stdout = io.Discard
-		err := cmd.Run()
+		err = cmd.Run()
 		if err == nil {
 			t.Errorf("%s: no error", name)
 		}
-		if strings.HasPrefix(name, "cut") && !errors.Is(err, io.ErrUnexpectedEOF) {
+		if _, lost := errors.AsType[*client.LostError](err); lost != strings.HasPrefix(name, "cut") {
 			t.Errorf("%s: error %v", name, err)
 		}
 		if name == "an error in it" && client.CodeOf(err) != skerry.CodeSandboxStopped {
@@ -437,7 +451,7 @@ func TestFiles(t *testing.T) {
 	if b, err := sb.ReadFile(ctx, "a/b.bin"); err != nil || string(b) != binary {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if info, err := os.Stat(filepath.Join(s.WorkDir("box"), "a/b.bin")); err != nil || info.Mode().Perm() != 0o750 {
+	if info, err := os.Stat(filepath.Join(s.WorkDir(t, "box"), "a/b.bin")); err != nil || info.Mode().Perm() != 0o750 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	if _, err := sb.Open(ctx, "none"); !client.IsNotFound(err) {
@@ -450,10 +464,10 @@ func TestFiles(t *testing.T) {
 	if err := sb.WriteFiles(ctx, "new", fsys); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(filepath.Join(s.WorkDir("box"), "new/x/1")); err != nil || string(b) != "one" {
+	if b, err := os.ReadFile(filepath.Join(s.WorkDir(t, "box"), "new/x/1")); err != nil || string(b) != "one" {
 		t.Errorf("read %q, %v", b, err)
 	}
-	if err := sb.WriteFile(ctx, "/outside-of-it", nil, 0o600); client.CodeOf(err) != skerry.CodeBadRequest {
+	if err := sb.WriteFile(ctx, "new", nil, 0o600); client.CodeOf(err) != skerry.CodeBadRequest {
 		t.Errorf("error %v", err)
 	}
 }
@@ -466,7 +480,7 @@ func TestUploadAfterStopIsRepeatedWhole(t *testing.T) {
 	if err := sb.WriteFile(t.Context(), "f", []byte("content"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if b, err := os.ReadFile(filepath.Join(s.WorkDir("box"), "f")); err != nil || string(b) != "content" {
+	if b, err := os.ReadFile(filepath.Join(s.WorkDir(t, "box"), "f")); err != nil || string(b) != "content" {
 		t.Errorf("read %q, %v", b, err)
 	}
 }
@@ -482,19 +496,19 @@ func TestCopy(t *testing.T) {
 	must(t, os.Symlink("deep/run.sh", filepath.Join(src, "link")))
 
 	done, err := sb.CopyTo(ctx, src, "app")
-	if err != nil || done.Path != filepath.Join(s.WorkDir("box"), "app") {
+	if err != nil || done.Path != "/vercel/sandbox/app" {
 		t.Fatalf("%+v, %v", done, err)
 	}
-	if done, err = sb.CopyTo(ctx, filepath.Join(src, "data"), "app"); err != nil || done.Path != filepath.Join(s.WorkDir("box"), "app/data") {
+	if done, err = sb.CopyTo(ctx, filepath.Join(src, "data"), "app"); err != nil || done.Path != "/vercel/sandbox/app/data" {
 		t.Fatalf("into a directory: %+v, %v", done, err)
 	}
-	must(t, os.Symlink("/etc/passwd", filepath.Join(s.WorkDir("box"), "app", "evil")))
+	must(t, os.Symlink("/etc/passwd", filepath.Join(s.WorkDir(t, "box"), "app", "evil")))
 	back := filepath.Join(local, "back")
 	done, err = sb.CopyFrom(ctx, "app", back)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(done.Skipped) != 1 || done.Skipped[0] != "app/evil" {
+	if len(done.Skipped) != 1 || done.Skipped[0] != "app/evil (a symbolic link that leads out of the directory: /etc/passwd)" {
 		t.Errorf("skipped %q", done.Skipped)
 	}
 	if b, err := os.ReadFile(filepath.Join(back, "data")); err != nil || string(b) != "\x00\x01\xff" {
@@ -509,7 +523,7 @@ func TestCopy(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(back, "deep", "empty")); err != nil || !info.IsDir() {
 		t.Errorf("the empty directory: %v", err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(s.WorkDir("box"), "tmp.*")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(s.WorkDir(t, "box"), "../../tmp/*")); len(left) != 0 {
 		t.Errorf("left in the sandbox: %q", left)
 	}
 	if done, err = sb.CopyFrom(ctx, "app/deep/run.sh", local+"/"); err != nil || done.Path != filepath.Join(local, "run.sh") {
@@ -526,10 +540,72 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// A copy between sandboxes is followed by nobody on this machine, so every kind
+// of link and pipes stay as they are.
+func TestCopyBetween(t *testing.T) {
+	s, from := sandbox(t)
+	ctx := t.Context()
+	s.Add(t, "other")
+	to, err := connect(t, s, client.Options{}).GetSandbox(ctx, "other", client.GetOptions{})
+	must(t, err)
+	_, err = from.Command(ctx, "sh", "-c", `mkdir -p d/sub && echo data >d/sub/f && chmod 750 d/sub/f && ln d/sub/f d/hard && mkfifo d/pipe &&
+		ln -s /etc/passwd d/abs && ln -s ../../up d/up && ln -s sub/f d/in`).Output()
+	must(t, err)
+	done, err := from.CopyBetween(ctx, "d", to, "e")
+	if want := (client.Copied{Path: "/vercel/sandbox/e", Bytes: 5}); err != nil || !reflect.DeepEqual(done, want) {
+		t.Fatalf("%+v, %v; want %+v", done, err, want)
+	}
+	out, err := to.Command(ctx, "sh", "-c", `cd e && cat in && readlink abs up in && stat -c '%A %h' pipe hard && test hard -ef sub/f`).Output()
+	if want := "data\n/etc/passwd\n../../up\nsub/f\nprw-r--r-- 1\n-rwxr-x--- 2\n"; err != nil || string(out) != want {
+		t.Errorf("%q, %v; want %q", out, err, want)
+	}
+	if done, err = from.CopyBetween(ctx, "d/sub/f", to, ""); err != nil || done.Path != "/vercel/sandbox/f" {
+		t.Errorf("a file: %+v, %v", done, err)
+	}
+	if done, err = from.CopyBetween(ctx, "d", to, "e"); err != nil || done.Path != "/vercel/sandbox/e/d" {
+		t.Errorf("into a directory: %+v, %v", done, err)
+	}
+	if _, err = from.CopyBetween(ctx, "none", to, "x"); !client.IsNotFound(err) {
+		t.Errorf("a missing file: %v", err)
+	}
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Without a command, the terminal is for the shell that the user has.
+func TestTerminalShell(t *testing.T) {
+	_, sb := sandbox(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	dir, empty := t.TempDir(), t.TempDir()
+	for _, name := range []string{"bash", "mine", "nologin"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho $1 in "+name+"\n"), 0o755))
+	}
+	sh, err := exec.LookPath("sh")
+	must(t, err)
+	must(t, os.Symlink(sh, filepath.Join(empty, "sh")))
+	must(t, os.WriteFile(filepath.Join(empty, "said"), []byte("echo said in sh"), 0o644))
+	for _, test := range []struct{ shell, path, want string }{
+		{filepath.Join(dir, "mine"), dir, "in mine"},
+		{filepath.Join(dir, "nologin"), dir, "in bash"},
+		{filepath.Join(dir, "none"), dir, "in bash"},
+		{"", dir, "in bash"},
+		{"", empty, "in sh"},
+	} {
+		term, err := sb.Terminal(ctx, client.TerminalOptions{
+			Args: []string{filepath.Join(empty, "said")}, Env: map[string]string{"SHELL": test.shell, "PATH": test.path},
+		})
+		must(t, err)
+		out, err := io.ReadAll(term)
+		if err != nil || !strings.Contains(string(out), test.want) {
+			t.Errorf("SHELL=%s PATH=%s: %q, %v; want %q", test.shell, test.path, out, err, test.want)
+		}
+		term.Close()
 	}
 }
 

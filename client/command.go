@@ -18,19 +18,18 @@ import (
 )
 
 const (
-	// maxOutput bounds what Output and CombinedOutput hold in memory.
+	// maxOutput limits what Output, CombinedOutput and ReadFile keep in memory.
 	maxOutput = 256 << 20
-	// maxErrorOutput is how much of the end of standard error an ExitError
-	// keeps.
+	// maxErrorOutput is how much of the end of standard error an ExitError has.
 	maxErrorOutput = 32 << 10
-	// killWait bounds the call that kills a command whose context has ended.
+	// killWait limits the call that kills a command after its context has ended.
 	killWait = 5 * time.Second
 )
 
-// Signal is the number of a signal on Linux, which is what runs in a sandbox.
+// Signal is a Linux signal number, because sandboxes run Linux.
 type Signal int
 
-// The signals one usually sends.
+// Common signals.
 const (
 	SIGHUP  Signal = 1
 	SIGINT  Signal = 2
@@ -39,61 +38,68 @@ const (
 	SIGTERM Signal = 15
 )
 
-// Cmd is a command to run in a sandbox, in the manner of os/exec. Make one
-// with [Sandbox.Command], set its fields, and run it once.
+// Cmd is a command to run in a sandbox, similar to that of os/exec. Create it with
+// [Sandbox.Command], set its fields, and run it once.
 type Cmd struct {
 	Name string
 	Args []string
-	// Dir is relative to the sandbox's working directory; "" is that.
+	// Dir is the working directory, relative to the sandbox's working directory; ""
+	// is the latter.
 	Dir string
 	// Env is added to the sandbox's environment.
 	Env map[string]string
 	// Sudo runs the command as root.
 	Sudo bool
-	// Timeout makes the server kill the command with SIGKILL after that time,
-	// counted in milliseconds; 0 is never.
+	// Timeout is the time, with millisecond precision, after which the server kills
+	// the command with SIGKILL; 0 is never.
 	Timeout time.Duration
-	// Detached lets the command outlive the context and this process. Its
-	// output is kept by the server, see [Cmd.Logs] and [Sandbox.FindCommand].
+	// Detached lets the command outlive the context and this process. The server
+	// keeps its output, see [Cmd.Logs] and [Sandbox.FindCommand].
 	Detached bool
-	// Stdout and Stderr take the output during Wait; nil discards it. The
-	// wire carries text: bytes that are not UTF-8 arrive as U+FFFD. Move
+	// Stdout and Stderr receive the output during Wait; nil discards it. The output
+	// is transferred as text: bytes that are not UTF-8 arrive as U+FFFD. Copy
 	// binary data in files.
 	Stdout, Stderr io.Writer
+	// Reconnect, if set, is called during Wait with an error when a connection
+	// broke, and with nil when it is restored. In between the command keeps
+	// running.
+	Reconnect func(err error)
 
 	sb  *Sandbox
 	ctx context.Context
-	// id and session are set when the command has started, and stay.
+	// id and session are set when the command has started, and do not change.
 	id, session string
 	body        io.ReadCloser // the stream of an attached command
 	events      *eventReader
+	at          position
 	started     bool
 	waited      bool
+	broken      bool // Reconnect was called with an error
 
 	mu   sync.Mutex // guards info, which Wait changes while others read it
 	info skerry.Command
 }
 
-// set takes what the server says of the command.
+// set records the server's description of the command.
 func (c *Cmd) set(info skerry.Command) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.info = info
 }
 
-// begun takes the first that the server says of it.
+// begun records the server's first description of the command.
 func (c *Cmd) begun(info skerry.Command) {
 	c.id, c.session = info.ID, info.SessionID
 	c.set(info)
 }
 
-// ExitError is a command that ended with another code than 0.
+// ExitError reports that a command ended with an exit code other than 0.
 type ExitError struct {
 	// Code is the exit code: 128 plus the signal's number if a signal ended it,
-	// 127 if there is no such program, 126 if it cannot be run.
+	// 126 if it cannot be run.
 	Code    int
 	Command skerry.Command
-	// Stderr is the end of standard error, if [Cmd.Output] gathered it.
+	// Stderr is the end of standard error, if [Cmd.Output] collected it.
 	Stderr []byte
 }
 
@@ -101,15 +107,17 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("%s: exit code %d", e.Command.Name, e.Code)
 }
 
-// Command returns a Cmd that runs name with args. When ctx ends before the
-// command, the command is killed unless it is detached.
+// Command returns a Cmd that runs name with args. Unless the command is detached,
+// it is killed when ctx ends before it, or when Stdout or Stderr fails. It is not
+// killed when the connection breaks: Wait reconnects and continues where the output
+// stopped. See [Options].Reattach.
 func (sb *Sandbox) Command(ctx context.Context, name string, args ...string) *Cmd {
 	return &Cmd{Name: name, Args: args, sb: sb, ctx: ctx}
 }
 
-// FindCommand returns a command of the current session that was started
-// earlier, perhaps by another process, as a detached Cmd that can be waited for,
-// killed and read.
+// FindCommand returns a command of the current session that was started earlier,
+// possibly by another process. The result is a detached Cmd, which can be waited
+// for, killed and read.
 func (sb *Sandbox) FindCommand(ctx context.Context, id string) (*Cmd, error) {
 	c := &Cmd{Detached: true, started: true, sb: sb, ctx: ctx, id: id, session: sb.Session().ID}
 	info, err := c.refresh(ctx, false)
@@ -120,7 +128,30 @@ func (sb *Sandbox) FindCommand(ctx context.Context, id string) (*Cmd, error) {
 	return c, nil
 }
 
-// Info returns the command as the server last described it.
+// Commands returns the commands of the current session, the oldest first.
+func (sb *Sandbox) Commands(ctx context.Context) ([]skerry.Command, error) {
+	var all []skerry.Command
+	session := sb.Session().ID
+	commands := pages("", func(cursor string) (Page[skerry.Command], error) {
+		var answer struct {
+			Commands   []skerry.Command `json:"commands"`
+			Pagination pagination       `json:"pagination"`
+		}
+		r := request{method: http.MethodGet, path: sessionPath(session) + "/cmd", query: sb.c.scope("")}
+		pageQuery(r.query, skerry.MaxPageSize, cursor, true)
+		err := sb.c.call(ctx, r, &answer)
+		return Page[skerry.Command]{Items: answer.Commands, Next: answer.Pagination.cursor()}, err
+	})
+	for cmd, err := range commands {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, cmd)
+	}
+	return all, nil
+}
+
+// Info returns the last known description of the command.
 func (c *Cmd) Info() skerry.Command {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -149,11 +180,12 @@ type commandBody struct {
 	Timeout skerry.Duration   `json:"timeout,omitempty"`
 }
 
-// Start starts the command and returns once it runs. Wait must follow for a
-// command that is not detached; until then its output waits.
+// Start starts the command and returns when it runs. If there is no such program,
+// [IsExecutableNotFound] reports true for the error. For a command that is not
+// detached, call Wait afterwards; its output is blocked until then.
 func (c *Cmd) Start() error {
 	if c.started {
-		return errors.New("the command was started before")
+		return errors.New("the command was started already")
 	}
 	c.started = true
 	body := commandBody{
@@ -166,7 +198,9 @@ func (c *Cmd) Start() error {
 		body.Args = []string{}
 	}
 	return c.sb.withSession(c.ctx, func(sessionID string) error {
-		r := request{method: http.MethodPost, path: sessionPath(sessionID) + "/cmd", query: c.sb.c.scope(""), json: body}
+		q := c.sb.c.scope("")
+		q.Set("offsets", "true")
+		r := request{method: http.MethodPost, path: sessionPath(sessionID) + "/cmd", query: q, json: body}
 		if c.Detached {
 			var info skerry.Command
 			if err := c.sb.c.call(c.ctx, r, &commandAnswer{&info}); err != nil {
@@ -196,11 +230,11 @@ func (c *Cmd) attach(r request) error {
 	}
 	ev, err := events.next()
 	if err == nil && ev.command == nil {
-		err = errors.New("the server did not begin with the command")
+		err = errors.New("the server's response does not begin with the command")
 	}
 	if err != nil {
 		resp.Body.Close()
-		return c.streamFailed(err)
+		return c.notBegun(err)
 	}
 	c.body, c.events = resp.Body, events
 	c.begun(*ev.command)
@@ -211,13 +245,13 @@ func (c *Cmd) attach(r request) error {
 func streamOf(resp *http.Response) (*eventReader, error) {
 	kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if kind != "application/x-ndjson" {
-		return nil, fmt.Errorf("the server answered with %q in place of a stream", resp.Header.Get("Content-Type"))
+		return nil, fmt.Errorf("the server responded with %q instead of a stream", resp.Header.Get("Content-Type"))
 	}
 	return newEventReader(resp.Body), nil
 }
 
-// streamFailed says what the end of a stream before its last line means.
-func (c *Cmd) streamFailed(err error) error {
+// notBegun returns the error for a stream that ended before its first line.
+func (c *Cmd) notBegun(err error) error {
 	if c.ctx.Err() != nil {
 		return c.ctx.Err()
 	}
@@ -227,28 +261,25 @@ func (c *Cmd) streamFailed(err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	return fmt.Errorf("the connection broke while the command ran: %w", err)
+	return fmt.Errorf("the connection broke before the server confirmed that the command runs: %w", err)
 }
 
-// Wait passes on the output and returns once the command has ended: nil if
-// its exit code is 0, an [*ExitError] if it is another.
+// Wait passes on the output and returns when the command has ended. It returns nil
+// if the exit code is 0, and an [*ExitError] otherwise. If the connection breaks,
+// Wait reconnects, and returns a [*LostError] if it cannot.
 func (c *Cmd) Wait() error {
 	switch {
 	case !c.started || c.id == "":
 		return errors.New("the command was not started")
 	case c.waited:
-		return errors.New("the command was waited for before")
+		return errors.New("Wait was called already")
 	}
 	c.waited = true
 	var err error
 	if c.Detached {
 		err = c.waitDetached()
 	} else {
-		err = c.drain(c.events)
-		c.body.Close()
-		if err != nil {
-			c.killQuietly()
-		}
+		err = c.waitAttached()
 	}
 	if err != nil {
 		return err
@@ -259,22 +290,52 @@ func (c *Cmd) Wait() error {
 	return nil
 }
 
-// drain passes on the output of an attached command until its end.
+// waitAttached waits for a command that is not detached. It kills the command if the
+// context ends, or if its output cannot be written.
+func (c *Cmd) waitAttached() error {
+	err := c.drain(c.events)
+	c.body.Close()
+	if err != nil && c.ctx.Err() == nil && mayReturn(err) {
+		if c.sb.c.reattach < 0 {
+			return &LostError{Command: c.Info(), Err: err}
+		}
+		c.reconnected(err)
+		if err = c.waitDetached(); err == nil {
+			c.reconnected(nil)
+		}
+	}
+	_, mine := errors.AsType[passError](err)
+	switch {
+	case err == nil:
+		return nil
+	case c.ctx.Err() != nil:
+		err = c.ctx.Err()
+	case !mine:
+		return err
+	}
+	killErr := c.kill()
+	if _, refused := errors.AsType[*Error](killErr); killErr != nil && !refused {
+		return &LostError{Command: c.Info(), Err: err}
+	}
+	return err
+}
+
+// drain writes the output of an attached command until its end.
 func (c *Cmd) drain(events *eventReader) error {
 	for {
 		ev, err := events.next()
-		if err != nil {
-			return c.streamFailed(err)
-		}
-		if ev.command != nil {
-			if ev.command.ExitCode == nil {
-				continue
+		switch {
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		case ev.command == nil:
+			if err := c.at.take(ev, c.write); err != nil {
+				return err
 			}
+		case ev.command.ExitCode != nil:
 			c.set(*ev.command)
 			return nil
-		}
-		if err := c.write(ev); err != nil {
-			return err
 		}
 	}
 }
@@ -288,24 +349,18 @@ func (c *Cmd) write(ev event) error {
 		return nil
 	}
 	if _, err := w.Write(ev.data); err != nil {
-		return fmt.Errorf("pass on the command's %s: %w", ev.stream, err)
+		return passError{fmt.Errorf("write the command's %s: %w", ev.stream, err)}
 	}
 	return nil
 }
 
 func (c *Cmd) waitDetached() error {
 	if c.Stdout != nil || c.Stderr != nil {
-		for log, err := range c.Logs(c.ctx) {
-			if err != nil {
-				return err
-			}
-			if err := c.write(event{stream: log.Stream, data: log.Data}); err != nil {
-				return err
-			}
+		if err := c.follow(c.ctx, &c.at, c.write); err != nil {
+			return err
 		}
 	}
-	_, err := c.refresh(c.ctx, true)
-	return err
+	return c.await(c.ctx)
 }
 
 // path of the command; its session may not be the sandbox's current one.
@@ -313,7 +368,7 @@ func (c *Cmd) path() string {
 	return sessionPath(c.session) + "/cmd/" + url.PathEscape(c.id)
 }
 
-// refresh asks for the state of the command, after its end if wait is set.
+// refresh fetches the state of the command. With wait it waits for the command's end.
 func (c *Cmd) refresh(ctx context.Context, wait bool) (info skerry.Command, err error) {
 	q := c.sb.c.scope("")
 	if wait {
@@ -324,7 +379,7 @@ func (c *Cmd) refresh(ctx context.Context, wait bool) (info skerry.Command, err 
 		return info, err
 	}
 	if wait && info.ExitCode == nil {
-		return info, errors.New("the server says that the command has ended, but not how")
+		return info, errors.New("the server reports that the command has ended, but no exit code")
 	}
 	c.set(info)
 	return info, nil
@@ -342,52 +397,47 @@ func (c *Cmd) Kill(ctx context.Context, sig Signal) error {
 	}, nil)
 }
 
-// killQuietly ends a command that nobody listens to any more. That is all it
-// can do: whoever waited is already told what went wrong.
-func (c *Cmd) killQuietly() {
+// kill kills a command whose caller has stopped waiting.
+func (c *Cmd) kill() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), killWait)
 	defer cancel()
-	_ = c.Kill(ctx, SIGKILL)
+	return c.Kill(ctx, SIGKILL)
 }
 
-// Log is a piece of what a command wrote.
+// Log is a piece of a command's output.
 type Log struct {
 	Stream skerry.Stream
 	Data   []byte
 }
 
-// Logs goes through the command's output from the start of what the server
-// kept, and follows it until the command ends. It may be called while another
-// goroutine is in Wait. The data of a Log is valid
-// until the next. An error ends the sequence.
+// Logs iterates over the command's output, from the oldest that the server has
+// kept, and follows it until the command ends. If the connection breaks, it
+// reconnects and continues at the same offset. It may be called while another
+// goroutine is in Wait. The data of a Log is valid until the next iteration. An
+// error ends the sequence.
 func (c *Cmd) Logs(ctx context.Context) iter.Seq2[Log, error] {
 	return func(yield func(Log, error) bool) {
-		resp, err := c.sb.c.send(ctx, request{method: http.MethodGet, path: c.path() + "/logs", query: c.sb.c.scope("")})
-		if err != nil {
-			yield(Log{}, err)
-			return
-		}
-		defer resp.Body.Close()
-		events, err := streamOf(resp)
-		for err == nil {
-			var ev event
-			if ev, err = events.next(); err == nil && ev.command == nil && !yield(Log{ev.stream, ev.data}, nil) {
-				return
+		follower := &Cmd{sb: c.sb, id: c.id, session: c.session, info: c.Info()}
+		enough := passError{errors.New("the caller has stopped")}
+		err := follower.follow(ctx, &position{late: true}, func(ev event) error {
+			if !yield(Log{ev.stream, ev.data}, nil) {
+				return enough
 			}
-		}
-		if err != io.EOF {
+			return nil
+		})
+		if err != nil && !errors.Is(err, enough) {
 			yield(Log{}, err)
 		}
 	}
 }
 
-// Output runs the command and returns its standard output. If Stderr is nil,
-// an ExitError has the end of standard error.
+// Output runs the command and returns its standard output. If Stderr is nil, an
+// ExitError contains the end of standard error.
 func (c *Cmd) Output() ([]byte, error) {
 	if c.Stdout != nil {
 		return nil, errors.New("standard output is set already")
 	}
-	out := &boundedBuffer{}
+	out := &boundedBuffer{most: c.sb.c.maxOutput}
 	c.Stdout = out
 	var stderr *tailBuffer
 	if c.Stderr == nil {
@@ -407,18 +457,21 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 	if c.Stdout != nil || c.Stderr != nil {
 		return nil, errors.New("standard output or error is set already")
 	}
-	out := &boundedBuffer{}
+	out := &boundedBuffer{most: c.sb.c.maxOutput}
 	c.Stdout, c.Stderr = out, out
 	err := c.Run()
 	return out.b.Bytes(), err
 }
 
-// boundedBuffer refuses to grow without end.
-type boundedBuffer struct{ b bytes.Buffer }
+// boundedBuffer is a buffer of limited size.
+type boundedBuffer struct {
+	b    bytes.Buffer
+	most int
+}
 
 func (w *boundedBuffer) Write(p []byte) (int, error) {
-	if w.b.Len()+len(p) > maxOutput {
-		return 0, fmt.Errorf("the output is longer than %d bytes; set Stdout to take it piece by piece", maxOutput)
+	if w.b.Len()+len(p) > w.most {
+		return 0, fmt.Errorf("the output is longer than %d bytes; set Stdout to read it as a stream", w.most)
 	}
 	return w.b.Write(p)
 }

@@ -9,48 +9,47 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// CreateOptions describe a new sandbox. A zero field is left to the server.
-// Fields whose feature the server does not have are refused by it with 501,
+// CreateOptions describe a new sandbox. For a zero field the server chooses a
+// default. The server refuses fields for features that it does not have with 501,
 // see [IsNotImplemented].
 type CreateOptions struct {
-	// Name must be unique in the project; the server makes one up if empty.
+	// Name must be unique in the project. If it is empty, the server generates one.
 	Name string
-	// Runtime is what comes first on PATH in the default image: "node24",
-	// "node22" or "python3.13". Image is an OCI image instead. One of them at
-	// most.
+	// Runtime is the runtime that comes first on PATH in the default image:
+	// "node24", "node26", "node22" or "python3.13". Image is an OCI image to use
+	// instead of the default image. At most one of them may be set.
 	Runtime string
 	Image   string
-	// Source is what the working directory is filled from, or the snapshot
-	// that the whole filesystem is taken from, see [FromSnapshot]. A snapshot
-	// brings its image along.
+	// Source is the source of the files in the working directory, or a snapshot of
+	// the whole filesystem, see [FromSnapshot]. A snapshot has its own image.
 	Source *skerry.Source
-	// Timeout ends each session, five minutes after its start by default.
+	// Timeout is the maximum duration of each session; five minutes by default.
 	Timeout time.Duration
-	// VCPUs come with 2048 MiB of memory each unless MemoryMB is set.
+	// VCPUs is the number of virtual CPUs. MemoryMB is 2048 for each by default.
 	VCPUs    int
 	MemoryMB int
 	// Env is the environment of every command.
 	Env map[string]string
-	// Tags are for finding the sandbox again.
+	// Tags are labels for finding the sandbox.
 	Tags map[string]string
-	// Persistent keeps the filesystem from one session to the next: each stop
-	// takes a snapshot. Nil is true. A sandbox that is not persistent starts
-	// anew each time, and its stop is quicker.
+	// Persistent keeps the filesystem from one session to the next: each stop takes
+	// a snapshot. Nil is true. The sessions of a sandbox that is not persistent
+	// start from its image or source each time, and stop more quickly.
 	Persistent *bool
-	// Ports are published: reachable from outside, see [Sandbox.Domain]. Those
-	// that are in PrivatePorts too ask for a token, see [Sandbox.RouteToken].
+	// Ports are the ports to publish, see [Sandbox.Domain]. Those that are also in
+	// PrivatePorts require a token, see [Sandbox.RouteToken].
 	Ports []int
 	// PrivatePorts are our own addition to the public API.
 	PrivatePorts []int
-	// NetworkPolicy says what the sandbox may reach.
+	// NetworkPolicy controls what the sandbox may reach.
 	NetworkPolicy *NetworkPolicy
-	// Mounts attaches drives, by the path they appear at.
+	// Mounts are the drives to mount, by path.
 	Mounts map[string]Mount
-	// SnapshotExpiration is how long a snapshot is kept, 30 days by default, a
-	// minute at least; 0 is for ever.
+	// SnapshotExpiration is how long a snapshot is kept: 30 days by default, at
+	// least a minute; 0 is for ever.
 	SnapshotExpiration *time.Duration
-	// KeepLastSnapshots bounds how many are kept; nil is all of them until
-	// they expire.
+	// KeepLastSnapshots limits how many snapshots are kept. If nil, all are kept
+	// until they expire.
 	KeepLastSnapshots *KeepLastSnapshots
 	Region            string
 	FailoverRegions   []string
@@ -58,18 +57,20 @@ type CreateOptions struct {
 }
 
 // NetworkPolicy is what a sandbox may reach. Either Mode is "allow-all" or
-// "deny-all", or Mode is empty and everything that is not listed is denied.
+// "deny-all", or Mode is empty and every destination that is not listed is denied.
 type NetworkPolicy struct {
 	Mode string
-	// AllowDomains may be reached by HTTPS on port 443 and HTTP on port 80. "*"
-	// stands for one label, as the first for one or more, alone for every domain.
+	// AllowDomains are domains that may be reached over HTTPS on port 443 and HTTP
+	// on port 80. A label "*" matches one label; as the first label it matches one
+	// or more; the pattern "*" alone matches every domain.
 	AllowDomains []string
-	// Rules are domains that may be reached too, and what is done with requests
-	// to each: what the first rule that matches says.
+	// Rules are further domains that may be reached, with rules for requests to
+	// each. The first matching rule of a domain is used.
 	Rules map[string][]NetworkRule
-	// AllowCIDRs may be reached by every protocol.
+	// AllowCIDRs are networks that may be reached over any protocol.
 	AllowCIDRs []string
-	// DenyCIDRs takes precedence over what is allowed.
+	// DenyCIDRs are networks that may not be reached. They take precedence over
+	// everything that is allowed.
 	DenyCIDRs []string
 }
 
@@ -101,8 +102,7 @@ func (p NetworkPolicy) MarshalJSON() ([]byte, error) {
 	return json.Marshal(body)
 }
 
-// NetworkRule says what is done with requests to a domain; see
-// [skerry.NetworkRule].
+// NetworkRule is a rule for requests to a domain; see [skerry.NetworkRule].
 type NetworkRule = skerry.NetworkRule
 
 // Mount attaches a drive. Mode is "read-write" (default) or "snapshot".
@@ -111,8 +111,8 @@ type Mount struct {
 	Mode  string `json:"mode,omitempty"`
 }
 
-// KeepLastSnapshots is which snapshots of a sandbox are kept. It is applied
-// when the sandbox's next snapshot is taken.
+// KeepLastSnapshots is a rule for which snapshots of a sandbox are kept. It is
+// applied when the sandbox's next snapshot is taken.
 type KeepLastSnapshots = skerry.Retention
 
 // resources is the wire form of a machine's size.
@@ -143,8 +143,8 @@ type createBody struct {
 	NetworkID          string             `json:"networkId,omitempty"`
 }
 
-// CreateSandbox creates a sandbox and starts its first session. It returns
-// once commands can run in it.
+// CreateSandbox creates a sandbox and starts its first session. It returns as soon
+// as commands can run in it.
 func (c *Client) CreateSandbox(ctx context.Context, opts CreateOptions) (*Sandbox, error) {
 	body := createBody{
 		ProjectID:          c.project,

@@ -8,30 +8,29 @@
 //	defer sb.Delete(context.WithoutCancel(ctx))
 //	out, err := sb.Command(ctx, "node", "-e", "console.log(6 * 7)").Output()
 //
-// A [Sandbox] is a durable name; what runs is its session, which ends when it
-// is stopped or times out. A call that needs a session resumes the sandbox if
-// it has stopped, unless [Options].NoResume is set.
+// A [Sandbox] is a durable name with a configuration. Its commands run in a session,
+// which ends when it is stopped or times out. A call that needs a session resumes a
+// stopped sandbox, unless [Options].NoResume is set.
 //
-// What becomes of the files when a session ends is the sandbox's choice: a
-// persistent one (the default) is saved as a [Snapshot] and goes on from there,
-// another starts anew. A snapshot is also what new sandboxes can start from;
-// [Sandbox.Fork] does so with the configuration of an existing one.
+// When a session of a persistent sandbox (the default) ends, its files are saved as a
+// [Snapshot], and the next session starts from it. Otherwise the next session starts
+// anew. New sandboxes can start from a snapshot too. [Sandbox.Fork] creates one with the
+// configuration of an existing sandbox.
 //
 // # Errors
 //
-// What the server refuses is an [*Error] with the HTTP status and a code;
-// [IsNotFound], [IsConflict] and their like ask for the usual ones. A command
-// that ran and failed is an [*ExitError], as in os/exec.
+// Errors of the server are [*Error], with the HTTP status and a code. [IsNotFound],
+// [IsConflict] and similar functions test for the usual codes. A command that ran and
+// failed is an [*ExitError], as in os/exec.
 //
 // # Retries
 //
-// A call is tried up to three times, with a growing random pause, when the
-// server answers 429 (and does not ask for more than 20 seconds of patience),
-// and, when repeating it can do no harm, on 5xx and on broken connections.
-// Creating a sandbox, starting a command and extending a timeout are not
-// repeated after an answer that leaves open whether they happened.
+// A call is tried up to three times, with a growing random pause, if the server responds
+// with 429 and a Retry-After of at most 20 seconds. Calls that can be repeated without
+// harm are also tried again after 5xx and broken connections. Creating a sandbox,
+// starting a command and extending a timeout are not repeated if they may have succeeded.
 //
-// A Client and its Sandboxes may be used by many goroutines at once. No call
-// leaves a goroutine behind once its context has ended or its result was
-// closed or waited for.
+// A Client and its Sandboxes may be used by several goroutines at once. A call leaves no
+// goroutine behind after its context has ended, or its result was closed or waited
+// for.
 package client

@@ -11,22 +11,21 @@ import (
 
 const drivesPath = "/v2/sandboxes/drives"
 
-// DriveOptions describe a drive that has to be made. A zero field is left to
-// the server.
+// DriveOptions describe a new drive. For a zero field the server chooses a default.
 type DriveOptions struct {
-	// MaxSizeBytes is how large it can become, 10 GiB by default. It includes
-	// what the drive's filesystem needs for itself, some 3 %.
+	// MaxSizeBytes is the maximum size, 10 GiB by default. It includes the
+	// filesystem's own data, some 3 %.
 	MaxSizeBytes int64
 	Region       string
 }
 
-// driveBody is the answer to calls on one drive.
+// driveBody is the response of calls on one drive.
 type driveBody struct {
 	Drive skerry.Drive `json:"drive"`
 }
 
-// GetOrCreateDrive returns the drive of that name, a new one if there is none.
-// One that exists is returned as it is, whatever its size.
+// GetOrCreateDrive returns the drive with this name, and creates it if there is
+// none. An existing drive is returned unchanged, whatever its size.
 func (c *Client) GetOrCreateDrive(ctx context.Context, name string, opts DriveOptions) (skerry.Drive, error) {
 	body := map[string]any{}
 	setIf(body, "projectId", c.project != "", c.project)
@@ -37,9 +36,9 @@ func (c *Client) GetOrCreateDrive(ctx context.Context, name string, opts DriveOp
 	return got.Drive, err
 }
 
-// ForkDrive creates a drive with what another has at this moment, as large as
-// that. It fails if there is no source (see [IsNotFound]) and if there is a drive
-// of the new name (see [IsConflict]).
+// ForkDrive creates a drive with the present content and the size of another. It
+// fails if the source does not exist (see [IsNotFound]) or a drive with the new
+// name exists (see [IsConflict]).
 func (c *Client) ForkDrive(ctx context.Context, source, name string) (skerry.Drive, error) {
 	var got driveBody
 	body := map[string]any{"name": name}
@@ -54,9 +53,9 @@ func (c *Client) GetDrive(ctx context.Context, name string) (skerry.Drive, error
 	return got.Drive, err
 }
 
-// DeleteDrive removes a drive with all that is in it, and returns what it was.
-// One that a running sandbox has mounted read-write is refused, see
-// [IsConflict]. Sandboxes that have a snapshot of it keep that until they stop.
+// DeleteDrive deletes a drive with all its files, and returns its last description.
+// It fails if a running sandbox has mounted the drive read-write, see [IsConflict].
+// Sandboxes that have mounted a snapshot of it keep the snapshot until they stop.
 func (c *Client) DeleteDrive(ctx context.Context, name string) (skerry.Drive, error) {
 	var got driveBody
 	err := c.call(ctx, request{method: http.MethodDelete, path: drivePath(name), query: c.scope("projectId")}, &got)
@@ -65,15 +64,15 @@ func (c *Client) DeleteDrive(ctx context.Context, name string) (skerry.Drive, er
 
 func drivePath(name string) string { return drivesPath + "/" + url.PathEscape(name) }
 
-// DriveListOptions narrow and order a listing of drives.
+// DriveListOptions filter and order a listing of drives.
 type DriveListOptions struct {
 	// Limit is the size of a page: 50 by default, 100 at most.
 	Limit int
-	// Cursor is where to start: the Next of a page.
+	// Cursor is the Next of the previous page.
 	Cursor string
 	// SortBy is "createdAt" (default), "updatedAt" or "name".
 	SortBy string
-	// Ascending puts the oldest, or the first in the alphabet, first.
+	// Ascending sorts the oldest, or the alphabetically first, to the top.
 	Ascending  bool
 	NamePrefix string
 }
@@ -96,8 +95,8 @@ func (c *Client) ListDrivesPage(ctx context.Context, opts DriveListOptions) (Pag
 	return Page[skerry.Drive]{body.Drives, body.Pagination.cursor()}, err
 }
 
-// ListDrives goes through the project's drives, fetching pages as they are
-// needed. An error ends the sequence.
+// ListDrives iterates over the project's drives, and fetches pages as needed. An
+// error ends the sequence.
 func (c *Client) ListDrives(ctx context.Context, opts DriveListOptions) iter.Seq2[skerry.Drive, error] {
 	return pages(opts.Cursor, func(cursor string) (Page[skerry.Drive], error) {
 		opts.Cursor = cursor

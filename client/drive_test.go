@@ -1,49 +1,57 @@
 package client_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
+// resource returns what an error of the server is about.
+func resource(err error) skerry.Resource {
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		return e.Resource
+	}
+	return ""
+}
+
 func TestDrives(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	c := connect(t, s, client.Options{})
 	ctx := t.Context()
-	d, err := c.GetOrCreateDrive(ctx, "a drive", client.DriveOptions{MaxSizeBytes: 1 << 30, Region: "local"})
-	if err != nil || d.Name != "a drive" || d.MaxSizeBytes != 1<<30 {
+	d, err := c.GetOrCreateDrive(ctx, "data", client.DriveOptions{MaxSizeBytes: 1 << 30, Region: "local"})
+	if err != nil || d.Name != "data" || d.MaxSizeBytes != 1<<30 {
 		t.Fatalf("create: %+v, %v", d, err)
 	}
 	if body := s.LastBody("POST /v2/sandboxes/drives/"); !strings.Contains(body, `"maxSizeBytes":1073741824`) || !strings.Contains(body, `"region":"local"`) {
 		t.Errorf("body %s", body)
 	}
-	again, err := c.GetOrCreateDrive(ctx, "a drive", client.DriveOptions{})
+	again, err := c.GetOrCreateDrive(ctx, "data", client.DriveOptions{})
 	if err != nil || again != d {
 		t.Errorf("again: %+v, %v", again, err)
 	}
-	if got, err := c.GetDrive(ctx, "a drive"); err != nil || got != d {
+	if got, err := c.GetDrive(ctx, "data"); err != nil || got != d {
 		t.Errorf("get: %+v, %v", got, err)
 	}
-	fork, err := c.ForkDrive(ctx, "a drive", "another")
+	fork, err := c.ForkDrive(ctx, "data", "another")
 	if err != nil || fork.Name != "another" || fork.ParentDriveID != d.ID || fork.MaxSizeBytes != d.MaxSizeBytes {
 		t.Errorf("fork: %+v, %v", fork, err)
 	}
-	if _, err := c.ForkDrive(ctx, "a drive", "another"); !client.IsConflict(err) {
+	if _, err := c.ForkDrive(ctx, "data", "another"); !client.IsConflict(err) {
 		t.Errorf("fork to a name that is taken: %v", err)
 	}
-	if _, err := c.ForkDrive(ctx, "none", "more"); !client.IsNotFound(err) {
+	if _, err := c.ForkDrive(ctx, "none", "more"); !client.IsNotFound(err) || resource(err) != skerry.ResourceDrive {
 		t.Errorf("fork of nothing: %v", err)
 	}
 	if _, err := c.DeleteDrive(ctx, "another"); err != nil {
 		t.Error(err)
 	}
-	s.Add("box", skerry.StatusRunning)
-	s.AttachDrive("a drive", "box")
-	if _, err := c.DeleteDrive(ctx, "a drive"); !client.IsConflict(err) || !strings.Contains(err.Error(), "box") {
+	s.Create(t, skerry.CreateParams{Name: "box", Mounts: map[string]skerry.Mount{"/data": {Drive: "data"}}})
+	if _, err := c.DeleteDrive(ctx, "data"); !client.IsConflict(err) || !strings.Contains(err.Error(), "box") || resource(err) != skerry.ResourceDrive {
 		t.Errorf("delete while attached: %v", err)
 	}
 	for i := range 4 {

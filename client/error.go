@@ -11,20 +11,25 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// maxErrorBody bounds what is read of a response that is an error.
+// maxErrorBody limits what is read of an error response.
 const maxErrorBody = 64 << 10
 
-// Error is a refusal by the server.
+// Error is an error returned by the server.
 type Error struct {
-	// Status is the HTTP status; 0 for an error in a stream that had begun.
+	// Status is the HTTP status; 0 for an error in a stream that had already begun.
 	Status int
-	// Code names the kind of failure.
+	// Code is the kind of the error.
 	Code skerry.Code
-	// Message says for people what is wrong, without naming the field.
+	// Message is a human-readable description, without the name of the field.
 	Message string
-	// Field is the path of the request's field at fault, if one is.
+	// Field is the path of the request's field that caused the error, if there is
+	// one.
 	Field string
-	// RequestID finds the request in the server's log.
+	// Resource is the kind of the resource that does not exist, or whose state forbids
+	// the call. It is empty if the error is not about one, and from servers that do not
+	// send it.
+	Resource skerry.Resource
+	// RequestID identifies the request in the server's log.
 	RequestID string
 }
 
@@ -52,7 +57,7 @@ func (e *Error) Is(target error) bool {
 	return false
 }
 
-// CodeOf returns the code of the [Error] in err's chain, "" when there is none.
+// CodeOf returns the code of the [Error] in err's chain, or "" if there is none.
 func CodeOf(err error) skerry.Code {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
@@ -60,27 +65,30 @@ func CodeOf(err error) skerry.Code {
 	return ""
 }
 
-// IsNotFound reports whether err says that the thing asked for does not exist.
+// IsNotFound reports whether err says that something does not exist.
 func IsNotFound(err error) bool { return hasStatus(err, http.StatusNotFound) }
 
 // IsConflict reports whether err says that a name is taken.
 func IsConflict(err error) bool { return hasStatus(err, http.StatusConflict) }
 
-// IsUnauthorized reports whether err says that the token is missing, wrong or
-// without rights to what was asked for.
+// IsUnauthorized reports whether err says that the token is missing, wrong, or does
+// not allow the call.
 func IsUnauthorized(err error) bool {
 	return hasStatus(err, http.StatusUnauthorized) || hasStatus(err, http.StatusForbidden)
 }
 
-// IsNotImplemented reports whether err says that this server has no such
+// IsNotImplemented reports whether err says that the server does not have the
 // feature.
 func IsNotImplemented(err error) bool { return hasStatus(err, http.StatusNotImplemented) }
 
-// IsSnapshotNotFound reports whether err says that a snapshot that a sandbox
-// would start from is deleted, has expired or never was. A sandbox whose
-// current snapshot is gone can be given another one, or be deleted and created
-// anew.
+// IsSnapshotNotFound reports whether err says that the snapshot from which a
+// sandbox would start was deleted, has expired or never existed. To use the sandbox
+// again, set another current snapshot, or delete the sandbox and create it again.
 func IsSnapshotNotFound(err error) bool { return CodeOf(err) == skerry.CodeSnapshotNotFound }
+
+// IsExecutableNotFound reports whether err says that there is no such program in the
+// sandbox.
+func IsExecutableNotFound(err error) bool { return CodeOf(err) == skerry.CodeExecutableNotFound }
 
 // IsStopped reports whether err says that the session has ended or is ending.
 func IsStopped(err error) bool {
@@ -100,28 +108,51 @@ func hasStatus(err error, status int) bool {
 	return ok && e.Status == status
 }
 
-// readError makes an Error of a response that is not a success. It reads the
-// body and leaves closing it to the caller.
+// readError returns the Error of an error response. It reads the body, which the caller
+// closes.
 func readError(resp *http.Response) error {
 	e := &Error{Status: resp.StatusCode, RequestID: resp.Header.Get("X-Request-Id")}
-	var body struct {
-		Error struct {
-			Code    skerry.Code `json:"code"`
-			Message string      `json:"message"`
-			Field   string      `json:"field"`
-		} `json:"error"`
-	}
+	var body errorBody
 	b, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 	if json.Unmarshal(b, &body) == nil {
-		e.Code, e.Message, e.Field = body.Error.Code, body.Error.Message, body.Error.Field
+		e.Code, e.Message, e.Field, e.Resource = body.Error.Code, body.Error.Message, body.Error.Field, body.Error.Resource
 	}
-	// A server puts the field before the message too, for clients that show
-	// nothing else.
+	return e.complete(resp)
+}
+
+type errorBody struct {
+	Error struct {
+		Code     skerry.Code     `json:"code"`
+		Message  string          `json:"message"`
+		Field    string          `json:"field"`
+		Resource skerry.Resource `json:"resource"`
+		Status   int             `json:"status"`
+	} `json:"error"`
+}
+
+// lateError returns the error in the body of a response whose status was sent before the
+// error happened. Such a response begins with white space.
+func lateError(resp *http.Response, b []byte) error {
+	var body errorBody
+	if len(b) == 0 || b[0] != '\n' || json.Unmarshal(b, &body) != nil || body.Error.Status == 0 {
+		return nil
+	}
+	e := &Error{
+		Status: body.Error.Status, Code: body.Error.Code, Message: body.Error.Message, Field: body.Error.Field, Resource: body.Error.Resource,
+		RequestID: resp.Header.Get("X-Request-Id"),
+	}
+	return e.complete(resp)
+}
+
+// complete sets fields that the server did not send.
+func (e *Error) complete(resp *http.Response) *Error {
+	// The message of the server begins with the field, for clients that show only the
+	// message.
 	if e.Field != "" {
 		e.Message = strings.TrimPrefix(e.Message, e.Field+": ")
 	}
 	if e.Code == "" {
-		e.Code = codeOfStatus(resp.StatusCode)
+		e.Code = codeOfStatus(e.Status)
 	}
 	if e.Message == "" {
 		e.Message = fmt.Sprintf("the server answered %q", resp.Status)
@@ -129,8 +160,7 @@ func readError(resp *http.Response) error {
 	return e
 }
 
-// codeOfStatus stands in for a code when something before the server, a proxy
-// perhaps, has answered.
+// codeOfStatus returns a code for a response without one, which is usually from a proxy.
 func codeOfStatus(status int) skerry.Code {
 	switch status {
 	case http.StatusUnauthorized:

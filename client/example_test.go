@@ -13,7 +13,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 // TestMain gives the examples a server where FromEnvironment looks for one.
@@ -25,10 +25,14 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		s, stop := clienttest.Start(dir)
+		s, stop, err := servertest.Start(dir)
+		if err != nil {
+			log.Print(err)
+			return 1
+		}
 		defer stop()
 		for name, value := range map[string]string{
-			"SKERRY_URL": s.URL, "SKERRY_TOKEN": clienttest.Token, "SKERRY_TEAM": "", "SKERRY_PROJECT": "", "XDG_CONFIG_HOME": dir,
+			"SKERRY_URL": s.URL, "SKERRY_TOKEN": s.Token, "SKERRY_TEAM": "", "SKERRY_PROJECT": "", "XDG_CONFIG_HOME": dir,
 		} {
 			os.Setenv(name, value)
 		}

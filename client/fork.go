@@ -8,12 +8,12 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// ForkOptions are what a fork has otherwise than its source; a zero field is
-// the source's.
+// ForkOptions override the configuration of the source. For a zero field the fork
+// has the source's value.
 type ForkOptions struct {
-	// Name must be unique in the project; the server makes one up if empty.
+	// Name must be unique in the project. If it is empty, the server generates one.
 	Name string
-	// Image can only be the source's own: the files stand on it.
+	// Image must be the source's image, because its files are a difference to it.
 	Image    string
 	Timeout  time.Duration
 	VCPUs    int
@@ -23,8 +23,8 @@ type ForkOptions struct {
 	// Tags, if not nil, replace the source's.
 	Tags       map[string]string
 	Persistent *bool
-	// Ports, if not nil, replace the published ports, PrivatePorts those that
-	// are private. Routes are the fork's own either way.
+	// Ports, if not nil, replace the published ports, and PrivatePorts those that
+	// are private. A fork always has its own routes.
 	Ports              []int
 	PrivatePorts       []int
 	NetworkPolicy      *NetworkPolicy
@@ -34,16 +34,15 @@ type ForkOptions struct {
 	Region             string
 	FailoverRegions    []string
 	NetworkID          string
-	// Live takes the files of a running source as they are now, without
-	// stopping it, in place of those of its current snapshot. Programs that
-	// are writing meanwhile may be caught half-way. Our own addition to the
-	// public API.
+	// Live copies the present files of a running source, without stopping it,
+	// instead of the files of its current snapshot. Files that a program is writing
+	// at that moment may be incomplete. Our own addition to the public API.
 	Live bool
-	// Memory takes the running programs along, without stopping the source:
-	// they go on from this moment with what they have in memory, in a network
-	// of the fork's own, in which the source's connections are cut off. The
-	// fork has the source's size. A source that does not run must have a
-	// snapshot with memory. Our own addition too.
+	// Memory copies the running programs too, with their memory, without stopping
+	// the source. They continue in the fork, in a network of its own, where the
+	// source's connections are closed. The fork has the source's size. If the
+	// source is not running, its current snapshot must include memory. Our own
+	// addition to the public API.
 	Memory bool
 }
 
@@ -69,10 +68,10 @@ type forkBody struct {
 	Memory             bool               `json:"memory,omitempty"`
 }
 
-// ForkSandbox creates a sandbox with the configuration and the files of
-// another, and starts its first session. The files are those of the source's
-// current snapshot, or of its image when it has none; with Live, those of this
-// moment. The source is left as it is.
+// ForkSandbox creates a sandbox with the configuration and the files of another,
+// and starts its first session. The files are those of the source's current
+// snapshot, or of its image if there is none; with Live they are the present files.
+// The source is not changed.
 func (c *Client) ForkSandbox(ctx context.Context, source string, opts ForkOptions) (*Sandbox, error) {
 	body := forkBody{
 		ProjectID:          c.project,

@@ -13,28 +13,29 @@ import (
 // Page is one page of a listing.
 type Page[T any] struct {
 	Items []T
-	// Next is the cursor of the next page, "" after the last.
+	// Next is the cursor of the next page; "" on the last page.
 	Next string
 }
 
-// ListOptions narrow and order a listing of sandboxes.
+// ListOptions filter and order a listing of sandboxes.
 type ListOptions struct {
 	// Limit is the size of a page: 50 by default, 100 at most.
 	Limit int
-	// Cursor is where to start: the Next of a page.
+	// Cursor is the Next of the previous page.
 	Cursor string
 	// SortBy is "createdAt" (default), "name", "statusUpdatedAt" or
 	// "currentSnapshotId".
 	SortBy string
-	// Ascending puts the oldest, or the first in the alphabet, first.
+	// Ascending sorts the oldest, or the alphabetically first, to the top.
 	Ascending bool
-	// NamePrefix is for listings sorted by name.
+	// NamePrefix lists only names with this prefix. It needs a listing sorted by
+	// name.
 	NamePrefix string
-	// Tags must all be carried.
+	// Tags lists only sandboxes that have all of these tags.
 	Tags map[string]string
 }
 
-// pageQuery adds what every listing has in common.
+// pageQuery adds the parameters that all listings have.
 func pageQuery(q url.Values, limit int, cursor string, ascending bool) {
 	if limit > 0 {
 		q.Set("limit", strconv.Itoa(limit))
@@ -79,8 +80,8 @@ func (c *Client) ListSandboxesPage(ctx context.Context, opts ListOptions) (Page[
 	return Page[skerry.Sandbox]{body.Sandboxes, body.Pagination.cursor()}, err
 }
 
-// ListSandboxes goes through the project's sandboxes, fetching pages as they
-// are needed. An error ends the sequence.
+// ListSandboxes iterates over the project's sandboxes, and fetches pages as needed.
+// An error ends the sequence.
 func (c *Client) ListSandboxes(ctx context.Context, opts ListOptions) iter.Seq2[skerry.Sandbox, error] {
 	return pages(opts.Cursor, func(cursor string) (Page[skerry.Sandbox], error) {
 		opts.Cursor = cursor
@@ -88,18 +89,18 @@ func (c *Client) ListSandboxes(ctx context.Context, opts ListOptions) iter.Seq2[
 	})
 }
 
-// SessionOptions narrow and order a listing of sessions, by their creation.
+// SessionOptions filter and order a listing of sessions, by creation time.
 type SessionOptions struct {
 	// Limit is the size of a page: 50 by default, 100 at most.
 	Limit int
-	// Cursor is where to start: the Next of a page.
+	// Cursor is the Next of the previous page.
 	Cursor string
-	// Ascending puts the oldest first.
+	// Ascending sorts the oldest to the top.
 	Ascending bool
 }
 
-// ListSessionsPage returns one page of the sessions of a sandbox, of all
-// sandboxes of the project when the name is "".
+// ListSessionsPage returns one page of the sessions of a sandbox, or of all
+// sandboxes of the project if the name is "".
 func (c *Client) ListSessionsPage(ctx context.Context, sandbox string, opts SessionOptions) (Page[skerry.Session], error) {
 	q := c.scope("project")
 	pageQuery(q, opts.Limit, opts.Cursor, opts.Ascending)
@@ -114,8 +115,8 @@ func (c *Client) ListSessionsPage(ctx context.Context, sandbox string, opts Sess
 	return Page[skerry.Session]{body.Sessions, body.Pagination.cursor()}, err
 }
 
-// Sessions goes through the sandbox's sessions, the latest first unless opts
-// say otherwise. An error ends the sequence.
+// Sessions iterates over the sandbox's sessions, newest first unless opts change
+// it. An error ends the sequence.
 func (sb *Sandbox) Sessions(ctx context.Context, opts SessionOptions) iter.Seq2[skerry.Session, error] {
 	return pages(opts.Cursor, func(cursor string) (Page[skerry.Session], error) {
 		opts.Cursor = cursor
@@ -123,7 +124,7 @@ func (sb *Sandbox) Sessions(ctx context.Context, opts SessionOptions) iter.Seq2[
 	})
 }
 
-// pages turns a function that gets a page into a sequence of their items.
+// pages returns the sequence of the items of all pages that get returns.
 func pages[T any](cursor string, get func(cursor string) (Page[T], error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		for {
@@ -138,7 +139,7 @@ func pages[T any](cursor string, get func(cursor string) (Page[T], error)) iter.
 					return
 				}
 			}
-			// A server that gives the same cursor again would never end.
+			// A server that repeats a cursor would cause an endless loop.
 			if page.Next == "" || page.Next == cursor {
 				return
 			}

@@ -14,27 +14,31 @@ import (
 )
 
 const (
-	// streamBuffer holds a usual line of output whole, so that it is not
-	// copied before it is decoded.
+	// streamBuffer is larger than a usual line of output, so that the line is decoded
+	// without a copy.
 	streamBuffer = 128 << 10
-	// maxLine bounds a line of a stream. A server cuts output into pieces of
-	// some ten kilobytes; escaping makes them six times as long at most.
+	// maxLine limits a line of a stream. The server sends pieces of some ten kilobytes,
+	// which are at most six times as long when escaped.
 	maxLine = 8 << 20
 )
 
-// event is one line of the stream that a command's output comes in: either
-// the state of the command or a piece of its output.
+// event is a line of a command's stream: the state of the command, or a piece of its
+// output.
 type event struct {
 	command *skerry.Command
 	stream  skerry.Stream
 	data    []byte
+	// offset and next are the offsets of the beginning and the end of data in its stream,
+	// if placed is set.
+	offset, next int64
+	placed       bool
 }
 
 // eventReader decodes a stream of events line by line.
 type eventReader struct {
 	r *bufio.Reader
-	// long gathers a line that is longer than r's buffer, text the unescaped
-	// data of an event. Both are used again for the next.
+	// long is the buffer for a line that is longer than r's buffer, text the buffer for
+	// the unescaped data of an event.
 	long, text []byte
 }
 
@@ -42,9 +46,8 @@ func newEventReader(r io.Reader) *eventReader {
 	return &eventReader{r: bufio.NewReaderSize(r, streamBuffer)}
 }
 
-// next returns the next event, and io.EOF after the last. The event's data is
-// valid until the following call. An error that the server reports in the
-// stream is an *Error.
+// next returns the next event, and io.EOF after the last one. The event's data is valid
+// until the next call. An error in the stream is returned as an *Error.
 func (d *eventReader) next() (event, error) {
 	for {
 		line, err := d.line()
@@ -57,8 +60,8 @@ func (d *eventReader) next() (event, error) {
 	}
 }
 
-// line returns the next line without its end. A last line that has no end was
-// cut off.
+// line returns the next line without its line feed. A last line without line feed is
+// incomplete.
 func (d *eventReader) line() ([]byte, error) {
 	d.long = d.long[:0]
 	for {
@@ -67,7 +70,7 @@ func (d *eventReader) line() ([]byte, error) {
 			return part[:len(part)-1], nil
 		}
 		if len(d.long)+len(part) > maxLine {
-			return nil, fmt.Errorf("the server sent a line of more than %d bytes", maxLine)
+			return nil, malformedError{fmt.Errorf("the server sent a line of more than %d bytes", maxLine)}
 		}
 		d.long = append(d.long, part...)
 		switch {
@@ -89,10 +92,12 @@ func (d *eventReader) decode(line []byte) (event, error) {
 	var wire struct {
 		Command *skerry.Command `json:"command"`
 		Stream  string          `json:"stream"`
+		Offset  *int64          `json:"offset"`
+		Next    *int64          `json:"next"`
 		Data    json.RawMessage `json:"data"`
 	}
 	if err := json.Unmarshal(line, &wire); err != nil {
-		return event{}, fmt.Errorf("the server sent a line that is not an event: %w", err)
+		return event{}, malformedError{fmt.Errorf("the server sent a line that is not an event: %w", err)}
 	}
 	switch {
 	case wire.Command != nil:
@@ -104,29 +109,65 @@ func (d *eventReader) decode(line []byte) (event, error) {
 			Message *string      `json:"message"`
 		}{&e.Code, &e.Message}
 		if err := json.Unmarshal(wire.Data, &body); err != nil {
-			return event{}, fmt.Errorf("the server sent an error that is not one: %w", err)
+			return event{}, malformedError{fmt.Errorf("the server sent an invalid error: %w", err)}
 		}
 		return event{}, &e
 	case wire.Stream == string(skerry.Stdout) || wire.Stream == string(skerry.Stderr):
 		var data string
 		if err := json.Unmarshal(wire.Data, &data); err != nil {
-			return event{}, fmt.Errorf("the server sent output that is not text: %w", err)
+			return event{}, malformedError{fmt.Errorf("the server sent output that is not a string: %w", err)}
 		}
-		return event{stream: skerry.Stream(wire.Stream), data: []byte(data)}, nil
+		ev := event{stream: skerry.Stream(wire.Stream), data: []byte(data)}
+		if wire.Offset != nil && wire.Next != nil {
+			ev.offset, ev.next, ev.placed = *wire.Offset, *wire.Next, true
+		}
+		return ev, nil
 	}
-	return event{}, errors.New("the server sent a line that is neither a command nor output")
+	return event{}, malformedError{errors.New("the server sent a line that is neither a command nor output")}
 }
 
-// The beginnings of a line of output as servers write it, and its end.
+// The parts of a line of output as the server writes it. Offsets, if requested, are
+// between a prefix and the data.
 var (
-	stdoutPrefix = []byte(`{"stream":"stdout","data":"`)
-	stderrPrefix = []byte(`{"stream":"stderr","data":"`)
+	stdoutPrefix = []byte(`{"stream":"stdout",`)
+	stderrPrefix = []byte(`{"stream":"stderr",`)
+	offsetPrefix = []byte(`"offset":`)
+	nextPrefix   = []byte(`,"next":`)
+	dataPrefix   = []byte(`"data":"`)
 	outputSuffix = []byte(`"}`)
 )
 
-// decodeOutput decodes a line of output in its usual form several times
-// faster than the general decoder, which is what bounds the throughput of a
-// command. It leaves everything unusual to the latter.
+// places removes the offsets from the beginning of a line, if there are any.
+func (ev *event) places(line []byte) (rest []byte, ok bool) {
+	if rest, ok = bytes.CutPrefix(line, offsetPrefix); !ok {
+		return line, true
+	}
+	if ev.offset, rest, ok = number(rest); !ok {
+		return nil, false
+	}
+	if rest, ok = bytes.CutPrefix(rest, nextPrefix); !ok {
+		return nil, false
+	}
+	if ev.next, rest, ok = number(rest); !ok {
+		return nil, false
+	}
+	ev.placed = true
+	return bytes.CutPrefix(rest, []byte(","))
+}
+
+// number removes a decimal number from the beginning of b.
+func number(b []byte) (n int64, rest []byte, ok bool) {
+	i := 0
+	for i < len(b) && '0' <= b[i] && b[i] <= '9' {
+		i++
+	}
+	n, err := strconv.ParseInt(string(b[:i]), 10, 64)
+	return n, b[i:], err == nil
+}
+
+// decodeOutput decodes a line of output in its usual form. It is several times faster
+// than the general decoder, which would limit the throughput. It leaves unusual lines to
+// the general decoder.
 func (d *eventReader) decodeOutput(line []byte) (event, bool) {
 	ev := event{stream: skerry.Stdout}
 	rest, ok := bytes.CutPrefix(line, stdoutPrefix)
@@ -135,6 +176,12 @@ func (d *eventReader) decodeOutput(line []byte) (event, bool) {
 		if rest, ok = bytes.CutPrefix(line, stderrPrefix); !ok {
 			return event{}, false
 		}
+	}
+	if rest, ok = ev.places(rest); !ok {
+		return event{}, false
+	}
+	if rest, ok = bytes.CutPrefix(rest, dataPrefix); !ok {
+		return event{}, false
 	}
 	if rest, ok = bytes.CutSuffix(rest, outputSuffix); !ok {
 		return event{}, false
@@ -162,8 +209,8 @@ func (d *eventReader) decodeOutput(line []byte) (event, bool) {
 	}
 }
 
-// unescape appends what the escape sequence at the start of s stands for, and
-// returns its length, 0 when it is a rare one.
+// unescape appends the character of the escape sequence at the start of s, and returns
+// the length of the sequence; 0 for an unusual one.
 func (d *eventReader) unescape(s []byte) int {
 	if len(s) < 2 {
 		return 0

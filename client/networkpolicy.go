@@ -8,9 +8,9 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// SetNetworkPolicy changes what the current session may reach, and returns once
-// that is enforced: connections that the policy forbids are cut, the others go
-// on. Later sessions start with the sandbox's own policy, see [Sandbox.Update].
+// SetNetworkPolicy changes the network policy of the current session, and returns
+// when it is enforced: connections that it forbids are closed, and others continue.
+// Later sessions start with the sandbox's own policy, see [Sandbox.Update].
 func (sb *Sandbox) SetNetworkPolicy(ctx context.Context, p NetworkPolicy) error {
 	return sb.withSession(ctx, func(id string) error {
 		var answer struct {
@@ -29,9 +29,9 @@ func (sb *Sandbox) SetNetworkPolicy(ctx context.Context, p NetworkPolicy) error 
 	})
 }
 
-// NetworkEvents returns the newest decisions of the proxy about a session of
-// this sandbox, limit (1 to 1000) at the most, the oldest first. A session that
-// has ended keeps them as long as what its commands printed.
+// NetworkEvents returns the newest decisions about a session of this sandbox, at
+// most limit (1 to 1000), oldest first. After the session has ended they are kept
+// as long as the output of its commands.
 func (sb *Sandbox) NetworkEvents(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error) {
 	q := sb.c.scope("")
 	q.Set("limit", strconv.Itoa(limit))

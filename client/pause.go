@@ -7,11 +7,10 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// Pause has the current session stand still: from then on it uses no CPU,
-// while its timeout goes on. Resume lets it go on, and so does every call that
-// needs what is in it, such as running a command. Pausing a paused session is
-// no error; one that has stopped is, see [IsStopped]. Our own addition to the
-// public API.
+// Pause pauses the current session: it uses no CPU, but its timeout keeps running.
+// Resume continues it, and so does every call that needs the running sandbox, such
+// as running a command. Pausing a paused session is not an error; pausing a stopped
+// one is, see [IsStopped]. Our own addition to the public API.
 func (sb *Sandbox) Pause(ctx context.Context) error {
 	var answer struct {
 		Session skerry.Session `json:"session"`

@@ -4,11 +4,11 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry/client"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 func TestPause(t *testing.T) {
-	c := connect(t, clienttest.New(t), client.Options{})
+	c := connect(t, servertest.New(t), client.Options{})
 	sb, err := c.CreateSandbox(t.Context(), client.CreateOptions{Name: "box"})
 	if err != nil {
 		t.Fatal(err)

@@ -10,9 +10,8 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// Domain returns the URL at which a published port is reached, as of the last
-// answer about the sandbox. It stays the same for as long as the port is
-// published.
+// Domain returns the URL of a published port, as in the last response about the
+// sandbox. The URL does not change as long as the port is published.
 func (sb *Sandbox) Domain(port int) (string, error) {
 	for _, r := range sb.Routes() {
 		if r.Port == port {
@@ -22,13 +21,12 @@ func (sb *Sandbox) Domain(port int) (string, error) {
 	return "", fmt.Errorf("sandbox %s does not publish port %d", sb.name, port)
 }
 
-// RouteToken is what opens a private port: its URL has the token, which also
-// counts in the header X-Skerry-Token.
+// RouteToken is a token for a private port. Its URL contains the token.
+// Alternatively, send the token in the header X-Skerry-Token.
 type RouteToken = skerry.RouteToken
 
-// RouteToken makes a token for a private port that is good for that long, 24
-// hours if life is 0, a year at the most. It is our own addition to the public
-// API.
+// RouteToken creates a token for a private port. It is valid for life: 24 hours if
+// life is 0, and at most a year. Our own addition to the public API.
 func (sb *Sandbox) RouteToken(ctx context.Context, port int, life time.Duration) (*RouteToken, error) {
 	path, err := sandboxPath(sb.name)
 	if err != nil {

@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// maxTries, firstPause and maxRetryAfter are those of the public clients.
+	// maxTries, firstPause and maxRetryAfter are as in the public clients.
 	maxTries      = 3
 	firstPause    = 400 * time.Millisecond
 	maxRetryAfter = 20 * time.Second
-	// maxBody bounds a JSON response; a page of 100 sandboxes with all their
-	// tags is some hundred kilobytes.
-	maxBody = 16 << 20
+	// maxBody limits a JSON response. A page of MaxPageSize sandboxes can have 28 MiB of
+	// tags and network policies (MaxTags, MaxPolicyBytes), and escapes make text longer.
+	maxBody = 64 << 20
 )
 
 // request is one call of the API.
@@ -31,46 +31,76 @@ type request struct {
 	method string
 	path   string
 	query  url.Values
-	// json is the body, or body makes it anew for each try.
+	// json is the body, or body returns it, for each attempt anew.
 	json any
 	body func() (io.ReadCloser, error)
-	// length of the body when it is known; else it is sent in chunks.
+	// length is the length of the body, if it is known. Otherwise it is sent in chunks.
 	length int64
-	// header holds what is not the same in every request.
+	// header has the headers that are not the same in all requests.
 	header http.Header
-	// repeatable calls do no harm when they happen twice. GET and DELETE are
-	// always taken for such.
+	// repeatable is set for calls that can be repeated without harm. GET and DELETE
+	// always can.
 	repeatable bool
-	// once forbids every other try: the body can be read a single time.
+	// once forbids retries, because the body can be read only once.
 	once bool
 }
 
-// call makes a request and decodes its JSON answer into out, if not nil.
+func (r *request) mayRepeat() bool {
+	return (r.repeatable || r.method == http.MethodGet || r.method == http.MethodDelete) && !r.once
+}
+
+// call sends a request and decodes the JSON response into out, unless out is nil. A
+// repeatable call is repeated if the response breaks off.
 func (c *Client) call(ctx context.Context, r request, out any) error {
+	for try := 1; ; try++ {
+		b, err := c.answer(ctx, r)
+		if broken, ok := errors.AsType[brokenError](err); ok && r.mayRepeat() && try < maxTries && ctx.Err() == nil && mayPass(broken) {
+			if err := pause(ctx, backoff(try)); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		return r.decode(b, out)
+	}
+}
+
+// brokenError is the error of a response that broke off.
+type brokenError struct{ error }
+
+func (e brokenError) Unwrap() error { return e.error }
+
+// answer sends a request and reads the whole response.
+func (c *Client) answer(ctx context.Context, r request) ([]byte, error) {
 	resp, err := c.send(ctx, r)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
-	if out == nil {
-		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
-		return err
-	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
-		return fmt.Errorf("%s %s: read the answer: %w", r.method, r.path, err)
+		return nil, brokenError{fmt.Errorf("%s %s: read the response: %w", r.method, r.path, err)}
 	}
 	if len(b) > maxBody {
-		return fmt.Errorf("%s %s: the answer is longer than %d bytes", r.method, r.path, maxBody)
+		return nil, fmt.Errorf("%s %s: the response is longer than %d bytes", r.method, r.path, maxBody)
+	}
+	return b, lateError(resp, b)
+}
+
+func (r *request) decode(b []byte, out any) error {
+	if out == nil {
+		return nil
 	}
 	if err := json.Unmarshal(b, out); err != nil {
-		return fmt.Errorf("%s %s: the answer is not what a Skerry server sends: %w", r.method, r.path, err)
+		return fmt.Errorf("%s %s: the response is not from a Skerry server: %w", r.method, r.path, err)
 	}
 	return nil
 }
 
-// send makes a request, again when that may help, and returns the answer if
-// it is a success. The caller closes its body.
+// send sends a request, with retries, and returns a successful response. The caller
+// closes its body.
 func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	if r.json != nil {
 		b, err := json.Marshal(r.json)
@@ -80,7 +110,7 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		r.length = int64(len(b))
 		r.body = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 	}
-	repeatable := r.repeatable || r.method == http.MethodGet || r.method == http.MethodDelete
+	repeatable := r.mayRepeat()
 	for try := 1; ; try++ {
 		resp, err := c.sendOnce(ctx, r)
 		if err != nil {
@@ -107,7 +137,8 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 }
 
-func (c *Client) sendOnce(ctx context.Context, r request) (*http.Response, error) {
+func (c *Client) sendOnce(parent context.Context, r request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(parent)
 	u := *c.base
 	u.Path, u.RawPath = "", ""
 	target := u.String() + c.base.EscapedPath() + r.path
@@ -118,6 +149,7 @@ func (c *Client) sendOnce(ctx context.Context, r request) (*http.Response, error
 	if r.body != nil {
 		var err error
 		if body, err = r.body(); err != nil {
+			cancel(err)
 			return nil, err
 		}
 	}
@@ -126,6 +158,7 @@ func (c *Client) sendOnce(ctx context.Context, r request) (*http.Response, error
 		if body != nil {
 			body.Close()
 		}
+		cancel(err)
 		return nil, err
 	}
 	if r.length > 0 {
@@ -141,14 +174,24 @@ func (c *Client) sendOnce(ctx context.Context, r request) (*http.Response, error
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	req.Header.Set("User-Agent", c.userAgent)
-	return c.http.Do(req)
+	req.Header.Set(headerHeartbeat, "1")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		cancel(err)
+		return nil, err
+	}
+	resp.Body = &watched{ReadCloser: resp.Body, most: maxSilence(resp), cancel: cancel}
+	return resp, nil
 }
 
-// mayPass reports whether a failure to get any answer is worth another try. A
-// refused connection is not: no server listens, and a person waits to hear it.
+// mayPass reports whether a request without a response should be retried. A refused
+// connection should not: no server is running, and the user waits for this message.
 func mayPass(err error) bool {
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return false
+	}
+	if errors.Is(err, errSilent) {
+		return true
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return false
@@ -159,7 +202,7 @@ func mayPass(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
-// retryAfter says whether an answer invites another try, and when.
+// retryAfter reports whether a response allows a retry, and after which pause.
 func retryAfter(resp *http.Response, try int, repeatable bool) (time.Duration, bool) {
 	switch {
 	case resp.StatusCode == http.StatusTooManyRequests:
@@ -177,8 +220,8 @@ func retryAfter(resp *http.Response, try int, repeatable bool) (time.Duration, b
 	return 0, false
 }
 
-// backoff returns the pause after the try-th attempt: it doubles each time,
-// and up to as much again is added at random so that many clients spread out.
+// backoff returns the pause after an attempt. It doubles each time. Up to the same time
+// is added at random, so that many clients do not retry at once.
 func backoff(try int) time.Duration {
 	base := firstPause << (try - 1)
 	return base + rand.N(base)

@@ -12,19 +12,19 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// Sandbox is a sandbox as its server last described it.
+// Sandbox is a sandbox, with the last description that the server sent.
 type Sandbox struct {
 	c    *Client
 	name string
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	info    skerry.Sandbox
 	session skerry.Session
 	routes  []skerry.Route
 	resumed bool
 }
 
-// runBody is the answer to calls that return a sandbox with its session.
+// runBody is the response of calls that return a sandbox with its session.
 type runBody struct {
 	Sandbox skerry.Sandbox `json:"sandbox"`
 	Session skerry.Session `json:"session"`
@@ -48,21 +48,21 @@ func (sb *Sandbox) set(run runBody) {
 // Name returns the name, unique in the project.
 func (sb *Sandbox) Name() string { return sb.name }
 
-// Info returns the sandbox as of the last answer about it.
+// Info returns the sandbox as in the last response about it.
 func (sb *Sandbox) Info() skerry.Sandbox {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	return sb.info
 }
 
-// Session returns the current session as of the last answer about it.
+// Session returns the current session as in the last response about it.
 func (sb *Sandbox) Session() skerry.Session {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
 	return sb.session
 }
 
-// Routes returns how the published ports are reached.
+// Routes returns the routes of the published ports.
 func (sb *Sandbox) Routes() []skerry.Route {
 	sb.mu.Lock()
 	defer sb.mu.Unlock()
@@ -76,13 +76,13 @@ func (sb *Sandbox) Resumed() bool {
 	return sb.resumed
 }
 
-// GetOptions change what GetSandbox does.
+// GetOptions are options of GetSandbox.
 type GetOptions struct {
-	// Resume starts a new session if none runs.
+	// Resume starts a new session if none is running.
 	Resume bool
 }
 
-// GetSandbox returns the sandbox of that name.
+// GetSandbox returns the sandbox with this name.
 func (c *Client) GetSandbox(ctx context.Context, name string, opts GetOptions) (*Sandbox, error) {
 	run, err := c.getSandbox(ctx, name, opts.Resume)
 	if err != nil {
@@ -99,7 +99,7 @@ func (c *Client) getSandbox(ctx context.Context, name string, resume bool) (runB
 	return run, err
 }
 
-// callSandbox makes a call on the path of a sandbox.
+// callSandbox sends a request to the path of a sandbox.
 func (c *Client) callSandbox(ctx context.Context, r request, name string, out any) error {
 	path, err := sandboxPath(name)
 	if err != nil {
@@ -109,16 +109,17 @@ func (c *Client) callSandbox(ctx context.Context, r request, name string, out an
 	return c.call(ctx, r, out)
 }
 
-// sandboxPath is the path of the sandbox of that name.
+// sandboxPath returns the path of the sandbox with a name. It does not apply
+// skerry.ValidateName: earlier versions of the server accepted other names.
 func sandboxPath(name string) (string, error) {
-	if name == "" || name == "." || name == ".." { // would be the path of something else
+	if name == "" || name == "." || name == ".." { // the path of another endpoint
 		return "", &Error{Status: http.StatusBadRequest, Code: skerry.CodeBadRequest, Field: "name",
 			Message: strconv.Quote(name) + " is not the name of a sandbox"}
 	}
 	return "/v2/sandboxes/" + url.PathEscape(name), nil
 }
 
-// Refresh asks the server for the current state.
+// Refresh fetches the current state from the server.
 func (sb *Sandbox) Refresh(ctx context.Context) error {
 	run, err := sb.c.getSandbox(ctx, sb.name, false)
 	if err == nil {
@@ -127,8 +128,9 @@ func (sb *Sandbox) Refresh(ctx context.Context) error {
 	return err
 }
 
-// UpdateOptions change a sandbox; what is nil stays as it is. A new timeout
-// is that of later sessions, see [Sandbox.ExtendTimeout] for this one.
+// UpdateOptions change a sandbox. Fields that are nil are not changed. A new
+// timeout applies to later sessions; see [Sandbox.ExtendTimeout] for the current
+// one.
 type UpdateOptions struct {
 	Timeout  *time.Duration
 	VCPUs    *int
@@ -138,8 +140,8 @@ type UpdateOptions struct {
 	// Tags, if not nil, replace all tags.
 	Tags       map[string]string
 	Persistent *bool
-	// Ports, if not nil, replace all published ports; those that stay keep
-	// their routes. PrivatePorts, if not nil, are those that ask for a token.
+	// Ports, if not nil, replace all published ports; ports that stay keep their
+	// routes. PrivatePorts, if not nil, are the ports that require a token.
 	Ports         []int
 	PrivatePorts  []int
 	NetworkPolicy *NetworkPolicy
@@ -147,12 +149,12 @@ type UpdateOptions struct {
 	Mounts map[string]Mount
 	// SnapshotExpiration is how long later snapshots are kept; 0 is for ever.
 	SnapshotExpiration *time.Duration
-	// KeepLastSnapshots replaces the retention as a whole;
-	// ClearKeepLastSnapshots lifts it.
+	// KeepLastSnapshots replaces the whole retention rule; ClearKeepLastSnapshots
+	// removes it.
 	KeepLastSnapshots      *KeepLastSnapshots
 	ClearKeepLastSnapshots bool
-	// CurrentSnapshotID has the next session start from that snapshot, of
-	// whatever sandbox of the project.
+	// CurrentSnapshotID is the snapshot that the next session starts from. It may
+	// belong to any sandbox of the project.
 	CurrentSnapshotID *string
 	Region            *string
 	// FailoverRegions, if not nil, replace the list.
@@ -161,7 +163,7 @@ type UpdateOptions struct {
 	NetworkID *string
 }
 
-// body returns the wire form: a field is there exactly if it changes.
+// body returns the wire form, which has only the fields that change.
 func (o UpdateOptions) body() map[string]any {
 	body := map[string]any{}
 	size := map[string]int{}
@@ -226,21 +228,22 @@ func (sb *Sandbox) Update(ctx context.Context, opts UpdateOptions) error {
 	return nil
 }
 
-// DeleteOptions change what Delete does.
+// DeleteOptions are options of DeleteSandbox.
 type DeleteOptions struct {
-	// OrphanSnapshots deletes the sandbox's snapshots too, but for those that
+	// OrphanSnapshots also deletes the sandbox's snapshots, except those that
 	// another sandbox would start from. Otherwise they stay until they expire.
 	OrphanSnapshots bool
 }
 
-// Delete stops the session and removes the sandbox. The files of the session
-// are not saved before; snapshots stay until they expire, see
-// [Client.DeleteSandbox] for an end to them too.
+// Delete stops the session and deletes the sandbox. The files of the session are
+// not saved first. Snapshots stay until they expire; see [Client.DeleteSandbox] for
+// deleting them too.
 func (sb *Sandbox) Delete(ctx context.Context) error {
 	return sb.c.DeleteSandbox(ctx, sb.name, DeleteOptions{})
 }
 
-// DeleteSandbox stops the session of the sandbox of that name and removes it.
+// DeleteSandbox stops the session of the sandbox with this name and deletes the
+// sandbox.
 func (c *Client) DeleteSandbox(ctx context.Context, name string, opts DeleteOptions) error {
 	q := c.scope("projectId")
 	if opts.OrphanSnapshots {

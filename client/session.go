@@ -27,7 +27,7 @@ func (sb *Sandbox) withSession(ctx context.Context, fn func(sessionID string) er
 	return fn(run.Session.ID)
 }
 
-// Resume starts a new session if none runs, and waits until commands can run.
+// Resume starts a new session if none is running, and waits until commands can run.
 func (sb *Sandbox) Resume(ctx context.Context) error {
 	run, err := sb.c.getSandbox(ctx, sb.name, true)
 	if err == nil {
@@ -36,18 +36,30 @@ func (sb *Sandbox) Resume(ctx context.Context) error {
 	return err
 }
 
-// Stopped is what a stop came to.
+// Stopped is the result of a stop.
 type Stopped struct {
 	Session skerry.Session
-	// Snapshot is what the stop has saved: nil if the sandbox is not
-	// persistent, and if the session had ended before.
+	// Snapshot is the snapshot that the stop took. It is nil if the sandbox is not
+	// persistent, or if the session had ended before.
 	Snapshot *Snapshot
 }
 
-// Stop ends the current session and returns once it has stopped. The files of
-// a persistent sandbox are saved; if that fails, the session runs on. Stopping
-// a session that has ended is not an error.
+// Stop ends the current session and returns when it has stopped. The files of a
+// persistent sandbox are saved first. If that fails, the session keeps running.
+// Stopping an ended session is not an error.
 func (sb *Sandbox) Stop(ctx context.Context) (Stopped, error) {
+	return sb.StopWith(ctx, StopOptions{})
+}
+
+// StopOptions are options of StopWith.
+type StopOptions struct {
+	// Force ends the session without saving it. The sandbox keeps its last
+	// snapshot.
+	Force bool
+}
+
+// StopWith is Stop with options.
+func (sb *Sandbox) StopWith(ctx context.Context, opts StopOptions) (Stopped, error) {
 	var answer struct {
 		Session  skerry.Session   `json:"session"`
 		Sandbox  *skerry.Sandbox  `json:"sandbox"`
@@ -56,6 +68,9 @@ func (sb *Sandbox) Stop(ctx context.Context) (Stopped, error) {
 	r := request{
 		method: http.MethodPost, path: sessionPath(sb.Session().ID) + "/stop",
 		query: sb.c.scope(""), repeatable: true,
+	}
+	if opts.Force {
+		r.query.Set("force", "true")
 	}
 	if err := sb.c.call(ctx, r, &answer); err != nil {
 		return Stopped{}, err
@@ -73,7 +88,7 @@ func (sb *Sandbox) Stop(ctx context.Context) (Stopped, error) {
 	return stopped, nil
 }
 
-// ExtendTimeout lets the current session live longer by d.
+// ExtendTimeout extends the timeout of the current session by d.
 func (sb *Sandbox) ExtendTimeout(ctx context.Context, d time.Duration) error {
 	return sb.withSession(ctx, func(id string) error {
 		var answer struct {

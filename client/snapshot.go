@@ -16,13 +16,13 @@ import (
 
 const snapshotsPath = "/v2/sandboxes/snapshots"
 
-// Snapshot is a saved filesystem as its server last described it. Its files
-// do not change.
+// Snapshot is a saved filesystem, with the last description that the server sent.
+// Its files never change.
 type Snapshot struct {
 	c  *Client
 	id string
 
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	info skerry.Snapshot
 }
 
@@ -33,14 +33,15 @@ func newSnapshot(c *Client, info skerry.Snapshot) *Snapshot {
 // ID returns the identifier, "snap_…".
 func (s *Snapshot) ID() string { return s.id }
 
-// Info returns the snapshot as of the last answer about it.
+// Info returns the snapshot as in the last response about it.
 func (s *Snapshot) Info() skerry.Snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.info
 }
 
-// Source returns what [CreateOptions] take to start from the snapshot.
+// Source returns the source for [CreateOptions] of a sandbox that starts from the
+// snapshot.
 func (s *Snapshot) Source() *skerry.Source { return FromSnapshot(s.id) }
 
 // FromSnapshot returns the source of a sandbox that starts with the files of a
@@ -49,14 +50,14 @@ func FromSnapshot(id string) *skerry.Source {
 	return &skerry.Source{Type: "snapshot", SnapshotID: id}
 }
 
-// snapshotBody is the answer to calls on one snapshot.
+// snapshotBody is the response of calls on one snapshot.
 type snapshotBody struct {
 	Snapshot skerry.Snapshot `json:"snapshot"`
 }
 
-// GetSnapshot returns a snapshot by its id. One that was deleted or has
-// expired is still known, with the status "deleted"; see [IsNotFound] for one
-// that never was.
+// GetSnapshot returns a snapshot by its id. Deleted and expired snapshots are
+// returned too, with the status "deleted". [IsNotFound] reports true for the error
+// if the snapshot never existed.
 func (c *Client) GetSnapshot(ctx context.Context, id string) (*Snapshot, error) {
 	var body snapshotBody
 	if err := c.callSnapshot(ctx, http.MethodGet, id, &body); err != nil {
@@ -65,9 +66,9 @@ func (c *Client) GetSnapshot(ctx context.Context, id string) (*Snapshot, error) 
 	return newSnapshot(c, body.Snapshot), nil
 }
 
-// DeleteSnapshot deletes a snapshot and returns what is left of it. Deleting
-// one that is deleted already is no error. A sandbox that would start from it
-// cannot be resumed any more, see [IsSnapshotNotFound].
+// DeleteSnapshot deletes a snapshot and returns its remaining description. Deleting
+// a deleted snapshot is not an error. A sandbox that would start from it cannot be
+// resumed any more, see [IsSnapshotNotFound].
 func (c *Client) DeleteSnapshot(ctx context.Context, id string) (skerry.Snapshot, error) {
 	var body snapshotBody
 	err := c.callSnapshot(ctx, http.MethodDelete, id, &body)
@@ -86,34 +87,37 @@ func (s *Snapshot) Delete(ctx context.Context) error {
 	return nil
 }
 
-// callSnapshot makes a call on the path of a snapshot.
+// callSnapshot sends a request to the path of a snapshot.
 func (c *Client) callSnapshot(ctx context.Context, method, id string, out any) error {
-	if !strings.HasPrefix(id, "snap_") { // "tree" would be the path of something else
+	if !strings.HasPrefix(id, "snap_") { // "tree" is the path of another endpoint
 		return &Error{Status: http.StatusBadRequest, Code: skerry.CodeBadRequest, Field: "snapshotId",
 			Message: strconv.Quote(id) + " is not the id of a snapshot, which begins with snap_"}
 	}
 	return c.call(ctx, request{method: method, path: snapshotsPath + "/" + url.PathEscape(id), query: c.scope("")}, out)
 }
 
-// SnapshotOptions narrow and order a listing of snapshots, by their creation.
-// Deleted and expired ones are not listed.
+// SnapshotOptions filter and order a listing of snapshots, by creation time.
 type SnapshotOptions struct {
 	// Limit is the size of a page: 50 by default, 100 at most.
 	Limit int
-	// Cursor is where to start: the Next of a page.
+	// Cursor is the Next of the previous page.
 	Cursor string
-	// Ascending puts the oldest first.
+	// Ascending sorts the oldest to the top.
 	Ascending bool
+	// Deleted also lists snapshots that were deleted or have expired in the last 30
+	// days.
+	Deleted bool
 }
 
-// ListSnapshotsPage returns one page of the snapshots of a sandbox, of all
-// snapshots of the project when the name is "". The sandbox may be gone.
+// ListSnapshotsPage returns one page of the snapshots of a sandbox, or of all
+// snapshots of the project if the name is "". The sandbox may have been deleted.
 func (c *Client) ListSnapshotsPage(ctx context.Context, sandbox string, opts SnapshotOptions) (Page[skerry.Snapshot], error) {
 	q := c.scope("project")
 	pageQuery(q, opts.Limit, opts.Cursor, opts.Ascending)
 	if sandbox != "" {
 		q.Set("name", sandbox)
 	}
+	q.Set("deleted", strconv.FormatBool(opts.Deleted))
 	var body struct {
 		Snapshots  []skerry.Snapshot `json:"snapshots"`
 		Pagination pagination        `json:"pagination"`
@@ -122,14 +126,14 @@ func (c *Client) ListSnapshotsPage(ctx context.Context, sandbox string, opts Sna
 	return Page[skerry.Snapshot]{body.Snapshots, body.Pagination.cursor()}, err
 }
 
-// ListSnapshots goes through the project's snapshots, the latest first unless
-// opts say otherwise. An error ends the sequence.
+// ListSnapshots iterates over the project's snapshots, newest first unless opts
+// change it. An error ends the sequence.
 func (c *Client) ListSnapshots(ctx context.Context, opts SnapshotOptions) iter.Seq2[skerry.Snapshot, error] {
 	return c.snapshotsOf(ctx, "", opts)
 }
 
-// Snapshots goes through the sandbox's snapshots, the latest first unless opts
-// say otherwise. An error ends the sequence.
+// Snapshots iterates over the sandbox's snapshots, newest first unless opts change
+// it. An error ends the sequence.
 func (sb *Sandbox) Snapshots(ctx context.Context, opts SnapshotOptions) iter.Seq2[skerry.Snapshot, error] {
 	return sb.c.snapshotsOf(ctx, sb.name, opts)
 }
@@ -141,23 +145,23 @@ func (c *Client) snapshotsOf(ctx context.Context, sandbox string, opts SnapshotO
 	})
 }
 
-// TreeOptions say which way to walk from a snapshot.
+// TreeOptions are options of SnapshotTreePage.
 type TreeOptions struct {
 	// Limit is the size of a page: 50 by default, 100 at most.
 	Limit int
-	// Descendants walks to what was made from the snapshot, along the newest
-	// child of each; otherwise the walk is to what it was made from.
+	// Descendants lists the descendants of the snapshot, along the newest child of
+	// each. Otherwise its ancestors are listed.
 	Descendants bool
 }
 
-// TreePage is one page of a walk.
+// TreePage is one page of ancestors or descendants.
 type TreePage struct {
 	Page[skerry.SnapshotNode]
-	// Anchor is the snapshot that the walk began at.
+	// Anchor is the snapshot at which the list starts.
 	Anchor skerry.SnapshotNode
 }
 
-// treeNode counts in a string: "12", or "100+" for at least so many.
+// treeNode has its count in a string: "12", or "100+" for at least 100.
 type treeNode struct {
 	Snapshot skerry.Snapshot   `json:"snapshot"`
 	Siblings []skerry.Snapshot `json:"siblings"`
@@ -167,14 +171,14 @@ type treeNode struct {
 func (n treeNode) node() (skerry.SnapshotNode, error) {
 	count, err := strconv.Atoi(strings.TrimSuffix(n.Count, "+"))
 	if err != nil {
-		return skerry.SnapshotNode{}, fmt.Errorf("the server counts the siblings of %s as %q", n.Snapshot.ID, n.Count)
+		return skerry.SnapshotNode{}, fmt.Errorf("the server sent the invalid count %[2]q for %[1]s", n.Snapshot.ID, n.Count)
 	}
 	return skerry.SnapshotNode{Snapshot: n.Snapshot, Siblings: n.Siblings, Count: count}, nil
 }
 
-// SnapshotTreePage returns one page of a walk that begins at the snapshot of
-// that id, which is not in it. The Next of a page is the id that the next one
-// begins at.
+// SnapshotTreePage returns one page of the ancestors or descendants of the snapshot
+// with this id. The snapshot itself is not among them. The Next of a page is the id
+// for the next page.
 func (c *Client) SnapshotTreePage(ctx context.Context, id string, opts TreeOptions) (page TreePage, err error) {
 	q := c.scope("project")
 	q.Set("snapshotId", id)
@@ -200,14 +204,14 @@ func (c *Client) SnapshotTreePage(ctx context.Context, id string, opts TreeOptio
 	return page, err
 }
 
-// Ancestors goes from the snapshot's parent to the oldest snapshot that it
-// stands on. Deleted ones are among them. An error ends the sequence.
+// Ancestors iterates from the snapshot's parent to its oldest ancestor, including
+// deleted ones. An error ends the sequence.
 func (s *Snapshot) Ancestors(ctx context.Context) iter.Seq2[skerry.SnapshotNode, error] {
 	return s.c.walk(ctx, s.id, TreeOptions{})
 }
 
-// Descendants goes from the snapshot's newest child to the youngest, along the
-// newest child of each. An error ends the sequence.
+// Descendants iterates from the snapshot's newest child to the youngest descendant,
+// along the newest child of each. An error ends the sequence.
 func (s *Snapshot) Descendants(ctx context.Context) iter.Seq2[skerry.SnapshotNode, error] {
 	return s.c.walk(ctx, s.id, TreeOptions{Descendants: true})
 }
@@ -219,22 +223,21 @@ func (c *Client) walk(ctx context.Context, id string, opts TreeOptions) iter.Seq
 	})
 }
 
-// TakeOptions change what Snapshot does.
+// TakeOptions are options of [Sandbox.Snapshot].
 type TakeOptions struct {
-	// Expiration is how long the snapshot is kept, 0 for ever; nil is as the
-	// sandbox's SnapshotExpiration says. A minute at least.
+	// Expiration is how long the snapshot is kept, at least a minute; 0 is for
+	// ever. If nil, the sandbox's SnapshotExpiration is used.
 	Expiration *time.Duration
-	// Memory keeps the running programs too: what starts from the snapshot
-	// goes on with them, in a network of its own, in which the connections
-	// that they had are cut off. It has the size of this session. Our own
-	// addition to the public API.
+	// Memory saves the running programs too. Sandboxes that start from the snapshot
+	// continue them, in a network of their own, where the programs' connections are
+	// closed. Such a sandbox has the size of this session. Our own addition to the
+	// public API.
 	Memory bool
 }
 
-// Snapshot saves the files of the current session and stops it. The sandbox's
-// next session starts from the snapshot, if it is persistent. A sandbox that
-// has stopped is resumed first; what its last stop has saved is its
-// CurrentSnapshotID.
+// Snapshot saves the files of the current session and stops it. If the sandbox is
+// persistent, its next session starts from the snapshot. A stopped sandbox is
+// resumed first; its CurrentSnapshotID is the snapshot of its last stop.
 func (sb *Sandbox) Snapshot(ctx context.Context, opts TakeOptions) (*Snapshot, error) {
 	var answer struct {
 		Snapshot skerry.Snapshot `json:"snapshot"`

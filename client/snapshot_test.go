@@ -7,7 +7,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 func TestStopSaves(t *testing.T) {
@@ -30,7 +30,7 @@ func TestStopSaves(t *testing.T) {
 }
 
 func TestNonPersistentStartsClean(t *testing.T) {
-	c := connect(t, clienttest.New(t), client.Options{})
+	c := connect(t, servertest.New(t), client.Options{})
 	ctx := t.Context()
 	sb, err := c.CreateSandbox(ctx, client.CreateOptions{Persistent: new(bool)})
 	must(t, err)
@@ -113,7 +113,7 @@ func TestSnapshotLists(t *testing.T) {
 	if strings.Join(got, " ") != strings.Join(ids, " ") {
 		t.Errorf("all: %q, want %q", got, ids)
 	}
-	if n := len(s.Requests("GET /v2/sandboxes/snapshots?limit=3&project=web&sortOrder=asc")); n != 1 {
+	if n := len(s.Requests("GET /v2/sandboxes/snapshots?deleted=false&limit=3&project=web&sortOrder=asc")); n != 1 {
 		t.Errorf("requests %q", s.Requests("GET"))
 	}
 	got = nil

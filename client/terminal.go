@@ -13,38 +13,42 @@ import (
 	"sync/atomic"
 
 	"github.com/coder/websocket"
+
+	"github.com/skerry-dev/skerry"
 )
 
-// maxFrame bounds a frame that the server of a terminal sends.
+// maxFrame limits a frame from the server.
 const maxFrame = 4 << 20
 
 // TerminalOptions describe an interactive command.
 type TerminalOptions struct {
-	// Command is "sh" when empty.
+	// Command is the user's shell ($SHELL) when empty; bash or sh if there is none.
 	Command string
 	Args    []string
-	// Dir is relative to the sandbox's working directory; "" is that.
+	// Dir is the working directory, relative to the sandbox's working directory; ""
+	// is the latter.
 	Dir string
-	// Env is added to the sandbox's environment; TERM is xterm-256color if it
-	// does not say otherwise.
+	// Env is added to the sandbox's environment. TERM is xterm-256color unless Env
+	// sets it.
 	Env map[string]string
 	// Sudo runs the command as root.
 	Sudo bool
-	// Cols and Rows are the size of the window, 80 by 24 when zero.
+	// Cols and Rows are the size of the window; 80 by 24 if zero.
 	Cols, Rows int
 }
 
-// Terminal is an interactive command on a pseudo-terminal in a sandbox.
-// Reading yields what it shows, writing types into it. Read by one goroutine
-// at a time; Write, Resize and Close may be called by others meanwhile.
+// Terminal is an interactive command on a pseudo-terminal in a sandbox. Read
+// returns the terminal's output, and Write sends input. Only one goroutine at a
+// time may read; Write, Resize and Close may be called concurrently with it.
 type Terminal struct {
-	ctx   context.Context
-	conn  *websocket.Conn
-	frame io.Reader // the binary frame being read, nil between frames
-	exit  atomic.Pointer[int]
+	ctx    context.Context
+	conn   *websocket.Conn
+	frame  io.Reader // the current binary frame, nil between frames
+	exit   atomic.Pointer[int]
+	failed atomic.Pointer[Error]
 }
 
-// start and resize are the frames that a client sends as text.
+// start and resize are the text frames that a client sends.
 type startFrame struct {
 	Type    string   `json:"type"`
 	Command string   `json:"command"`
@@ -61,8 +65,8 @@ type resizeFrame struct {
 	Rows int    `json:"rows"`
 }
 
-// Terminal starts an interactive command. It ends with ctx: the connection is
-// dropped, and the server hangs up the terminal.
+// Terminal starts an interactive command. If ctx ends, the connection is closed, and the
+// server hangs up the terminal.
 func (sb *Sandbox) Terminal(ctx context.Context, opts TerminalOptions) (*Terminal, error) {
 	var ticket struct {
 		URL   string `json:"url"`
@@ -79,7 +83,7 @@ func (sb *Sandbox) Terminal(ctx context.Context, opts TerminalOptions) (*Termina
 	}
 	target, err := url.Parse(ticket.URL)
 	if err != nil {
-		return nil, errors.New("the server gave an address for the terminal that is none")
+		return nil, errors.New("the server sent an invalid address for the terminal")
 	}
 	q := target.Query()
 	q.Set("token", ticket.Token)
@@ -98,10 +102,18 @@ func (sb *Sandbox) Terminal(ctx context.Context, opts TerminalOptions) (*Termina
 	return t, nil
 }
 
+// userShell executes the shell of the user. It is not a login shell, because in many
+// images the profile replaces PATH, and with it the sandbox's runtime.
+const userShell = `for s in "$SHELL" "$(command -v bash)"; do
+	case $s in */nologin|*/false) continue; esac
+	test -x "$s" && exec "$s" "$@"
+done
+exec sh "$@"`
+
 func (o TerminalOptions) frame() startFrame {
 	argv := append([]string{o.Command}, o.Args...)
 	if o.Command == "" {
-		argv[0] = "sh"
+		argv = append([]string{"sh", "-c", userShell, "sh"}, o.Args...)
 	}
 	if o.Sudo {
 		argv = append([]string{"sudo"}, argv...)
@@ -129,7 +141,7 @@ func (t *Terminal) send(frame any) error {
 	return t.conn.Write(t.ctx, websocket.MessageText, b)
 }
 
-// Read returns io.EOF when the command has ended and all it showed was read.
+// Read returns io.EOF when the command has ended and its output has been read.
 func (t *Terminal) Read(p []byte) (int, error) {
 	for {
 		if t.exit.Load() != nil {
@@ -169,17 +181,25 @@ func (t *Terminal) nextFrame() error {
 		Type string `json:"type"`
 		Code int    `json:"code"`
 	}
+	var failed struct {
+		Type    string      `json:"type"`
+		Code    skerry.Code `json:"code"`
+		Message string      `json:"message"`
+	}
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return fmt.Errorf("the connection to the terminal broke: %w", err)
 	}
-	if json.Unmarshal(b, &msg) == nil && msg.Type == "exit" {
+	switch {
+	case json.Unmarshal(b, &failed) == nil && failed.Type == "error":
+		t.failed.Store(&Error{Code: failed.Code, Message: failed.Message})
+	case json.Unmarshal(b, &msg) == nil && msg.Type == "exit":
 		t.exit.Store(&msg.Code)
 	}
-	return nil // a text frame of another kind is one of a later version
+	return nil // a text frame of a later version
 }
 
-// Write types p into the terminal.
+// Write sends p as input to the terminal.
 func (t *Terminal) Write(p []byte) (int, error) {
 	if err := t.conn.Write(t.ctx, websocket.MessageBinary, p); err != nil {
 		return 0, err
@@ -187,15 +207,20 @@ func (t *Terminal) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Resize tells the command the new size of its window.
+// Resize changes the size of the terminal.
 func (t *Terminal) Resize(cols, rows int) error {
 	return t.send(resizeFrame{"resize", cols, rows})
 }
 
-// Wait reads what is left, discards it, and returns the exit code. The code
-// other than 0 is not an error.
+// Wait discards the remaining output and returns the exit code. A code other than 0 is
+// not an error. If the terminal ended for another reason, such as the end of the session,
+// the error is an [*Error], which was also part of the output.
 func (t *Terminal) Wait() (int, error) {
-	if _, err := io.Copy(io.Discard, t); err != nil {
+	_, err := io.Copy(io.Discard, t)
+	if failed := t.failed.Load(); failed != nil {
+		return 0, failed
+	}
+	if err != nil {
 		return 0, err
 	}
 	return *t.exit.Load(), nil

@@ -2,6 +2,7 @@ package client
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,43 +16,86 @@ import (
 	"time"
 )
 
-// untar extracts a tar stream that a sandbox made into root, and nothing
-// outside it: names that lead out of root, or through a link out of it, are an
-// error. Entries that could not be harmless here are left out and returned:
-// devices, pipes, and symbolic links whose target is outside.
+// untar extracts a tar stream from a sandbox into root. Names that lead out of root, also
+// through a link, are an error. Devices, pipes and symbolic links with a target outside
+// are left out and returned, because they could do harm here.
 //
-// strip is the first element of the names, which as takes the place of.
-func untar(ctx context.Context, r io.Reader, root *os.Root, strip, as string) (skipped []string, err error) {
+// strip is the first element of the names. It is replaced by as. length is the size of
+// the contents of all files.
+func untar(ctx context.Context, r io.Reader, root *os.Root, strip, as string) (length int64, left []string, err error) {
 	x := extraction{root: root, strip: strip, as: as, real: map[string]bool{".": true}}
 	tr := tar.NewReader(r)
 	for {
 		if err := ctx.Err(); err != nil {
-			return x.skipped, err
+			return length, x.skipped.list(), err
 		}
 		hdr, err := tr.Next()
 		if err == io.EOF {
-			return x.skipped, x.finishDirs()
+			return length, x.skipped.list(), x.finishDirs()
 		}
 		if err != nil {
-			return x.skipped, fmt.Errorf("read the tar stream: %w", err)
+			return length, x.skipped.list(), fmt.Errorf("read the tar stream: %w", err)
 		}
 		if err := x.entry(hdr, tr); err != nil {
-			return x.skipped, fmt.Errorf("extract %q: %w", hdr.Name, err)
+			return length, x.skipped.list(), fmt.Errorf("extract %q: %w", hdr.Name, err)
+		}
+		if hdr.Typeflag == tar.TypeReg {
+			length += hdr.Size
 		}
 	}
+}
+
+// Limits of the extended attributes of one file. A sandbox accepts no more.
+const (
+	maxAttributes     = 128
+	maxAttributeBytes = 256 << 10
+)
+
+// attributePrefix starts the keys of the tar records that hold attributes.
+const attributePrefix = "SCHILY.xattr."
+
+// maxSkipped limits the names of what a copy leaves out, because a sandbox can send any
+// number of names of any length.
+const maxSkipped, maxSkippedName = 1000, 4096
+
+// skipped are the names of what a copy has left out.
+type skipped struct {
+	names []string
+	more  int
+}
+
+func (s *skipped) add(names ...string) {
+	for _, name := range names {
+		if len(s.names) == maxSkipped {
+			s.more++
+			continue
+		}
+		if len(name) > maxSkippedName {
+			name = name[:maxSkippedName] + "…"
+		}
+		s.names = append(s.names, name)
+	}
+}
+
+func (s *skipped) list() []string {
+	if s.more == 0 {
+		return s.names
+	}
+	return append(s.names, fmt.Sprintf("and %d more", s.more))
 }
 
 type extraction struct {
 	root      *os.Root
 	strip, as string
-	skipped   []string
+	skipped   skipped
 	dirs      []dirMode
-	// real holds the directories seen to be no links. They stay so: nothing
-	// that is extracted takes the place of a directory.
+	// real are directories that are not links. Extracting never replaces a directory, so
+	// they stay directories.
 	real map[string]bool
 }
 
-// dirMode is a directory's final mode, set after everything in it is written.
+// dirMode is the final mode of a directory. It is set after the directory's files are
+// written.
 type dirMode struct {
 	name string
 	mode fs.FileMode
@@ -59,7 +103,7 @@ type dirMode struct {
 }
 
 func (x *extraction) entry(hdr *tar.Header, content io.Reader) error {
-	if isSparse(hdr) { // a few bytes that say they are a terabyte
+	if isSparse(hdr) { // a few bytes can claim to be a terabyte
 		return errors.New("sparse files are not accepted")
 	}
 	name, err := x.localName(hdr.Name)
@@ -79,8 +123,22 @@ func (x *extraction) entry(hdr *tar.Header, content io.Reader) error {
 	case tar.TypeLink:
 		return x.hardlink(name, hdr)
 	}
-	x.skipped = append(x.skipped, hdr.Name)
+	x.skipped.add(leftOut(hdr))
 	return nil
+}
+
+// leftOut records an entry that is not copied, with the reason.
+func leftOut(hdr *tar.Header) string {
+	why := "not a kind of file that can be copied"
+	switch hdr.Typeflag {
+	case tar.TypeFifo:
+		why = "a pipe"
+	case tar.TypeChar, tar.TypeBlock:
+		why = "a device"
+	case tar.TypeSymlink:
+		why = "a symbolic link that leads out of the directory: " + hdr.Linkname
+	}
+	return hdr.Name + " (" + why + ")"
 }
 
 func isSparse(hdr *tar.Header) bool {
@@ -95,30 +153,38 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
-// localName turns a name in the stream into one below the root. An absolute
-// name, or one with "..", is not one that tar -C DIR -c NAME makes.
+// localName returns the name below the root for a name in the stream.
 func (x *extraction) localName(name string) (string, error) {
-	if name == "" || path.IsAbs(name) || slices.Contains(strings.Split(name, "/"), "..") {
-		return "", errors.New("the name leads out of the directory")
-	}
-	name = path.Clean(name)
-	rest := name
-	if x.strip != "." {
-		var ok bool
-		if rest, ok = strings.CutPrefix(name, x.strip); !ok || (rest != "" && rest[0] != '/') {
-			return "", errors.New("the name is not below what was asked for")
-		}
+	rest, err := below(name, x.strip)
+	if err != nil {
+		return "", err
 	}
 	local, err := filepath.Localize(path.Join(x.as, rest))
 	if err != nil {
-		return "", errors.New("the name is not possible on this system")
+		return "", errors.New("the path is not valid on this system")
 	}
 	return local, nil
 }
 
-// parent makes the directories above an entry. None of them may be a link:
-// tar never makes such a stream, and what a relative link points to could not
-// be told from its name any more.
+// below returns the part of a name after strip. tar -C DIR -c NAME creates no absolute
+// names, and none with "..".
+func below(name, strip string) (string, error) {
+	if name == "" || path.IsAbs(name) || slices.Contains(strings.Split(name, "/"), "..") {
+		return "", errors.New("the path leads out of the directory")
+	}
+	rest := path.Clean(name)
+	if strip != "." {
+		var ok bool
+		if rest, ok = strings.CutPrefix(rest, strip); !ok || (rest != "" && rest[0] != '/') {
+			return "", errors.New("the path is not below the requested one")
+		}
+	}
+	return rest, nil
+}
+
+// parent creates the directories above an entry. None of them may be a link: tar never
+// creates such a stream, and the target of a relative link would then not follow from its
+// name.
 func (x *extraction) parent(dir string) error {
 	if x.real[dir] {
 		return nil
@@ -142,7 +208,7 @@ func (x *extraction) parent(dir string) error {
 func (x *extraction) dir(name string, hdr *tar.Header) error {
 	info, err := x.root.Lstat(name)
 	if err != nil || !info.IsDir() {
-		if err == nil { // a file or a link in its place
+		if err == nil { // there is a file or a link
 			if err := x.root.Remove(name); err != nil {
 				return err
 			}
@@ -156,8 +222,8 @@ func (x *extraction) dir(name string, hdr *tar.Header) error {
 	return nil
 }
 
-// file writes a new file; setuid and its like are dropped. What was there
-// before is removed, not written into: it may be a link to something else.
+// file writes a new file, without setuid, setgid and sticky bits. An existing file is
+// removed and not overwritten, because it may be a link.
 func (x *extraction) file(name string, hdr *tar.Header, content io.Reader) error {
 	if err := x.makeRoom(name); err != nil {
 		return err
@@ -166,18 +232,20 @@ func (x *extraction) file(name string, hdr *tar.Header, content io.Reader) error
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, content)
+	if _, err = copyHoles(f, content); err == nil {
+		err = x.attributes(f, hdr)
+	}
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return x.root.Chtimes(name, hdr.ModTime, hdr.ModTime)
 }
 
-// symlink makes a link whose target stays in the copy. Whoever walks the copy
-// later must not be led to his own files by a link from a sandbox.
+// symlink creates a link whose target is in the copy. A link from a sandbox must not lead
+// to other files of this machine.
 func (x *extraction) symlink(name string, hdr *tar.Header) error {
 	if !x.inside(path.Dir(filepath.ToSlash(name)), hdr.Linkname) {
-		x.skipped = append(x.skipped, hdr.Name)
+		x.skipped.add(leftOut(hdr))
 		return nil
 	}
 	if err := x.makeRoom(name); err != nil {
@@ -186,9 +254,9 @@ func (x *extraction) symlink(name string, hdr *tar.Header) error {
 	return x.root.Symlink(filepath.FromSlash(hdr.Linkname), name)
 }
 
-// inside reports whether a link in dir to target leads to a place in the copy.
-// The name alone tells, as dir is free of links and ".." is accepted only at
-// the start of the target, before any other link is followed.
+// inside reports whether the target of a link in dir is in the copy. The names are
+// enough to decide: dir contains no links, and ".." is accepted only at the beginning of
+// the target, before another link is followed.
 func (x *extraction) inside(dir, target string) bool {
 	if target == "" || path.IsAbs(target) || !filepath.IsLocal(filepath.FromSlash(path.Join(dir, target))) {
 		return false
@@ -214,7 +282,7 @@ func (x *extraction) hardlink(name string, hdr *tar.Header) error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("link to %q: it is not a file", hdr.Linkname)
+		return fmt.Errorf("link to %q: the target is not a file", hdr.Linkname)
 	}
 	if err := x.makeRoom(name); err != nil {
 		return err
@@ -222,7 +290,7 @@ func (x *extraction) hardlink(name string, hdr *tar.Header) error {
 	return x.root.Link(target, name)
 }
 
-// makeRoom removes a file or link of that name.
+// makeRoom removes a file or link.
 func (x *extraction) makeRoom(name string) error {
 	info, err := x.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -232,13 +300,13 @@ func (x *extraction) makeRoom(name string) error {
 		return err
 	}
 	if info.IsDir() {
-		return errors.New("a directory is in its place")
+		return errors.New("a directory is at the same path")
 	}
 	return x.root.Remove(name)
 }
 
-// finishDirs sets the modes of the directories, the deepest first, so that one
-// that may not be written could be filled.
+// finishDirs sets the modes of the directories, the deepest first. Directories without
+// write permission could not be filled before.
 func (x *extraction) finishDirs() error {
 	for i := len(x.dirs) - 1; i >= 0; i-- {
 		d := x.dirs[i]
@@ -246,7 +314,7 @@ func (x *extraction) finishDirs() error {
 		if err != nil {
 			return err
 		}
-		if !info.IsDir() { // a later entry took its place
+		if !info.IsDir() { // a later entry has replaced it
 			continue
 		}
 		if err := x.root.Chmod(d.name, d.mode); err != nil {
@@ -254,6 +322,44 @@ func (x *extraction) finishDirs() error {
 		}
 		if err := x.root.Chtimes(d.name, d.time, d.time); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// copyHoles copies r to a new file. Blocks of zeros become holes.
+func copyHoles(f *os.File, r io.Reader) (size int64, err error) {
+	buf := make([]byte, 64<<10)
+	zeros := make([]byte, len(buf))
+	for {
+		n, err := r.Read(buf)
+		if !bytes.Equal(buf[:n], zeros[:n]) {
+			if _, err := f.WriteAt(buf[:n], size); err != nil {
+				return size, err
+			}
+		}
+		size += int64(n)
+		if err == io.EOF {
+			return size, f.Truncate(size)
+		}
+		if err != nil {
+			return size, err
+		}
+	}
+}
+
+// attributes sets the user attributes of a new file. Attributes of other namespaces, and
+// those that the filesystem refuses, are left out.
+func (x *extraction) attributes(f *os.File, hdr *tar.Header) error {
+	records, left, err := userAttributes(hdr)
+	if err != nil {
+		return err
+	}
+	x.skipped.add(left...)
+	for key, value := range records {
+		name := strings.TrimPrefix(key, attributePrefix)
+		if setAttribute(f, name, value) != nil {
+			x.skipped.add(fmt.Sprintf("%s (attribute %s)", hdr.Name, name))
 		}
 	}
 	return nil

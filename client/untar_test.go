@@ -3,9 +3,11 @@ package client
 import (
 	"archive/tar"
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -56,7 +58,7 @@ func extract(t testing.TB, stream []byte) (top string, skipped []string, err err
 		t.Fatal(err)
 	}
 	defer root.Close()
-	skipped, err = untar(t.Context(), bytes.NewReader(stream), root, "d", "out")
+	_, skipped, err = untar(t.Context(), bytes.NewReader(stream), root, "d", "out")
 	if b, readErr := os.ReadFile(filepath.Join(top, "secret")); readErr != nil || string(b) != "secret" {
 		t.Fatalf("the file beside the copy is %q, %v", b, readErr)
 	}
@@ -91,6 +93,37 @@ func TestUntarRefuses(t *testing.T) {
 	}
 }
 
+// What one sandbox sends to another stays below the destination there.
+func TestTransferRefuses(t *testing.T) {
+	for name, entries := range map[string][]tar.Header{
+		"dot dot":           {file("d/../../secret")},
+		"absolute":          {file("/secret")},
+		"beside":            {file("secret")},
+		"through a link":    {dir("d"), link("d/l", "/etc"), file("d/l/f")},
+		"far down a link":   {dir("d"), link("d/l", "/etc"), file("d/l/m/f")},
+		"hard link outside": {dir("d"), {Name: "d/h", Linkname: "../secret", Typeflag: tar.TypeLink}},
+		"hard link down":    {dir("d"), link("d/l", "/etc"), {Name: "d/h", Linkname: "d/l/passwd", Typeflag: tar.TypeLink}},
+		"over a link":       {dir("d"), link("d/l", "/etc/passwd"), file("d/l")},
+		"directory at link": {dir("d"), link("d/l", "/etc"), dir("d/l")},
+		"link to a link":    {dir("d"), link("d/l", "/etc"), {Name: "d/h", Linkname: "d/l", Typeflag: tar.TypeLink}, file("d/h/f")},
+		"cut off":           nil,
+	} {
+		stream := makeTar(t, entries...)
+		if entries == nil {
+			stream = makeTar(t, file("d/f"))[:514]
+		}
+		x := transfer{tw: tar.NewWriter(io.Discard), strip: "d", as: "out", links: map[string]bool{}}
+		if err := x.all(t.Context(), bytes.NewReader(stream)); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	x := transfer{tw: tar.NewWriter(io.Discard), strip: "d", as: "out", links: map[string]bool{}}
+	err := x.all(t.Context(), bytes.NewReader(makeTar(t, dir("d"), link("d/l", "/etc"), file("d/f"), tar.Header{Name: "d/dev", Typeflag: tar.TypeChar})))
+	if err != nil || !slices.Equal(x.skipped.list(), []string{"d/dev (a device)"}) {
+		t.Errorf("skipped %q, %v", x.skipped.list(), err)
+	}
+}
+
 func TestUntarSkips(t *testing.T) {
 	for name, hdr := range map[string]tar.Header{
 		"absolute link":               link("d/x", "/etc/passwd"),
@@ -103,7 +136,7 @@ func TestUntarSkips(t *testing.T) {
 		"pipe":                        {Name: "d/x", Typeflag: tar.TypeFifo},
 	} {
 		top, skipped, err := extract(t, makeTar(t, dir("d"), link("d/s", "."), hdr, file("d/last")))
-		if err != nil || !slices.Equal(skipped, []string{"d/x"}) {
+		if err != nil || len(skipped) != 1 || !strings.HasPrefix(skipped[0], "d/x (") {
 			t.Errorf("%s: skipped %q, error %v", name, skipped, err)
 		}
 		if _, err := os.Lstat(filepath.Join(top, "out", "x")); err == nil {
@@ -172,4 +205,40 @@ func FuzzUntar(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// TestUntarBoundsAttributes: a sandbox cannot give a file here more attributes
+// than fit the bounds, and those that are not the user's are named.
+func TestUntarBoundsAttributes(t *testing.T) {
+	many := map[string]string{}
+	for i := range maxAttributes + 1 {
+		many[attributePrefix+"user."+strings.Repeat("x", i+1)] = "v"
+	}
+	long := map[string]string{attributePrefix + "user.x": strings.Repeat("v", maxAttributeBytes)}
+	for name, records := range map[string]map[string]string{"many": many, "long": long} {
+		if _, _, err := extract(t, makeTar(t, dir("d"), tar.Header{Name: "d/f", PAXRecords: records})); err == nil || !strings.Contains(err.Error(), "extended attributes") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	foreign := map[string]string{attributePrefix + "security.capability": "v"}
+	_, skipped, err := extract(t, makeTar(t, dir("d"), tar.Header{Name: "d/f", PAXRecords: foreign}))
+	if want := []string{"d/f (attribute security.capability)"}; err != nil || !slices.Equal(skipped, want) {
+		t.Errorf("skipped %q, %v; want %q", skipped, err, want)
+	}
+}
+
+// TestWhatIsLeftOutIsBounded: a sandbox can send any number of names.
+func TestWhatIsLeftOutIsBounded(t *testing.T) {
+	entries := []tar.Header{dir("d")}
+	for i := range maxSkipped + 7 {
+		entries = append(entries, tar.Header{Name: "d/" + strings.Repeat("x", 5000) + strconv.Itoa(i), Typeflag: tar.TypeChar})
+	}
+	_, left, err := extract(t, makeTar(t, entries...))
+	if err != nil || len(left) != maxSkipped+1 || left[maxSkipped] != "and 7 more" || len(left[0]) > maxSkippedName+len("…") {
+		t.Errorf("%d names, the last %q, %v", len(left), left[len(left)-1], err)
+	}
+	x := transfer{tw: tar.NewWriter(io.Discard), strip: "d", as: "out", links: map[string]bool{}, linkBytes: maxLinkBytes - len("out/a")}
+	if err := x.all(t.Context(), bytes.NewReader(makeTar(t, dir("d"), link("d/a", "x"), link("d/b", "x")))); err == nil {
+		t.Error("links without end were taken")
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -81,7 +82,7 @@ func (direct) Ready(string) string { return "sbx_1" }
 
 func (direct) Reach(context.Context, string, bool) (string, error) { return "sbx_1", nil }
 
-func (d direct) Dial(ctx context.Context, _ string, _ int) (net.Conn, error) {
+func (d direct) Dial(ctx context.Context, _ string, _ int, _ netip.Addr) (net.Conn, error) {
 	return new(net.Dialer).DialContext(ctx, "tcp", string(d))
 }
 

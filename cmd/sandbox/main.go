@@ -6,9 +6,7 @@ import (
 	"os"
 
 	"github.com/skerry-dev/skerry/internal/cli"
+	"github.com/skerry-dev/skerry/internal/version"
 )
 
-// version is set when a release is built.
-var version = "dev"
-
-func main() { os.Exit(cli.Main(cli.System(version))) }
+func main() { os.Exit(cli.Main(cli.System(version.Version))) }

@@ -22,17 +22,17 @@ type acmeOptions struct {
 }
 
 func (o *acmeOptions) flags(f *pflag.FlagSet) {
-	f.BoolVar(&o.on, "acme", false, "get the certificates of --domain from an ACME authority, and renew them; for all names at once with --acme-dns-hook or --acme-rfc2136, otherwise for each published port when it is first reached (port 443 must lead to --ingress-listen)")
+	f.BoolVar(&o.on, "acme", false, "get and renew the certificates of --domain from an ACME authority: one for all names with --acme-dns-hook or --acme-rfc2136, otherwise one for each published port at its first request (port 443 must lead to --ingress-listen)")
 	f.BoolVar(&o.agreed, "acme-agree-terms", false, "agree to the authority's terms of service; --acme needs it")
-	f.StringVar(&o.email, "acme-email", "", "address at which the authority may reach you")
+	f.StringVar(&o.email, "acme-email", "", "email address for messages from the authority")
 	f.StringVar(&o.ca, "acme-ca", acme.DefaultCA, "URL of the authority's directory")
-	f.StringVar(&o.root, "acme-ca-root", "", "PEM file with the certificates that the authority's own TLS is trusted by (default: the system's)")
-	f.StringVar(&o.hook, "acme-dns-hook", "", "program that sets DNS records, called as PROGRAM present|cleanup NAME VALUE with PATH as its whole environment; it has 2 minutes")
-	f.StringVar(&o.server, "acme-rfc2136", "", "DNS server, HOST[:PORT], that takes dynamic updates, in the place of a hook")
-	f.StringVar(&o.key, "acme-tsig-file", "", "file with the key of these updates: ALGORITHM:NAME:SECRET, readable by its owner alone")
-	f.StringVar(&o.resolver, "acme-resolver", "", "DNS server, HOST:PORT, that is asked whether a record is there (default: the domain's own)")
-	f.StringVar(&o.eabID, "acme-eab-kid", "", "id of the key with which the authority knows whose account it is (external account binding), if it wants one")
-	f.StringVar(&o.eabFile, "acme-eab-key-file", "", "file with that key in base64url, as the authority has given it, readable by its owner alone")
+	f.StringVar(&o.root, "acme-ca-root", "", "PEM file with the root certificates for TLS connections to the authority (default: the system's)")
+	f.StringVar(&o.hook, "acme-dns-hook", "", "program that sets DNS records, called as PROGRAM present|cleanup NAME VALUE; its environment has only PATH, and it must finish within 2 minutes")
+	f.StringVar(&o.server, "acme-rfc2136", "", "DNS server, HOST[:PORT], that accepts dynamic updates (RFC 2136), instead of --acme-dns-hook")
+	f.StringVar(&o.key, "acme-tsig-file", "", "file with the TSIG key for --acme-rfc2136, as ALGORITHM:NAME:SECRET; only its owner may read it")
+	f.StringVar(&o.resolver, "acme-resolver", "", "DNS server, HOST:PORT, for checking that a record exists (default: the domain's own servers)")
+	f.StringVar(&o.eabID, "acme-eab-kid", "", "id of the key for external account binding, if the authority requires one")
+	f.StringVar(&o.eabFile, "acme-eab-key-file", "", "file with the key for external account binding in base64url, as the authority issued it; only its owner may read it")
 }
 
 func (o *acmeOptions) open(domain, dir string, at net.Addr, plain net.Listener, log *slog.Logger) (*acme.Certificates, error) {

@@ -16,11 +16,18 @@ import (
 // started it: the address once it listens, or nothing if it failed.
 const readyFD = 3
 
-// startBackground starts this program again, detached, and waits until it
-// serves. It returns the URL that the server listens at, or errRunning.
-func startBackground(state string, args []string) (string, error) {
-	if pid, err := runningPID(state); err != nil || pid != 0 {
+// startBackground starts this program again, detached and without --background, and
+// waits until it serves. It returns the URL that the server listens at, or errRunning
+// if another process holds the lock.
+func startBackground(state, lock string) (string, error) {
+	if pid, err := holderOf(lock); err != nil || pid != 0 {
 		return "", errors.Join(err, errRunning)
+	}
+	var args []string
+	for _, a := range os.Args[1:] {
+		if a != "--background" && a != "--background=true" {
+			args = append(args, a)
+		}
 	}
 	if err := os.MkdirAll(state, 0o711); err != nil {
 		return "", err
@@ -44,7 +51,6 @@ func startBackground(state string, args []string) (string, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w} // readyFD
 	cmd.Env = append(os.Environ(), readyEnv+"=1")
-	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()

@@ -73,5 +73,8 @@ func (o *ingressOptions) check() error {
 	case !o.acme.on && (o.certFile == "" || o.keyFile == ""):
 		return errors.New("--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme")
 	}
-	return ingress.CheckDomain(o.domain)
+	if err := ingress.CheckDomain(o.domain); err != nil {
+		return fmt.Errorf("--domain: %w", err)
+	}
+	return nil
 }

@@ -1,14 +1,23 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // TestFlags has serve refuse flags before it makes anything.
 func TestFlags(t *testing.T) {
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
 	const acme = "--domain a.example --acme --acme-agree-terms "
 	for _, c := range []struct{ args, want string }{
 		{"--ingress-listen :1", "--ingress-listen needs --domain"},
@@ -20,7 +29,7 @@ func TestFlags(t *testing.T) {
 		{"--domain a.example --acme", "--acme needs --acme-agree-terms: read the terms of service of the authority first"},
 		{"--domain a.example", "--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme"},
 		{"--domain a.example --ingress-tls-cert c", "--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme"},
-		{"--domain A.example --ingress-tls-cert c --ingress-tls-key k", `ingress: "A.example" is no domain in lower case`},
+		{"--domain A.example --ingress-tls-cert c --ingress-tls-key k", `--domain: "A.example" is not a domain name in lower case`},
 		{"--publish-ports 9-1", `--publish-ports "9-1" is not of the form FIRST-LAST, such as 20000-29999`},
 		{"--acme-agree-terms", "--acme-agree-terms needs --acme"},
 		{"--acme-ca https://ca.example/", "--acme-ca needs --acme"},
@@ -31,6 +40,10 @@ func TestFlags(t *testing.T) {
 		{"--acme-tsig-file f", "--acme-tsig-file needs --acme"},
 		{"--acme-resolver r", "--acme-resolver needs --acme"},
 		{"--acme-eab-kid k", "--acme-eab-kid needs --acme"},
+		{"--allow-private here", `--allow-private "here": not a network such as 10.1.0.0/16`},
+		{"--allow-private 10.1.0.0/16,10.2.3.4/16", `--allow-private "10.2.3.4/16": 10.2.3.4/16 has bits beyond its prefix; the network is 10.2.0.0/16`},
+		{"--allow-private 10.1.2.3 --allow-private fd00::/8", `--allow-private "fd00::/8": fd00::/8 is not IPv4, and sandboxes have no IPv6`},
+		{"--allow-private 127.0.0.1", `--allow-private "127.0.0.1": no sandbox may ever reach 127.0.0.1/32 (it is in 127.0.0.0/8)`},
 		{"--acme-eab-key-file k", "--acme-eab-key-file needs --acme"},
 		{acme + "--ingress-tls-cert c", "--acme and --ingress-tls-cert exclude each other"},
 		{acme + "--ingress-tls-key k", "--acme and --ingress-tls-key exclude each other"},
@@ -40,20 +53,115 @@ func TestFlags(t *testing.T) {
 		{acme + "--acme-resolver r", "--acme-resolver needs --acme-dns-hook or --acme-rfc2136"},
 		{acme + "--acme-eab-kid k", "--acme-eab-kid needs --acme-eab-key-file"},
 		{acme + "--acme-eab-key-file k", "--acme-eab-key-file needs --acme-eab-kid"},
+		{"--disk 0", "--disk must be 1 to 16384 GiB, not 0"},
+		{"--heartbeat 1ms", "--heartbeat must be 100ms to 1h, not 1ms"},
+		{"--overcommit-cpu nan", "--overcommit-cpu must be 0 to 1000000, not NaN"},
+		{"--max-vcpus 3", "--max-vcpus must be a power of two, as the number of a sandbox's vCPUs is, not 3"},
+		{"--drive-size 6 --max-drive-size 5", "--drive-size must be at most --max-drive-size, 5 GiB, not 6"},
+		{"--public-url foo", `--public-url "foo" is not a URL such as https://skerry.example.com`},
+		{"--public-url http://:80", `--public-url "http://:80" is not a URL such as https://skerry.example.com`},
+		{"--oidc-issuer https://a.example/?b", `--oidc-issuer "https://a.example/?b" is not a URL such as https://skerry.example.com`},
+		{"--s3-endpoint s3.example", `--s3-endpoint "s3.example" is not a URL such as https://skerry.example.com`},
+		{"--listen 7700", `--listen "7700" is not of the form HOST:PORT, such as 127.0.0.1:7700 or :443`},
+		{"--listen 127.0.0.1:http", `--listen "127.0.0.1:http" is not of the form HOST:PORT, such as 127.0.0.1:7700 or :443`},
+		{"--listen 0.0.0.0:7700", `--listen "0.0.0.0:7700" is not a loopback address: tokens would cross the network in the clear; give --tls-cert and --tls-key, or, behind a proxy that terminates TLS, --allow-plaintext`},
+		{acme + "--acme-dns-hook h --acme-resolver r", `--acme-resolver "r" is not of the form HOST:PORT, such as 127.0.0.1:7700 or :443`},
+		{"--s3-endpoint https://s3.example.com", "--s3-endpoint needs --s3-bucket"},
+		{"--s3-region r", "--s3-region needs --s3-bucket"},
+		{"--s3-prefix p", "--s3-prefix needs --s3-bucket"},
+		{"--s3-bucket b", "--s3-bucket needs credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"},
+		{"--tls-cert c", "--tls-cert and --tls-key need each other"},
+		{"--publish-host a_b", `--publish-host "a_b" is neither an address nor a host name`},
+		{"--publish-address 1.2.3.4:5", `--publish-address "1.2.3.4:5" is neither an address nor a host name`},
+		{"--network here", `--network "here": not an IPv4 network such as 10.201.0.0/16`},
+		{"--network 8.8.8.0/16", `--network "8.8.8.0/16": 8.8.8.0/16 has bits beyond its prefix; the network is 8.8.0.0/16`},
+		{"--network fd00::/16", `--network "fd00::/16": sandboxes have no IPv6; give an IPv4 network such as 10.201.0.0/16`},
+		{"--network 10.0.0.0/8", `--network "10.0.0.0/8": must be from /14 to /28, is /8`},
+		{"--resolver fd00::1", `--resolver "fd00::1" is not an IPv4 address`},
+		{"--network-log log", `--network-log must be an absolute path or "-", not "log"`},
+		{"--run-dir run", `--run-dir must be an absolute path, not "run"`},
+		{"--sandbox-env /nowhere", "--sandbox-env /nowhere: no such file or directory"},
+		{"--sandbox-ca /", "--sandbox-ca /: it is a folder"},
+		{"--tls-cert /nowhere --tls-key /nowhere", "--tls-cert /nowhere: no such file or directory"},
 	} {
 		var o serveOptions
 		cmd := newServe()
 		o.state = filepath.Join(t.TempDir(), "state")
 		cmd.ResetFlags()
-		o.ingress.flags(cmd.Flags())
+		o.flags(cmd.Flags())
 		if err := cmd.ParseFlags(strings.Fields(c.args)); err != nil {
 			t.Fatal(err)
 		}
-		if err := o.main(cmd); err == nil || err.Error() != c.want {
+		err := o.main(cmd)
+		if _, misused := errors.AsType[usage.Error](err); !misused || err.Error() != c.want {
 			t.Errorf("%s: %v, want %s", c.args, err, c.want)
 		}
 		if _, err := os.Stat(o.state); err == nil {
 			t.Errorf("%s: there is a state folder", c.args)
+		}
+	}
+}
+
+// TestBoundsOfFlags: every numeric flag of serve has bounds, its default is within
+// them, and what is one step beyond them is refused.
+func TestBoundsOfFlags(t *testing.T) {
+	set := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	new(serveOptions).flags(set)
+	numeric := map[string]bool{}
+	set.VisitAll(func(f *pflag.Flag) {
+		var beyond func(s string, by int64) string
+		switch f.Value.Type() {
+		case "int", "float64":
+			beyond = func(s string, by int64) string {
+				n, err := strconv.ParseInt(s, 10, 64)
+				if err != nil {
+					t.Errorf("--%s has the bound %q: %v", f.Name, s, err)
+				}
+				return strconv.FormatInt(n+by, 10)
+			}
+		case "duration":
+			beyond = func(s string, by int64) string {
+				d, err := time.ParseDuration(s)
+				if err != nil {
+					t.Errorf("--%s has the bound %q: %v", f.Name, s, err)
+				}
+				return (d + time.Duration(by)*time.Millisecond).String()
+			}
+		case "bool", "string", "stringSlice":
+			return
+		default:
+			t.Errorf("--%s is a %s: say here whether it has bounds", f.Name, f.Value.Type())
+			return
+		}
+		numeric[f.Name] = true
+		b, is := bounds[f.Name]
+		if !is {
+			t.Errorf("--%s has no bounds", f.Name)
+			return
+		}
+		for _, value := range []string{f.DefValue, b.least, b.most} {
+			if err := errors.Join(f.Value.Set(value), checkBounds(f)); err != nil {
+				t.Errorf("--%s %s: %v", f.Name, value, err)
+			}
+		}
+		for _, value := range []string{beyond(b.least, -1), beyond(b.most, 1)} {
+			if err := f.Value.Set(value); err != nil {
+				t.Errorf("--%s %s: %v", f.Name, value, err)
+			}
+			want := "--" + f.Name + " must be " + b.least + " to " + b.most
+			if err := checkBounds(f); err == nil || !strings.HasPrefix(err.Error(), want) || !strings.HasSuffix(err.Error(), "not "+f.Value.String()) {
+				t.Errorf("--%s %s: %v", f.Name, value, err)
+			}
+		}
+	})
+	for name := range bounds {
+		if !numeric[name] {
+			t.Errorf("there is no numeric flag --%s", name)
+		}
+	}
+	for _, name := range []string{"drive-size", "max-drive-size"} {
+		if most := strconv.Itoa(skerry.MaxDriveSize >> 30); bounds[name].most != most {
+			t.Errorf("--%s has the bound %s, and drives have %s GiB", name, bounds[name].most, most)
 		}
 	}
 }

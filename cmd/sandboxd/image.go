@@ -13,6 +13,7 @@ import (
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/image"
 	"github.com/skerry-dev/skerry/internal/store"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func newImage() *cobra.Command {
@@ -21,6 +22,8 @@ func newImage() *cobra.Command {
 		Short: "Build, pull, import, list and remove images",
 		Long: "Build, pull, import, list and remove images. A running server sees a new\n" +
 			"image at once; images are shared by all sandboxes and read-only.",
+		Args: usage.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newImageBuild(), newImagePull(), newImageImport(), newImageList(), newImageRemove(), newImageGC(), newImagePath())
 	return cmd
@@ -77,17 +80,27 @@ func progress(title string) (image.Progress, func()) {
 }
 
 func newImageBuild() *cobra.Command {
+	var refresh bool
 	cmd := &cobra.Command{
 		Use:   "build",
-		Short: "Build the default image, unless it is there",
-		Args:  cobra.NoArgs,
+		Short: "Build the default image, unless it exists",
+		Long: `Build the default image, unless it exists.
+
+With --refresh it is rebuilt from Debian's current packages, with their security updates; do so once a week. New sandboxes start from the new image.
+Existing sandboxes and snapshots keep the old one, until they no longer need it and "sandboxd image gc" removes it. The versions of Node.js, npm, pnpm
+and uv are fixed in this version of sandboxd.`,
+		Args: usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withProgress(cmd, "default image", func(images *image.Store, p image.Progress) (image.Meta, error) {
+				if refresh {
+					return images.RefreshDefault(cmd.Context(), p)
+				}
 				return images.BuildDefault(cmd.Context(), p)
 			})
 		},
 	}
-	cmd.Flags().String("mirror", "", "URL of the Debian archive to build from; by default this machine's own, or Debian's")
+	cmd.Flags().BoolVar(&refresh, "refresh", false, "rebuild it from the current packages")
+	cmd.Flags().String("mirror", "", "URL of the Debian archive to build from (default: the archive that this machine uses, or Debian's)")
 	return cmd
 }
 
@@ -96,24 +109,26 @@ func newImagePull() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pull REFERENCE",
 		Short: "Fetch an image from a registry",
-		Args:  cobra.ExactArgs(1),
+		Long: "Fetch an image from a registry, if the image policy allows it. The policy is policy.json in the\n" +
+			"images' folder, which can require signatures. See the README.",
+		Args: usage.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return withProgress(cmd, args[0], func(images *image.Store, p image.Progress) (image.Meta, error) {
 				return images.Pull(cmd.Context(), args[0], image.PullOptions{Insecure: insecure}, p)
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&insecure, "insecure", false, "speak plain HTTP to a registry on this machine")
+	cmd.Flags().BoolVar(&insecure, "insecure", false, "use plain HTTP for a registry on this machine")
 	return cmd
 }
 
 func newImageImport() *cobra.Command {
 	return &cobra.Command{
 		Use:   "import FILE [REFERENCE]",
-		Short: "Take an image from a docker save tarball or an OCI layout",
-		Long: "Take an image from a docker save tarball or an OCI image layout (a folder or\n" +
-			"a tar of one). REFERENCE names it; a docker save tarball may hold a name.",
-		Args: cobra.RangeArgs(1, 2),
+		Short: "Import an image from a docker save tarball or an OCI layout",
+		Long: "Import an image from a docker save tarball or an OCI image layout (a folder or\n" +
+			"a tar of one). REFERENCE is its name; a docker save tarball may contain a name.",
+		Args: usage.Args(cobra.RangeArgs(1, 2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ref := ""
 			if len(args) == 2 {
@@ -129,19 +144,14 @@ func newImageImport() *cobra.Command {
 func newImageGC() *cobra.Command {
 	return &cobra.Command{
 		Use:   "gc",
-		Short: "Remove images without a name that no sandbox uses, and leftovers",
-		Args:  cobra.NoArgs,
+		Short: "Remove unused images without a name, and leftovers of builds",
+		Args:  usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			images, err := openImages(cmd)
 			if err != nil {
 				return err
 			}
-			db, err := store.Open(cmd.Context(), filepath.Join(stateDir(cmd), "db"))
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, db.Close()) }()
-			names, err := db.Images(cmd.Context())
+			names, err := imagesInUse(cmd)
 			if err != nil {
 				return err
 			}
@@ -170,7 +180,7 @@ func newImageList() *cobra.Command {
 	return &cobra.Command{
 		Use:   "ls",
 		Short: "List the images",
-		Args:  cobra.NoArgs,
+		Args:  usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			images, err := openImages(cmd)
 			if err != nil {
@@ -193,8 +203,8 @@ func newImageList() *cobra.Command {
 func newImageRemove() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm REFERENCE",
-		Short: "Remove an image's name; gc frees the space",
-		Args:  cobra.ExactArgs(1),
+		Short: "Remove the name of an image; gc frees its space",
+		Args:  usage.Args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			images, err := openImages(cmd)
 			if err != nil {
@@ -208,8 +218,8 @@ func newImageRemove() *cobra.Command {
 func newImagePath() *cobra.Command {
 	return &cobra.Command{
 		Use:   "path [REFERENCE]",
-		Short: "Print the file of an image, by default of the default image",
-		Args:  cobra.MaximumNArgs(1),
+		Short: "Print the path of an image's file (default: the default image)",
+		Args:  usage.Args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			images, err := openImages(cmd)
 			if err != nil {
@@ -231,4 +241,16 @@ func newImagePath() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// imagesInUse asks the server that runs, or its database if none does.
+func imagesInUse(cmd *cobra.Command) (names []string, err error) {
+	err = withStore(cmd, func(db *store.Store) error {
+		names, err = db.Images(cmd.Context())
+		return err
+	})
+	if errors.Is(err, errRunning) {
+		err = ask(cmd.Context(), stateDir(cmd), "GET", "/images", nil, &names)
+	}
+	return names, err
 }

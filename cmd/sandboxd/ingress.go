@@ -22,12 +22,17 @@ import (
 
 // ingressOptions are the flags about published ports.
 type ingressOptions struct {
+	// connections is how many the files suffice for.
+	connections int
+
 	address  string
 	ports    string
 	host     string
 	maxPorts int
 	resume   bool
 	wait     time.Duration
+	rewrite  bool
+	loopback bool
 
 	domain            string
 	listen            string
@@ -41,23 +46,25 @@ type ingressOptions struct {
 }
 
 func (o *ingressOptions) flags(f *pflag.FlagSet) {
-	f.StringVar(&o.address, "publish-address", ingress.DefaultAddress, "address at which published ports are reached; beyond loopback, other machines reach them without TLS")
-	f.StringVar(&o.ports, "publish-ports", fmt.Sprintf("%d-%d", ingress.DefaultFirstPort, ingress.DefaultLastPort), "this machine's ports for published ports, one each")
-	f.StringVar(&o.host, "publish-host", "", "host in the URLs of published ports (default: --publish-address)")
-	f.IntVar(&o.maxPorts, "max-ports", skerry.DefaultMaxPorts, "how many ports a sandbox may publish")
-	f.StringVar(&o.domain, "domain", "", "domain below which published ports have names, https://SUBDOMAIN.DOMAIN, in the place of ports of this machine; every name below it must lead here")
+	f.StringVar(&o.address, "publish-address", ingress.DefaultAddress, "address to listen at for published ports; if it is not a loopback address, other machines reach the ports without TLS")
+	f.StringVar(&o.ports, "publish-ports", fmt.Sprintf("%d-%d", ingress.DefaultFirstPort, ingress.DefaultLastPort), "range of this machine's ports for published ports, one for each")
+	f.StringVar(&o.host, "publish-host", "", "host in the URLs of published ports (default: --publish-address, and localhost for 127.0.0.1)")
+	f.IntVar(&o.maxPorts, "max-ports", skerry.DefaultMaxPorts, "maximum number of published ports of a sandbox")
+	f.StringVar(&o.domain, "domain", "", "domain for published ports: they get URLs https://SUBDOMAIN.DOMAIN instead of ports of this machine; every name below it must resolve to this server")
 	f.StringVar(&o.listen, "ingress-listen", ":443", "address to listen at for published ports, with --domain")
-	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN; read again when it changes (or --acme)")
-	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with its key (or --acme)")
-	f.StringVar(&o.plainListen, "ingress-http-listen", "", "address, such as :80, to listen at for plain HTTP, with --domain: it leads clients to the https URLs, and proves names to the authority of --acme (default: none)")
+	f.StringVar(&o.certFile, "ingress-tls-cert", "", "PEM file with the certificate chain for *.DOMAIN, reloaded when it changes (or use --acme)")
+	f.StringVar(&o.keyFile, "ingress-tls-key", "", "PEM file with the private key of the certificate in --ingress-tls-cert (or use --acme)")
+	f.StringVar(&o.plainListen, "ingress-http-listen", "", "address to listen at for plain HTTP with --domain, such as :80; it redirects clients to the https URLs, and answers the challenges of the --acme authority (default: none)")
 	f.IntVar(&o.urlPort, "ingress-port", 0, "port in the URLs of published ports, with --domain (default: that of --ingress-listen)")
 	o.acme.flags(f)
 	o.given = func(flag string) bool {
 		value := f.Lookup(flag).Value.String()
 		return f.Changed(flag) && value != "" && value != "false" && value != "0"
 	}
-	f.BoolVar(&o.resume, "resume-on-request", true, "let a request to a published port start its persistent sandbox again if that has stopped")
-	f.DurationVar(&o.wait, "resume-wait", ingress.DefaultResumeWait, "how long such a request waits for the start")
+	f.BoolVar(&o.resume, "resume-on-request", true, "let a request to a published port resume a stopped persistent sandbox")
+	f.DurationVar(&o.wait, "resume-wait", ingress.DefaultResumeWait, "maximum time that a request to a stopped sandbox waits for the start")
+	f.BoolVar(&o.loopback, "reach-loopback", true, "let requests to a published port reach programs that listen only on the sandbox's loopback interface (127.0.0.1, ::1)")
+	f.BoolVar(&o.rewrite, "ingress-rewrite-host", false, "set the Host header of requests to published ports to localhost:PORT, for development servers that refuse other names; X-Forwarded-Host has the original name")
 }
 
 // open makes the ingress; it lets nothing in yet.
@@ -70,7 +77,8 @@ func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logge
 		return nil, err
 	}
 	in, err := ingress.New(ingress.Config{
-		Log: log, Address: o.address, FirstPort: first, LastPort: last, Host: o.host, NoResume: !o.resume, ResumeWait: o.wait,
+		Log: log, Address: o.address, FirstPort: first, LastPort: last, Host: o.host, NoResume: !o.resume, ResumeWait: o.wait, RewriteHost: o.rewrite,
+		MaxConnections: min(o.connections, ingress.DefaultMaxConnections),
 	})
 	if err != nil {
 		return nil, err
@@ -124,7 +132,8 @@ func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog
 	conf, err := o.tls(g, ln, plain, state, log)
 	if err == nil {
 		g.Ingress, err = ingress.New(ingress.Config{
-			Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait,
+			Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait, RewriteHost: o.rewrite,
+			MaxConnections: min(o.connections, ingress.DefaultMaxConnections),
 		})
 	}
 	if err != nil {

@@ -1,9 +1,9 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // instance is the claim of one server on a state folder: a lock on a file that
@@ -21,13 +23,16 @@ type instance struct{ file *os.File }
 
 func lockPath(state string) string { return filepath.Join(state, "sandboxd.pid") }
 
-var errRunning = errors.New("a server runs on this state folder already")
+var errRunning = errors.New("another server is already running on this state folder; " + howToReplace)
 
-func claim(state string) (*instance, error) {
+// howToReplace says how to start a server with other flags.
+const howToReplace = `to start one with other flags, stop it first, with "sandboxd stop --keep-sandboxes"`
+
+func claim(state, lock string) (*instance, error) {
 	if err := os.MkdirAll(state, 0o711); err != nil {
 		return nil, fmt.Errorf("create the state folder: %w", err)
 	}
-	f, err := os.OpenFile(lockPath(state), os.O_RDWR|os.O_CREATE, 0o644)
+	f, err := os.OpenFile(lock, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, err
 	}
@@ -61,8 +66,11 @@ func (i *instance) release() error { return i.file.Close() }
 
 // runningPID returns the process id of the server on a state folder, 0 if
 // none runs.
-func runningPID(state string) (int, error) {
-	f, err := os.OpenFile(lockPath(state), os.O_RDWR, 0)
+func runningPID(state string) (int, error) { return holderOf(lockPath(state)) }
+
+// holderOf returns the process that holds a lock, 0 if none does.
+func holderOf(lock string) (int, error) {
+	f, err := os.OpenFile(lock, os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
@@ -115,8 +123,8 @@ func newStatus() *cobra.Command {
 	var logOnly bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Say whether the server runs (exit status 1 if not)",
-		Args:  cobra.NoArgs,
+		Short: "Show whether and at which URL the server is running (exit status 1 if not)",
+		Args:  usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			state := stateDir(cmd)
 			if logOnly {
@@ -128,67 +136,16 @@ func newStatus() *cobra.Command {
 				return err
 			}
 			if pid == 0 {
-				return errors.New("the server does not run")
+				return errors.New("the server is not running")
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "running, process %d, state in %s\n", pid, state)
+			var url string
+			if ask(cmd.Context(), state, http.MethodGet, "/url", nil, &url) != nil {
+				url = "an unknown address" // it is starting or ending, or has another version
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "running at %s, process %d, state in %s\n", url, pid, state)
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&logOnly, "log", false, "print the path of the server's log and nothing else")
+	cmd.Flags().BoolVar(&logOnly, "log", false, "print only the path of the server's log")
 	return cmd
-}
-
-func newStop() *cobra.Command {
-	var keep bool
-	var wait time.Duration
-	cmd := &cobra.Command{
-		Use:   "stop",
-		Short: "Stop the server and its sandboxes",
-		Long: "Stop the server and its sandboxes. With --keep-sandboxes they run on,\n" +
-			"and the next server on the same state folder takes them over.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			sig := unix.SIGINT
-			if keep {
-				sig = unix.SIGTERM
-			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), wait)
-			defer cancel()
-			return stopServer(ctx, stateDir(cmd), sig)
-		},
-	}
-	cmd.Flags().BoolVar(&keep, "keep-sandboxes", false, "leave the sandboxes running")
-	cmd.Flags().DurationVar(&wait, "timeout", time.Minute, "how long to wait for the end")
-	return cmd
-}
-
-// stopServer signals the server of a state folder and waits until it has let
-// go of it.
-func stopServer(ctx context.Context, state string, sig unix.Signal) error {
-	pid, err := runningPID(state)
-	if err != nil || pid == 0 {
-		return err
-	}
-	if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("signal the server, process %d: %w", pid, err)
-	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("wait for the server, process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	for ctx.Err() == nil {
-		// Cut into pieces so that ctx is looked at.
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		if n > 0 {
-			return nil
-		}
-	}
-	return fmt.Errorf("the server, process %d, has not stopped: %w", pid, ctx.Err())
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry/internal/driver/gvisor"
+	"github.com/skerry-dev/skerry/internal/usage"
 	"github.com/skerry-dev/skerry/internal/version"
 )
 
@@ -27,10 +29,16 @@ func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	stderr := os.Stderr // a server replaces it; see gvisor.New
-	if err := newRoot().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(stderr, "sandboxd:", err)
-		os.Exit(1)
+	cmd, err := newRoot().ExecuteContextC(ctx)
+	if err == nil {
+		return
 	}
+	fmt.Fprintln(stderr, "sandboxd:", withoutCode(err))
+	if _, misused := errors.AsType[usage.Error](err); misused {
+		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
+		os.Exit(usage.ExitCode)
+	}
+	os.Exit(1)
 }
 
 // defaultState is where everything that outlives a reboot is kept.
@@ -43,14 +51,18 @@ func newRoot() *cobra.Command {
 		Version:       version.Version,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		Args:          usage.Args(cobra.NoArgs),
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetFlagErrorFunc(flagError)
 	state := os.Getenv("SKERRY_STATE")
 	if state == "" {
 		state = defaultState
 	}
-	root.PersistentFlags().String("state", state, "folder for everything that outlives a reboot (environment: SKERRY_STATE)")
+	root.PersistentFlags().String("state", state, "folder for all persistent data (environment: SKERRY_STATE)")
+	root.PersistentFlags().String("database", "", "URL of a PostgreSQL database without a password, such as postgres://skerry@db.example.com/skerry?passfile=/etc/skerry/pgpass&sslmode=verify-full (environment: SKERRY_DATABASE; default: an SQLite database in the state folder)")
 	root.PersistentFlags().String("images", "", "folder for images (default: images in the state folder)")
-	root.AddCommand(newServe(), newStop(), newStatus(), newImage(), newToken())
+	root.AddCommand(newServe(), newStop(), newStatus(), newImage(), newToken(), newNode())
 	return root
 }
 

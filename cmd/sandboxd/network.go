@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/pflag"
 
+	"github.com/skerry-dev/skerry/internal/egress"
 	"github.com/skerry-dev/skerry/internal/firewall"
 	"github.com/skerry-dev/skerry/internal/network"
 )
@@ -17,29 +19,56 @@ type networkOptions struct {
 	outbound  bool
 	prefix    string
 	resolvers []string
+	private   []string
 	ready     int
 	issuer    string
 	log       string
+	// connections is how many the files suffice for.
+	connections int
 }
 
 func (o *networkOptions) flags(f *pflag.FlagSet) {
-	f.BoolVar(&o.outbound, "outbound", true, "let sandboxes open connections to the outside; never to this machine, to other sandboxes or to metadata addresses")
-	f.StringVar(&o.prefix, "network", "", "IPv4 range for the sandboxes' networks (default "+network.DefaultPrefix+", or one beside it that is free)")
-	f.StringSliceVar(&o.resolvers, "resolver", nil, "DNS server for sandboxes; may be repeated (default: this machine's own that are not on it)")
-	f.StringVar(&o.issuer, "oidc-issuer", "", "issuer of the tokens of requests that network policies forward, if not the server's URL; the keys are served below it at /.well-known/jwks")
-	f.StringVar(&o.log, "network-log", "", `file (absolute path) to which each connection, request and query that a policy has decided on is appended as a line of JSON, or "-" for standard output`)
-	f.IntVar(&o.ready, "ready-networks", 4, "how many networks are kept prepared")
+	f.BoolVar(&o.outbound, "outbound", true, "let sandboxes connect to the outside, but never to this machine, other sandboxes or metadata addresses")
+	f.StringSliceVar(&o.private, "allow-private", nil, "private network, as a CIDR, that sandboxes may reach if their policies allow it; may be repeated (default: none)")
+	f.StringVar(&o.prefix, "network", "", "IPv4 range for the sandboxes' networks (default "+network.DefaultPrefix+", or a free range near it)")
+	f.StringSliceVar(&o.resolvers, "resolver", nil, "DNS server for sandboxes; may be repeated (default: this machine's DNS servers, except those on the machine itself)")
+	f.StringVar(&o.issuer, "oidc-issuer", "", "issuer of the tokens of forwarded requests (default: the server's URL); the keys are served below it at /.well-known/jwks")
+	f.StringVar(&o.log, "network-log", "", `file (absolute path) for the decisions of network policies, one JSON line for each connection, request and query; "-" is standard output`)
+	f.IntVar(&o.ready, "ready-networks", 4, "number of networks to prepare ahead")
+}
+
+// networks parses what --allow-private says.
+func (o *networkOptions) networks() (list []netip.Prefix, err error) {
+	for _, s := range o.private {
+		p, err := netip.ParsePrefix(s)
+		if a, aerr := netip.ParseAddr(s); aerr == nil {
+			p, err = netip.PrefixFrom(a, a.BitLen()), nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("--allow-private %q: not a network such as 10.1.0.0/16", s)
+		}
+		if err := network.CheckPrivate(p); err != nil {
+			return nil, fmt.Errorf("--allow-private %q: %w", s, err)
+		}
+		list = append(list, p)
+	}
+	return list, nil
 }
 
 // open prepares the networks of sandboxes and the proxy on their way out.
-func (o *networkOptions) open(ctx context.Context, dir, state, url string, log *slog.Logger) (*firewall.Firewall, error) {
-	issuer := o.issuer
-	if issuer == "" {
-		issuer = url
+func (o *networkOptions) open(ctx context.Context, dir, state, issuer string, log *slog.Logger) (*firewall.Firewall, error) {
+	private, err := o.networks()
+	if err != nil {
+		return nil, err
 	}
 	return firewall.New(ctx, firewall.Config{
-		Network: network.Config{Dir: dir, Prefix: o.prefix, Resolvers: o.resolvers, Outbound: o.outbound, Ready: o.ready},
+		Network: network.Config{Dir: dir, Prefix: o.prefix, Resolvers: o.resolvers, Private: private, Outbound: o.outbound, Ready: o.ready},
 		Dir:     filepath.Join(state, "firewall"), Sessions: filepath.Join(state, "sessions"),
-		Issuer: strings.TrimRight(issuer, "/"), Export: o.log, Log: log,
+		Issuer: issuer, Export: o.log, Log: log,
+		Connections: min(o.connections, egress.MaxConnections),
 	})
 }
+
+// connectionsFor is how many connections each of the two proxies takes, to sandboxes
+// and from them: two file descriptors each, half of all together.
+func connectionsFor(files int) int { return max(files/8, 64) }

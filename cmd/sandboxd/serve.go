@@ -9,27 +9,23 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/api"
 	"github.com/skerry-dev/skerry/internal/auth"
-	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/controller"
-	"github.com/skerry-dev/skerry/internal/drive"
-	"github.com/skerry-dev/skerry/internal/driver/gvisor"
-	"github.com/skerry-dev/skerry/internal/firewall"
 	"github.com/skerry-dev/skerry/internal/guest/bin"
 	"github.com/skerry-dev/skerry/internal/image"
 	"github.com/skerry-dev/skerry/internal/node"
-	"github.com/skerry-dev/skerry/internal/output"
+	"github.com/skerry-dev/skerry/internal/room"
 	"github.com/skerry-dev/skerry/internal/snapshot"
-	"github.com/skerry-dev/skerry/internal/store"
+	"github.com/skerry-dev/skerry/internal/usage"
 	"github.com/skerry-dev/skerry/internal/version"
 )
 
@@ -37,6 +33,7 @@ import (
 type serveOptions struct {
 	state      string
 	images     string
+	database   string
 	run        string
 	listen     api.ListenConfig
 	publicURL  string
@@ -48,14 +45,22 @@ type serveOptions struct {
 	maxSessions int
 	maxVCPUs    int
 	maxTimeout  time.Duration
+	stopGrace   time.Duration
+	saveGrace   time.Duration
 	outputMB    int
 	cacheGB     int
 	driveGB     int
 	maxDriveGB  int
 	processes   int
+	commands    int
+	api         apiOptions
+	capacity    capacityOptions
 	network     networkOptions
 	storage     storageOptions
 	ingress     ingressOptions
+	inside      insideOptions
+	// nodeAddress is where the node listens if it is another process.
+	nodeAddress string
 }
 
 func newServe() *cobra.Command {
@@ -66,53 +71,62 @@ func newServe() *cobra.Command {
 		Long: `Run the server: the API, the controller and this machine's sandboxes.
 
 SIGINT (Ctrl-C, "sandboxd stop") stops the sandboxes and then the server.
-SIGTERM stops the server alone: the sandboxes run on, and the next server on
-the same state folder takes them over. So does a crash.`,
-		Args: cobra.NoArgs,
+SIGTERM stops only the server: the sandboxes keep running, and the next server on
+the same state folder takes them over. The same is true after a crash.`,
+		Args: usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.state, o.images = stateDir(cmd), imagesDir(cmd)
+			var err error
+			if o.database, err = databaseURL(cmd); err != nil {
+				return err
+			}
 			return o.main(cmd)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&o.run, "run-dir", "/run/skerry", "folder for what running sandboxes need; it need not outlive a reboot")
-	f.StringVar(&o.listen.Addr, "listen", "127.0.0.1:7700", "address to listen at")
-	f.StringVar(&o.listen.CertFile, "tls-cert", "", "PEM file with the TLS certificate chain")
-	f.StringVar(&o.listen.KeyFile, "tls-key", "", "PEM file with the TLS key")
-	f.BoolVar(&o.listen.AllowPlaintext, "allow-plaintext", false, "listen beyond loopback without TLS; for use behind a proxy that ends TLS")
-	f.StringVar(&o.publicURL, "public-url", "", "URL at which clients reach the server, if not the one they use")
-	f.BoolVar(&o.forwarded, "trust-forwarded", false, "believe X-Forwarded-Proto and X-Forwarded-Host; for use behind a proxy that sets them")
-	f.BoolVar(&o.background, "background", false, "start the server in the background and return once it serves")
-	f.BoolVar(&o.debug, "debug", false, "log requests, and debug logs of the sandboxes' kernels")
-	f.IntVar(&o.diskGB, "disk", 32, "how much a sandbox may write, in GiB")
-	f.IntVar(&o.maxSessions, "max-sandboxes", controller.DefaultMaxSessions, "how many sandboxes may run at once")
-	f.IntVar(&o.maxVCPUs, "max-vcpus", controller.DefaultMaxVCPUs, "the most virtual CPUs of a sandbox")
-	f.DurationVar(&o.maxTimeout, "max-timeout", 24*time.Hour, "the longest a session may live")
-	f.IntVar(&o.outputMB, "keep-output", 16, "how much of a command's output is kept, in MiB")
-	f.IntVar(&o.cacheGB, "snapshot-cache", 10, "how much of snapshots is kept ready to start from, in GiB")
-	f.IntVar(&o.driveGB, "drive-size", skerry.DefaultDriveSize>>30, "size of a drive whose creator does not say, in GiB")
-	f.IntVar(&o.maxDriveGB, "max-drive-size", skerry.MaxDriveSize>>30, "the largest size of a drive, in GiB")
-	f.IntVar(&o.processes, "max-processes", 4096, "how many processes and threads a sandbox may have")
-	o.network.flags(f)
-	o.storage.flags(f)
-	o.ingress.flags(f)
+	o.flags(cmd.Flags())
+	cmd.Flags().StringVar(&o.nodeAddress, "node", "", "experimental: use the node that another process on this machine runs (sandboxd node), such as unix:/var/lib/skerry/node/node.sock")
+	_ = cmd.Flags().MarkHidden("node") // it is there
 	return cmd
 }
 
+func (o *serveOptions) flags(f *pflag.FlagSet) {
+	f.StringVar(&o.run, "run-dir", "/run/skerry", "folder for the data of running sandboxes; it may be lost at a reboot")
+	f.StringVar(&o.listen.Addr, "listen", "127.0.0.1:7700", "address to listen at")
+	f.StringVar(&o.listen.CertFile, "tls-cert", "", "PEM file with the TLS certificate chain")
+	f.StringVar(&o.listen.KeyFile, "tls-key", "", "PEM file with the TLS key")
+	f.BoolVar(&o.listen.AllowPlaintext, "allow-plaintext", false, "listen on other than loopback addresses without TLS, behind a proxy that terminates TLS")
+	f.StringVar(&o.publicURL, "public-url", "", "URL of the server for clients (default: the URL of each request)")
+	f.BoolVar(&o.forwarded, "trust-forwarded", false, "trust X-Forwarded-Proto and X-Forwarded-Host, behind a proxy that sets them")
+	f.BoolVar(&o.background, "background", false, "start the server in the background, and return when it is ready")
+	f.BoolVar(&o.debug, "debug", false, "log requests, and write debug logs of the sandboxes' kernels")
+	f.IntVar(&o.diskGB, "disk", 32, "maximum size of a sandbox's writable files, in GiB")
+	f.IntVar(&o.maxSessions, "max-sandboxes", controller.DefaultMaxSessions, "maximum number of running sandboxes")
+	f.IntVar(&o.maxVCPUs, "max-vcpus", skerry.DefaultMaxVCPUs, "maximum number of virtual CPUs of a sandbox")
+	f.DurationVar(&o.maxTimeout, "max-timeout", 24*time.Hour, "maximum timeout of a session, extensions included")
+	f.DurationVar(&o.stopGrace, "stop-grace", controller.DefaultStopGrace, "how long to retry saving a session after its timeout if the sandbox makes the save fail; then the session ends unsaved")
+	f.DurationVar(&o.saveGrace, "save-grace", controller.DefaultSaveGrace, "how long to retry saving a session after its timeout if the server makes the save fail (its disk is full, or the snapshot storage does not answer); then the session ends unsaved")
+	f.IntVar(&o.outputMB, "keep-output", 16, "output kept of each command, in MiB")
+	f.IntVar(&o.cacheGB, "snapshot-cache", 10, "size of the cache of snapshots that are ready to start from, in GiB")
+	f.IntVar(&o.driveGB, "drive-size", skerry.DefaultDriveSize>>30, "default size of a drive, in GiB")
+	f.IntVar(&o.maxDriveGB, "max-drive-size", skerry.MaxDriveSize>>30, "maximum size of a drive, in GiB")
+	f.IntVar(&o.commands, "max-commands", node.DefaultMaxCommands, "maximum number of running commands in a sandbox")
+	f.IntVar(&o.processes, "max-processes", 4096, "maximum number of processes and threads in a sandbox")
+	o.api.flags(f)
+	o.capacity.flags(f)
+	o.network.flags(f)
+	o.storage.flags(f)
+	o.ingress.flags(f)
+	o.inside.flags(f)
+}
+
 func (o *serveOptions) main(cmd *cobra.Command) error {
-	if err := o.ingress.check(); err != nil {
+	if err := o.check(cmd.Flags()); err != nil {
 		return err
 	}
 	if o.background {
-		var args []string
-		for _, a := range os.Args[1:] {
-			if a != "--background" && a != "--background=true" {
-				args = append(args, a)
-			}
-		}
-		url, err := startBackground(o.state, args)
+		url, err := startBackground(o.state, lockPath(o.state))
 		if errors.Is(err, errRunning) {
-			fmt.Fprintf(cmd.OutOrStdout(), "sandboxd runs already, log in %s\n", logPath(o.state))
+			fmt.Fprintf(cmd.OutOrStdout(), "sandboxd is already running, log in %s; %s\n", logPath(o.state), howToReplace)
 			return nil
 		}
 		if err != nil {
@@ -122,56 +136,55 @@ func (o *serveOptions) main(cmd *cobra.Command) error {
 		return nil
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("the server must be run as root: it makes namespaces, networks and cgroups")
+		return errors.New("the server must run as root: it creates namespaces, networks and cgroups")
 	}
+	log := o.logger()
+	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
+	defer cancel()
+	end := newEnding(cancel)
+	watched, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	defer unwatch()
+	go end.signals(watched, log)
+	return o.serve(ctx, log, end)
+}
+
+func (o *serveOptions) logger() *slog.Logger {
 	level := slog.LevelInfo
 	if o.debug {
 		level = slog.LevelDebug
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
-	defer cancel()
-	stopAll := false
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		select {
-		case sig := <-signals:
-			stopAll = sig == os.Interrupt
-			log.Info("ending", "signal", sig.String(), "stopping sandboxes", stopAll)
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return o.serve(ctx, log, func() bool {
-		<-ended
-		return stopAll
-	})
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
 // serve acquires everything top down, serves until ctx ends, and gives it all
-// back bottom up. stopAll tells, after ctx has ended, whether the sandboxes
-// end too.
-func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func() bool) (err error) {
-	claimed, err := claim(o.state)
+// back bottom up. end tells whether the sandboxes end too.
+func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending) (err error) {
+	claimed, err := claim(o.state, lockPath(o.state))
 	if err != nil {
 		return err
 	}
 	defer closing(&err, claimed.release)
+	if o.nodeAddress == "" {
+		claimed, err := claimNode(o.state) // it runs the node itself
+		if err != nil {
+			return err
+		}
+		defer closing(&err, claimed.release)
+	}
+	files, err := raiseFiles()
+	if err != nil {
+		return err
+	}
+	var maxOpen int
+	o.listen.MaxConnections, maxOpen = o.api.bound(files)
 	ln, err := o.listen.Listen(ctx)
 	if err != nil {
 		return err
 	}
 	defer ln.Close() // Serve closes it too
 
-	images, err := image.Open(image.Options{Dir: o.images})
-	if err != nil {
-		return err
-	}
-	db, err := store.Open(ctx, filepath.Join(o.state, "db"))
+	db, err := openDatabase(ctx, o.state, o.database, log)
+	forgetDatabase()
 	if err != nil {
 		return err
 	}
@@ -182,18 +195,29 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 		return err
 	}
 
+	o.network.connections, o.ingress.connections = connectionsFor(files), connectionsFor(files)
+
+	stopSocket, err := serveSocket(o.state, socketHandler(end, accounts, db, url))
+	if err != nil {
+		return err
+	}
+	defer closing(&err, stopSocket)
+
 	gate, err := o.ingress.open(ctx, o.state, log)
 	if err != nil {
 		return err
 	}
-	n, networks, closeNode, err := o.node(ctx, log, images, url)
+	n, err := o.open(ctx, log, url)
 	if err != nil {
 		return errors.Join(err, gate.Close())
 	}
-	defer closing(&err, closeNode)
+	defer closing(&err, n.close)
 	defer closing(&err, gate.Close)
+	vcpus, memoryMB, maxMemoryMB := o.capacity.promised(n.machine)
 	control := controller.New(controller.Config{
-		Store: db, Node: n, Images: images, Log: log,
+		TotalVCPUs: vcpus, TotalMemoryMB: memoryMB, MaxMemoryMB: maxMemoryMB,
+		Store: db, Node: n.node, Collector: n.collector, Images: n.images, Log: log,
+		StopGrace: o.stopGrace, SaveGrace: o.saveGrace,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
 		Ingress: gate, MaxPorts: o.ingress.maxPorts,
@@ -205,7 +229,12 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 	gate.Start(control)
 	server, err := api.New(api.Options{
 		Service: control, Accounts: accounts, Log: log, Version: version.Version,
-		PublicURL: o.publicURL, TrustForwarded: o.forwarded, Discovery: networks.Discovery(),
+		PublicURL: o.publicURL, TrustForwarded: o.forwarded, Heartbeat: o.api.heartbeat,
+		Limits: skerry.Limits{
+			MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxMemoryMB: maxMemoryMB,
+			MaxPorts: o.ingress.maxPorts, MaxDriveSize: int64(o.maxDriveGB) << 30,
+		},
+		MaxOpen: maxOpen, Discovery: n.discovery,
 	})
 	if err != nil {
 		return err
@@ -214,96 +243,33 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, stopAll func
 	if err := reportReady(url); err != nil {
 		return err
 	}
-	err = server.Serve(ctx, ln)
-	err = errors.Join(err, gate.Close()) // or a request would start what is being stopped
-	if stopAll() {
-		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopAllTimeout)
-		defer cancel()
-		err = errors.Join(err, control.StopAll(stopCtx))
-	}
-	return err
-}
-
-// stopAllTimeout bounds the stop of all sandboxes when the server ends.
-const stopAllTimeout = 50 * time.Second
-
-// node builds what runs sandboxes on this machine.
-func (o *serveOptions) node(ctx context.Context, log *slog.Logger, images *image.Store, url string) (*node.Node, *firewall.Firewall, func() error, error) {
-	name := instanceName(o.state)
-	run := filepath.Join(o.run, name)
-	agent, err := packAgent(ctx, filepath.Join(o.state, "agent"))
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	groups, err := cgroup.New(name)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	hostProcesses, err := boundProcesses(groups, log)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), o.state, url, log)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	drv, err := gvisor.New(gvisor.Config{
-		Dir:     filepath.Join(run, "machines"),
-		DiskDir: filepath.Join(o.state, "disks"),
-		Cgroups: groups,
-		Log:     log,
-		Debug:   o.debug,
+	finish := sync.OnceValue(func() error {
+		err := gate.Close()              // or a request would start what is being stopped
+		end.order(stopOrder{Keep: true}) // unless there was another, which was why it ended
+		return errors.Join(err, end.stopSandboxes(control, log))
 	})
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, networks.Close())
-	}
-	snapshots, err := o.snapshots(log)
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, drv.Close(), networks.Close())
-	}
-	drives, err := drive.Open(drive.Options{Dir: filepath.Join(o.state, "drives"), Log: log})
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, drv.Close(), networks.Close())
-	}
-	n, err := node.New(node.Config{
-		Dir:           filepath.Join(o.state, "sessions"),
-		Driver:        drv,
-		Networks:      networks,
-		Images:        images,
-		Agent:         agent,
-		Snapshots:     snapshots,
-		SnapshotWork:  filepath.Join(o.state, "snapshots", "work"),
-		Drives:        drives,
-		DiskBytes:     int64(o.diskGB) << 30,
-		Processes:     o.processes,
-		HostProcesses: hostProcesses,
-		Output:        output.Config{Keep: int64(o.outputMB) << 20},
-		Log:           log,
+	// Who follows a command learns of its end before the API ends.
+	err = server.Serve(ctx, ln, func() bool {
+		_ = finish() // its error is returned below
+		return end.stopAll
 	})
-	if err != nil {
-		return nil, nil, nil, errors.Join(err, drv.Close(), networks.Close())
-	}
-	return n, networks, func() error {
-		err := errors.Join(n.Close(), drv.Close(), networks.Close())
-		// While sandboxes run on, the group has children and stays.
-		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {
-			err = errors.Join(err, groups.Close())
-		}
-		removeEmpty(filepath.Join(run, "machines"), filepath.Join(run, "netns"), run)
-		return err
-	}, nil
+	return errors.Join(err, finish())
 }
 
 // snapshots opens what keeps the files of stopped sandboxes.
-func (o *serveOptions) snapshots(log *slog.Logger) (*snapshot.Store, error) {
+func (o *serveOptions) snapshots(disk *room.Disk, log *slog.Logger) (*snapshot.Store, error) {
 	dir := filepath.Join(o.state, "snapshots")
 	blobs, err := o.storage.open(dir)
 	if err != nil {
 		return nil, err
 	}
+	key, err := snapshotKey(o.state)
+	if err != nil {
+		return nil, err
+	}
 	return snapshot.Open(snapshot.Options{
-		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30, Log: log,
-		Grace: -1, // the controller holds collections off until a snapshot is recorded
+		Blobs: blobs, Key: key, CacheDir: filepath.Join(dir, "cache"), CacheBytes: int64(o.cacheGB) << 30,
+		KeepUnknown: snapshot.DefaultKeepUnknown, Reserve: disk.Reserve, Log: log,
 	})
 }
 
@@ -355,11 +321,14 @@ func serverURL(ln net.Listener, tls bool, public string) string {
 	if public != "" {
 		return public
 	}
-	scheme := "http"
+	return urlOf(ln.Addr().String(), tls)
+}
+
+func urlOf(addr string, tls bool) string {
 	if tls {
-		scheme = "https"
+		return "https://" + addr
 	}
-	return scheme + "://" + ln.Addr().String()
+	return "http://" + addr
 }
 
 // closing adds a deferred close's error to the function's own.

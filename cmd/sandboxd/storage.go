@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/skerry-dev/skerry/internal/atomicfile"
 	"github.com/skerry-dev/skerry/internal/blob"
 )
 
@@ -24,11 +25,37 @@ type storageOptions struct {
 	region   string
 }
 
+// What the flags are if they are not given.
+const (
+	defaultS3Endpoint = "https://s3.amazonaws.com"
+	defaultS3Prefix   = "skerry"
+)
+
 func (o *storageOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.bucket, "s3-bucket", "", "keep snapshots in this bucket of S3-compatible storage; the credentials are in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if they are temporary, AWS_SESSION_TOKEN (default: keep them in the state folder)")
-	f.StringVar(&o.endpoint, "s3-endpoint", "https://s3.amazonaws.com", "URL of the S3-compatible storage")
+	f.StringVar(&o.endpoint, "s3-endpoint", defaultS3Endpoint, "URL of the S3-compatible storage")
 	f.StringVar(&o.region, "s3-region", "", "region of the bucket, if the storage has regions")
-	f.StringVar(&o.prefix, "s3-prefix", "skerry", "what the names of this server's objects begin with; an identifier of the server's follows, so servers can share it")
+	f.StringVar(&o.prefix, "s3-prefix", defaultS3Prefix, "prefix of this server's object names; the server's identifier is appended, so servers can share a bucket")
+}
+
+// errNoCredentials says what --s3-bucket needs.
+var errNoCredentials = errors.New("--s3-bucket needs credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+
+func (o *storageOptions) check() error {
+	if o.bucket == "" { // a place that is chosen cannot be changed later, so no flag about it is ignored
+		switch {
+		case o.endpoint != defaultS3Endpoint:
+			return errors.New("--s3-endpoint needs --s3-bucket")
+		case o.region != "":
+			return errors.New("--s3-region needs --s3-bucket")
+		case o.prefix != defaultS3Prefix:
+			return errors.New("--s3-prefix needs --s3-bucket")
+		}
+	}
+	if o.bucket != "" && (os.Getenv("AWS_ACCESS_KEY_ID") == "" || os.Getenv("AWS_SECRET_ACCESS_KEY") == "") {
+		return errNoCredentials
+	}
+	return nil
 }
 
 // storagePlace says where an installation's snapshots are. It is written before
@@ -65,7 +92,7 @@ func (o *storageOptions) open(dir string) (blob.Store, error) {
 		SessionToken: blob.Secret(takeEnv("AWS_SESSION_TOKEN")),
 	}
 	if cfg.AccessKey == "" || cfg.SecretKey == "" {
-		return nil, errors.New("--s3-bucket needs credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+		return nil, errNoCredentials
 	}
 	s3, err := blob.OpenS3(cfg)
 	if err != nil {
@@ -118,32 +145,19 @@ func mustBeEmpty(dir string) error {
 	return nil
 }
 
-// write writes the place into a file that is whole or not there, also after a
-// loss of power.
 func (p *storagePlace) write(file string) error {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(file)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	return writeWhole(file, append(b, '\n'))
+}
+
+// writeWhole writes a file that is whole or not there, also after a loss of
+// power. It makes the file's folder.
+func writeWhole(file string, b []byte) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, filepath.Base(file)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // it has another name by then, if all went well
-	_, err = f.Write(append(b, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), file); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return atomicfile.WriteDurable("", file, b)
 }

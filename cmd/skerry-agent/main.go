@@ -1,7 +1,10 @@
-// Command skerry-agent is the first process of a sandbox. It serves the host
-// on the pipes that it was started with as descriptors 3 to 5. Executed once
-// more with the argument "describe", it tells of files what a snapshot needs to
-// know.
+// Command skerry-agent is the first process of a sandbox. It serves the host over
+// the pipes that it inherits as descriptors 3 to 5.
+//
+// The same program has two other uses, each in a process of its own. With the
+// argument "relieve" it kills the process that holds the most memory. With
+// "dial PORT" it connects its standard input and output to a port of the loopback
+// interface.
 package main
 
 import (
@@ -14,7 +17,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/agent"
 )
 
-// The descriptors of the pipes to the host.
+// The descriptors of the pipes to the host. door is package agent's.
 const (
 	fromHost = 3
 	toHost   = 4
@@ -22,21 +25,27 @@ const (
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == "describe" {
-		exit(agent.Describe(os.Stdin, os.Stdout))
+	if len(os.Args) == 2 && os.Args[1] == "relieve" {
+		exit(agent.Relieve(os.Stdout))
+	}
+	if len(os.Args) == 3 && os.Args[1] == "dial" {
+		exit(agent.Dial(os.Args[2]))
 	}
 	if len(os.Args) != 1 {
-		exit(fmt.Errorf("usage: %s [describe]", os.Args[0]))
+		exit(fmt.Errorf("usage: %s [relieve | dial PORT]", os.Args[0]))
 	}
 	limitFootprint()
-	exit(agent.Run(context.Background(), fromHost, toHost, door))
+	pipes, err := agent.OpenPipes(fromHost, toHost, door)
+	if err != nil {
+		exit(err)
+	}
+	exit(agent.Run(context.Background(), pipes, agent.OwnKernel{}))
 }
 
-// limitFootprint keeps the agent small: there is one in every sandbox, and
-// most of them are idle.
+// limitFootprint keeps the agent small. Every sandbox has one, and most are idle.
 func limitFootprint() {
-	// The agent moves bytes between descriptors; more than a few threads at a
-	// time would only take the commands' processors.
+	// The agent copies bytes between descriptors. More threads would only take CPU
+	// time from the commands.
 	const maxProcs = 4
 	if runtime.GOMAXPROCS(0) > maxProcs {
 		runtime.GOMAXPROCS(maxProcs)

@@ -9,6 +9,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -61,8 +62,9 @@ type Config struct {
 	Resolver string
 
 	// retry is the wait after a first failure; it doubles. check is how often
-	// certificates are looked at for renewal.
-	retry, check time.Duration
+	// certificates are looked at for renewal. wait is how long a handshake waits
+	// for its certificate, patience how long an attempt to get one may take.
+	retry, check, wait, patience time.Duration
 }
 
 const (
@@ -111,12 +113,10 @@ func Open(cfg Config) (*Certificates, error) {
 	if cfg.CA == "" {
 		cfg.CA = DefaultCA
 	}
-	if cfg.retry == 0 {
-		cfg.retry = firstRetry
-	}
-	if cfg.check == 0 {
-		cfg.check = checkEvery
-	}
+	cfg.retry = cmp.Or(cfg.retry, firstRetry)
+	cfg.check = cmp.Or(cfg.check, checkEvery)
+	cfg.wait = cmp.Or(cfg.wait, orderWait)
+	cfg.patience = cmp.Or(cfg.patience, attemptTimeout)
 	if u, err := url.Parse(cfg.CA); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("acme: the authority %q is no https URL", cfg.CA)
 	}
@@ -268,7 +268,7 @@ func (c *Certificates) keepTrying(name string) bool {
 // attempt puts a certificate in service: the one in the files, or a new one if
 // there is none or it has expired. With a limit, that is asked before.
 func (c *Certificates) attempt(name string, limit func() (release func(), err error)) error {
-	ctx, done := context.WithTimeoutCause(c.ctx, attemptTimeout, fmt.Errorf("no certificate within %v", attemptTimeout))
+	ctx, done := context.WithTimeoutCause(c.ctx, c.cfg.patience, fmt.Errorf("no certificate within %v", c.cfg.patience))
 	defer done()
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)

@@ -64,13 +64,25 @@ func TestExternalAccount(t *testing.T) {
 	if _, err := ReadBinding("kid-1", file); err == nil || strings.Contains(err.Error(), key) {
 		t.Errorf("a key that others may read: %v", err)
 	}
+	for size, refused := range map[int]bool{maxSecret: false, maxSecret + 1: true} {
+		err := os.WriteFile(file, []byte(key+strings.Repeat("\n", size-len(key))), 0o600)
+		if err == nil {
+			err = os.Chmod(file, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ReadBinding("kid-1", file); (err != nil) != refused {
+			t.Errorf("a file of %d bytes: %v", size, err)
+		}
+	}
 }
 
 func TestLimit(t *testing.T) {
-	ln, _ := listen(t)
-	defer ln.Close()
-	c := open(t, Config{Dir: t.TempDir(), CA: "https://127.0.0.1:1/", Listener: ln.Addr()})
-	defer c.Close()
+	ln, port := listen(t)
+	ca := acmetest.Start(t, acmetest.Options{TLSPort: port})
+	c := open(t, Config{Dir: t.TempDir(), CA: ca.URL, Roots: ca.APIRoots(t), Listener: ln.Addr()})
+	serve(t, ln, c)
 	var releases []func()
 	for range ordersAtOnce {
 		release, err := c.limit()
@@ -102,6 +114,80 @@ func TestLimit(t *testing.T) {
 	}
 	if len(c.orders)+len(c.rests)+len(c.names) != 0 {
 		t.Errorf("%d orders, %d rests, %d names are kept", len(c.orders), len(c.rests), len(c.names))
+	}
+	c.Start(func(string) bool { return true })
+	if _, err := shake(ln, "aaaa.sandboxes.example.com", ca.Roots); err == nil || ca.Orders() != 0 {
+		t.Errorf("a handshake that needs one more: %v, %d orders", err, ca.Orders())
+	}
+	const each = time.Hour / 100
+	if soon := time.Now().Add(each - time.Second); c.pace.AllowN(soon, 1) || !c.pace.AllowN(soon.Add(2*time.Second), 1) {
+		t.Error("there are not 100 orders an hour")
+	}
+}
+
+// TestHandshakeWaits: a handshake does not wait long for its certificate, but the
+// order goes on.
+func TestHandshakeWaits(t *testing.T) {
+	const name = "aaaa.sandboxes.example.com"
+	ln, port := listen(t)
+	ca := acmetest.Start(t, acmetest.Options{TLSPort: port})
+	c := open(t, Config{Dir: t.TempDir(), CA: ca.URL, Roots: ca.APIRoots(t), Listener: ln.Addr(), wait: 100 * time.Millisecond})
+	serve(t, ln, c)
+	c.Start(func(string) bool { return true })
+	release := ca.Hold()
+	if _, err := shake(ln, name, ca.Roots); err == nil {
+		t.Error("a handshake without a certificate")
+	}
+	c.mu.Lock()
+	if c.orders[name] == nil {
+		t.Error("the order has ended with the handshake")
+	}
+	c.mu.Unlock()
+	release()
+	await(t, ln, name, ca.Roots, anyOf)
+}
+
+// TestSlowAuthority: an order does not wait for its authority for ever.
+func TestSlowAuthority(t *testing.T) {
+	ln, _ := listen(t)
+	ca := acmetest.Start(t, acmetest.Options{})
+	c := open(t, Config{Dir: t.TempDir(), CA: ca.URL, Roots: ca.APIRoots(t), Listener: ln.Addr(), patience: 100 * time.Millisecond})
+	serve(t, ln, c)
+	c.Start(func(string) bool { return true })
+	defer ca.Hold()()
+	o, err := c.begin("aaaa.sandboxes.example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if <-o.done; o.err == nil || !strings.Contains(o.err.Error(), "no certificate within 100ms") {
+		t.Error(o.err)
+	}
+}
+
+// TestFailedOrdersRest: an authority that fails is left alone, for longer each
+// time.
+func TestFailedOrdersRest(t *testing.T) {
+	const name = "aaaa.sandboxes.example.com"
+	ln, _ := listen(t)
+	c := open(t, Config{Dir: t.TempDir(), CA: "https://127.0.0.1:1/", Listener: ln.Addr()})
+	serve(t, ln, c)
+	c.Start(func(string) bool { return true })
+	for before, want := range map[time.Duration]time.Duration{0: firstRetry, firstRetry: 2 * firstRetry, lastRetry/2 + 1: lastRetry, lastRetry: lastRetry} {
+		c.mu.Lock()
+		c.rests[name] = rest{wait: before, until: time.Now()}
+		c.mu.Unlock()
+		if _, err := shake(ln, name, nil); err == nil {
+			t.Fatal("a handshake without a certificate")
+		}
+		c.mu.Lock()
+		last := c.rests[name]
+		c.mu.Unlock()
+		if last.wait != want || time.Until(last.until) > want {
+			t.Errorf("after %v the rest is %v, for %v more, want %v", before, last.wait, time.Until(last.until), want)
+		}
+		if _, err := c.begin(name); !errors.Is(err, last.err) {
+			t.Errorf("within the rest: %v", err)
+		}
 	}
 }
 

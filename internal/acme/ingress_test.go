@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime"
 	"strings"
 	"testing"
@@ -22,7 +23,7 @@ func (noSandboxes) Reach(context.Context, string, bool) (string, error) {
 	return "", &skerry.Error{Code: skerry.CodeNotFound}
 }
 
-func (noSandboxes) Dial(context.Context, string, int) (net.Conn, error) {
+func (noSandboxes) Dial(context.Context, string, int, netip.Addr) (net.Conn, error) {
 	return nil, &skerry.Error{Code: skerry.CodeNotFound}
 }
 

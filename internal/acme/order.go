@@ -45,8 +45,8 @@ func (c *Certificates) order(hello *tls.ClientHelloInfo, name string) error {
 		return err
 	}
 	// The server's own bound on handshakes is for clients that are slow.
-	_ = hello.Conn.SetDeadline(time.Now().Add(orderWait + handshakeRest))
-	wait := time.NewTimer(orderWait)
+	_ = hello.Conn.SetDeadline(time.Now().Add(c.cfg.wait + handshakeRest))
+	wait := time.NewTimer(c.cfg.wait)
 	defer wait.Stop()
 	select {
 	case <-o.done:

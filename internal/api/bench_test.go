@@ -42,7 +42,7 @@ func BenchmarkStream(b *testing.B) {
 		b.Fatal(err)
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, ln) }()
+	go func() { served <- srv.Serve(ctx, ln, nil) }()
 	b.SetBytes(int64(len(block)))
 	b.ResetTimer()
 	n = b.N
@@ -69,14 +69,17 @@ func BenchmarkStream(b *testing.B) {
 type repeated struct {
 	block []byte
 	n     int
+	at    int64
 }
 
-func (r *repeated) Next() (skerry.Stream, []byte, error) {
+func (r *repeated) Next() (skerry.Output, error) {
 	if r.n == 0 {
-		return "", nil, io.EOF
+		return skerry.Output{}, io.EOF
 	}
 	r.n--
-	return skerry.Stdout, r.block, nil
+	piece := skerry.Output{Stream: skerry.Stdout, Offset: r.at, Data: r.block}
+	r.at += int64(len(r.block))
+	return piece, nil
 }
 
 func (r *repeated) Close() error { return nil }

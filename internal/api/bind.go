@@ -3,24 +3,32 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net/url"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
 )
 
-// The request types of this package are bound by reflection so that one
-// declaration is what the server accepts and what the OpenAPI document says.
-// Tags: json names the field; required:"true"; notnull:"true" refuses an
-// explicit null, which otherwise means absent; enum:"a|b"; min and max bound
-// an integer; null:"Field" sets that bool field (json:"-") when the value is an
-// explicit null; doc describes it. Fields that a type does not have are ignored.
+// Requests are bound to the types of this package by reflection, so one declaration
+// is what the server accepts and what the OpenAPI document says. The tags are:
+//
+//   - json is the name of the field
+//   - required:"true" refuses a request without the field
+//   - notnull:"true" refuses an explicit null, which otherwise counts as absent
+//   - null:"Field" sets this bool field (json:"-") for an explicit null
+//   - enum:"a|b" lists the values
+//   - min and max limit an integer, minlen a string, in characters
+//   - doc describes the field
+//
+// Fields that a type does not have are ignored.
 
-// treeBinder is a type with a JSON form of its own.
+// treeBinder is implemented by types with their own JSON form.
 type treeBinder interface {
 	bindTree(path string, v any) error
 }
@@ -39,7 +47,7 @@ func bindBody(tree any, dst any) error {
 }
 
 func bindStruct(path string, tree any, dst reflect.Value) error {
-	members, ok := tree.(map[string]any)
+	o, ok := tree.(*jsonObject)
 	if !ok {
 		if path == "" {
 			return skerry.Invalid("", "the body must be a JSON object, not %s", kindOf(tree))
@@ -59,7 +67,7 @@ func bindStruct(path string, tree any, dst reflect.Value) error {
 		if name == "-" {
 			continue
 		}
-		v, given := members[name]
+		v, given := o.members[name]
 		if err := bindField(member(path, name), f, v, given, dst.Field(i)); err != nil {
 			return err
 		}
@@ -121,8 +129,8 @@ func bindScalar(path string, v any, dst reflect.Value) error {
 		if !ok {
 			return wrongType(path, "a string", v)
 		}
-		// Nothing that the API names, a path, an argument, an environment
-		// variable, can hold a NUL; it would cut the string short in C.
+		// Paths, arguments and environment variables are C strings: a NUL would end
+		// them early.
 		if strings.ContainsRune(s, 0) {
 			return skerry.Invalid(path, "must not contain a NUL character")
 		}
@@ -183,15 +191,16 @@ func bindSlice(path string, v any, dst reflect.Value) error {
 }
 
 func bindMap(path string, v any, dst reflect.Value) error {
-	members, ok := v.(map[string]any)
+	o, ok := v.(*jsonObject)
 	if !ok {
 		return wrongType(path, "an object", v)
 	}
-	m := reflect.MakeMapWithSize(dst.Type(), len(members))
+	m := reflect.MakeMapWithSize(dst.Type(), len(o.names))
 	elem := dst.Type().Elem()
-	for key, item := range members {
+	for _, key := range o.names {
+		item := o.members[key]
 		if strings.ContainsRune(key, 0) {
-			return skerry.Invalid(path, "has a key with a NUL character")
+			return skerry.Invalid(path, "must not have a key with a NUL character")
 		}
 		value := reflect.New(elem).Elem()
 		if item == nil && elem.Kind() != reflect.Interface {
@@ -218,6 +227,12 @@ func checkTags(path string, f reflect.StructField, v reflect.Value) error {
 			return skerry.Invalid(path, "must be one of %s, not %q", strings.Join(allowed, ", "), shorten(v.String()))
 		}
 	}
+	if least, ok := intTag(f, "minlen"); ok && v.Kind() == reflect.String && int64(utf8.RuneCountInString(v.String())) < least {
+		if least == 1 {
+			return skerry.Invalid(path, "must not be empty")
+		}
+		return skerry.Invalid(path, "must have at least %d characters", least)
+	}
 	if !v.CanInt() {
 		return nil
 	}
@@ -234,8 +249,8 @@ func checkTags(path string, f reflect.StructField, v reflect.Value) error {
 	return nil
 }
 
-// bindQuery fills dst, a pointer to a struct, from query parameters. A
-// parameter may come more than once only where dst has a slice for it.
+// bindQuery fills dst, a pointer to a struct, from query parameters. A parameter may
+// be repeated only if its field is a slice.
 func bindQuery(q url.Values, dst any) error {
 	s := reflect.ValueOf(dst).Elem()
 	t := s.Type()
@@ -248,7 +263,7 @@ func bindQuery(q url.Values, dst any) error {
 		}
 		for _, text := range given {
 			if !validText(text) {
-				return skerry.Invalid(name, "is not valid text")
+				return skerry.Invalid(name, "must be valid UTF-8 without NUL characters")
 			}
 		}
 		if f.Type.Kind() == reflect.Slice {
@@ -256,7 +271,7 @@ func bindQuery(q url.Values, dst any) error {
 			continue
 		}
 		if len(given) > 1 {
-			return skerry.Invalid(name, "given %d times", len(given))
+			return skerry.Invalid(name, "must be given once, not %d times", len(given))
 		}
 		if err := bindParameter(name, given[0], s.Field(i)); err != nil {
 			return err
@@ -270,17 +285,23 @@ func bindQuery(q url.Values, dst any) error {
 
 func bindParameter(name, text string, dst reflect.Value) error {
 	switch dst.Kind() {
+	case reflect.Pointer:
+		p := reflect.New(dst.Type().Elem())
+		if err := bindParameter(name, text, p.Elem()); err != nil {
+			return err
+		}
+		dst.Set(p)
 	case reflect.Bool:
 		if text != "true" && text != "false" {
 			return skerry.Invalid(name, "must be true or false, not %q", shorten(text))
 		}
 		dst.SetBool(text == "true")
-	case reflect.Int:
-		n, err := strconv.Atoi(text)
+	case reflect.Int, reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
 			return skerry.Invalid(name, "must be an integer, not %q", shorten(text))
 		}
-		dst.SetInt(int64(n))
+		dst.SetInt(n)
 	default:
 		dst.SetString(text)
 	}
@@ -293,11 +314,19 @@ func integer(path string, v any) (int64, error) {
 		return 0, wrongType(path, "an integer", v)
 	}
 	n, err := strconv.ParseInt(num.String(), 10, 64)
-	if err != nil {
+	if err == nil {
+		return n, nil
+	}
+	// In JSON, 7.0 and 7e0 are the integer 7.
+	f, ferr := num.Float64()
+	if ferr != nil || f != math.Trunc(f) || math.Abs(f) > maxExact {
 		return 0, skerry.Invalid(path, "must be an integer, not %s", shorten(num.String()))
 	}
-	return n, nil
+	return int64(f), nil
 }
+
+// maxExact is the largest integer up to which float64 has every integer.
+const maxExact = 1 << 53
 
 func wrongType(path, want string, got any) error {
 	return skerry.Invalid(path, "must be %s, not %s", want, kindOf(got))
@@ -329,7 +358,7 @@ func intTag(f reflect.StructField, key string) (int64, bool) {
 	return n, err == nil
 }
 
-// shorten bounds what a message repeats of a request.
+// shorten limits the text of a request that a message repeats.
 func shorten(s string) string {
 	const most = 64
 	if len(s) <= most {

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +10,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -18,42 +19,41 @@ import (
 )
 
 const (
-	// maxBody bounds a JSON body, in bytes. Environment and arguments are the
-	// only large things in one, and Linux has room for less.
+	// maxBody limits a JSON body, in bytes. Only environments, arguments and network
+	// policies are large, and their own limits are about as high.
 	maxBody = 1 << 20
-	// bodyTimeout is how long a client may take to send a JSON body.
+	// bodyTimeout is the time that a client has to send a JSON body.
 	bodyTimeout = 30 * time.Second
-	// strayTimeout is how long net/http may wait for a body that no handler
-	// reads: it reads a part of one before it sends the answer.
+	// strayTimeout limits how long net/http waits for a body that no handler reads. It
+	// reads a part of the body before it sends the response.
 	strayTimeout = 5 * time.Second
-	// defaultProject is the project that clients look for, and make, when
-	// they were told none. It stands for the token's own.
+	// defaultProject is the name of the project that clients look for, and create, if
+	// no project is configured. Here it stands for the token's own project.
 	defaultProject = "vercel-sandbox-default-project"
 )
 
-// call is one request on its way through a handler.
+// call is a request and its response in a handler.
 type call struct {
 	w         *response
 	r         *http.Request
 	srv       *Server
 	requestID string
 	log       *slog.Logger
-	// identity and scope are whose token it is; nil and zero on public
-	// routes.
+	// identity and scope are those of the token; nil and zero on public routes.
 	identity *skerry.Identity
 	scope    skerry.Scope
 }
 
-// path returns a part of the path that the route names.
+// path returns a parameter of the route's path.
 func (c *call) path(name string) string { return c.r.PathValue(name) }
 
-// reply answers 200 with v.
+// reply sends status 200 with v.
 func (c *call) reply(v any) error {
 	writeJSON(c.w, http.StatusOK, v)
 	return nil
 }
 
-// replyCreated is reply for a thing that was not there before.
+// replyCreated sends status 201 with v.
 func (c *call) replyCreated(v any) error {
 	writeJSON(c.w, http.StatusCreated, v)
 	return nil
@@ -63,19 +63,19 @@ func (c *call) replyCreated(v any) error {
 func (c *call) query(dst any) error {
 	q, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
-		return skerry.Invalid("", "the query is malformed")
+		return skerry.Invalid("", "the query string is not valid")
 	}
 	return bindQuery(q, dst)
 }
 
-// body binds the JSON body to dst, a pointer to a struct. No body is an empty
+// body binds the JSON body to dst, a pointer to a struct. A missing body is an empty
 // object.
 func (c *call) body(dst any) error {
 	data, err := c.readBody()
 	if err != nil {
 		return err
 	}
-	if len(bytes.TrimSpace(data)) == 0 {
+	if len(data) == 0 {
 		data = []byte("{}")
 	}
 	tree, err := parseTree(data)
@@ -95,21 +95,21 @@ func (c *call) readBody() ([]byte, error) {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, skerry.Errorf(skerry.CodeTooLarge, "the body is larger than %d bytes", maxBody)
+		return nil, skerry.Errorf(skerry.CodeTooLarge, "the body must have at most %d bytes", maxBody)
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return nil, skerry.Errorf(skerry.CodeBadRequest, "the body did not arrive within %s", c.srv.bodyTimeout)
 	case err != nil:
 		return nil, skerry.Errorf(skerry.CodeBadRequest, "the body could not be read: %w", err)
 	}
-	// The deadline is on the connection: it has to go once the body is in, or
-	// it would end a long command. After a failure it stays, or net/http would
-	// wait for the rest without end before it sends the answer.
+	// The deadline belongs to the connection. It is removed after the body has been
+	// read, because it would end a long command. After a failure it stays: net/http
+	// would otherwise wait without limit for the rest before it sends the response.
 	c.w.readForever()
 	return data, nil
 }
 
-// checkScope refuses a query that names another team or project than the
-// token's. Every value counts, however often a parameter is repeated.
+// checkScope refuses a query that names another team or project than the token's. It
+// checks every value of a repeated parameter.
 func (c *call) checkScope(q url.Values) error {
 	for _, name := range []string{"teamId", "slug"} {
 		for _, v := range q[name] {
@@ -128,20 +128,24 @@ func (c *call) checkScope(q url.Values) error {
 	return nil
 }
 
-// checkBodyScope does the same for a body; a value of a wrong type is left for
-// the binding to refuse.
+// checkBodyScope does the same for a body. It leaves values of a wrong type to
+// bindBody.
 func (c *call) checkBodyScope(tree any) error {
-	members, _ := tree.(map[string]any)
-	if v, ok := members["projectId"].(string); ok && !c.ownProject(v) {
+	o, ok := tree.(*jsonObject)
+	if !ok {
+		return nil
+	}
+	if v, ok := o.members["projectId"].(string); ok && !c.ownProject(v) {
 		return foreign("projectId")
 	}
-	if v, ok := members["teamId"].(string); ok && !c.ownTeam(v) {
+	if v, ok := o.members["teamId"].(string); ok && !c.ownTeam(v) {
 		return foreign("teamId")
 	}
 	return nil
 }
 
-// ownTeam and ownProject accept an empty name, which names nothing.
+// ownTeam and ownProject report whether a name is that of the token's team or
+// project. An empty name is accepted.
 func (c *call) ownTeam(v string) bool {
 	return v == "" || v == c.identity.Team.ID || v == c.identity.Team.Slug
 }
@@ -153,12 +157,12 @@ func (c *call) ownProject(v string) bool {
 func foreign(field string) error {
 	return &skerry.Error{
 		Code: skerry.CodeForbidden, Field: field,
-		Message: "the access token does not give access to it",
+		Message: "the access token belongs to a different team or project",
 	}
 }
 
-// origin returns the scheme and host by which the client reaches this server,
-// and the path prefix to put before a route.
+// origin returns the scheme and the host by which the client reaches this server, and
+// the prefix of the paths.
 func (c *call) origin() (u url.URL) {
 	if public := c.srv.publicURL; public != nil {
 		return url.URL{Scheme: public.Scheme, Host: public.Host, Path: strings.TrimSuffix(public.Path, "/")}
@@ -175,7 +179,7 @@ func (c *call) origin() (u url.URL) {
 			u.Host = host
 		}
 	}
-	// A proxy in front may route one of the two prefixes alone.
+	// A proxy in front may route only one of the two prefixes.
 	if strings.HasPrefix(c.r.URL.Path, apiPrefix+"/") {
 		u.Path = apiPrefix
 	}
@@ -203,32 +207,85 @@ func validText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsRune(s, 0)
 }
 
-// response remembers what became of a response, for the log and for errors
-// that come after it has begun, and gives the client a bounded time to take
-// each piece of it. A stream may be silent for hours, so no deadline outlives
-// a write; over HTTP/2 one that passed would end the stream by itself.
+// response is a ResponseWriter that records what was sent, for the log and for errors
+// that happen after the response has begun. It limits the time of each write. A stream
+// may be silent for hours, so no deadline outlives a write: over HTTP/2 it would end
+// the stream.
 type response struct {
 	http.ResponseWriter
-	rc     *http.ResponseController
-	stall  time.Duration
-	status int
+	rc    *http.ResponseController
+	stall time.Duration
+
+	mu     sync.Mutex // guards the fields below, and the order of writes
+	status int        // status that was sent, by the handler or by a heartbeat
 	bytes  int64
+	pulse  *pulse
+	// answered is set when the handler has begun its response.
+	answered bool
+
+	// severed is set when the connection was cut: nothing more is sent or read.
+	severed atomic.Bool
 }
 
 func newResponse(w http.ResponseWriter, stall time.Duration) *response {
 	return &response{ResponseWriter: w, rc: http.NewResponseController(w), stall: stall}
 }
 
+// Header returns the header for the handler to change. A document's heartbeats, which
+// change it too, end here.
+func (w *response) Header() http.Header {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.pulse != nil && w.pulse.document {
+		w.hush()
+	}
+	return w.ResponseWriter.Header()
+}
+
+// WriteHeader sends the status, unless a heartbeat has sent one.
 func (w *response) WriteHeader(status int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answer()
 	if w.status == 0 {
 		w.status = status
+		w.ResponseWriter.WriteHeader(status)
 	}
-	w.ResponseWriter.WriteHeader(status)
 }
 
 func (w *response) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answer()
 	if w.status == 0 {
 		w.status = http.StatusOK
+	}
+	return w.write(p)
+}
+
+// answer records that the handler's response begins. No heartbeat interrupts a JSON
+// document.
+func (w *response) answer() {
+	w.answered = true
+	if w.pulse != nil && w.pulse.document {
+		w.hush()
+	}
+}
+
+// errSevered is the error of reads and writes after the connection was cut.
+var errSevered = errors.New("the connection was cut")
+
+// cut ends reads and writes in progress, and makes later ones fail.
+func (w *response) cut() {
+	w.severed.Store(true)
+	past := time.Unix(1, 0)
+	_ = w.rc.SetReadDeadline(past)
+	_ = w.rc.SetWriteDeadline(past)
+}
+
+func (w *response) write(p []byte) (int, error) {
+	if w.pulse != nil {
+		w.pulse.last = time.Now()
 	}
 	if err := w.deadline(time.Now().Add(w.stall)); err != nil {
 		return 0, err
@@ -238,8 +295,14 @@ func (w *response) Write(p []byte) (int, error) {
 	return n, errors.Join(err, w.deadline(time.Time{}))
 }
 
-// FlushError sends what net/http has buffered.
+// FlushError flushes the buffer of net/http.
 func (w *response) FlushError() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.flush()
+}
+
+func (w *response) flush() error {
 	if err := w.deadline(time.Now().Add(w.stall)); err != nil {
 		return err
 	}
@@ -247,20 +310,46 @@ func (w *response) FlushError() error {
 }
 
 func (w *response) deadline(t time.Time) error {
+	if w.severed.Load() {
+		return errSevered
+	}
 	if err := w.rc.SetWriteDeadline(t); err != nil && !errors.Is(err, http.ErrNotSupported) {
-		return fmt.Errorf("setting the deadline of a write: %w", err)
+		return fmt.Errorf("set the deadline of a write: %w", err)
 	}
 	return nil
 }
 
-// readWithin gives the client d from now to send more of its body, readForever
-// as long as it likes. Where a connection knows no deadlines nothing changes.
-func (w *response) readWithin(d time.Duration) { _ = w.rc.SetReadDeadline(time.Now().Add(d)) }
-func (w *response) readForever()               { _ = w.rc.SetReadDeadline(time.Time{}) }
+// readWithin sets the deadline of reads of the body to d from now; readForever removes
+// it. A connection without deadlines is left as it is.
+func (w *response) readWithin(d time.Duration) {
+	if !w.severed.Load() {
+		_ = w.rc.SetReadDeadline(time.Now().Add(d))
+	}
+}
+func (w *response) readForever() { _ = w.rc.SetReadDeadline(time.Time{}) }
 
-// Unwrap lets http.ResponseController and the WebSocket library reach the
+// Unwrap gives http.ResponseController and the WebSocket library access to the
 // connection.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// begun reports whether the client has been sent a status.
-func (w *response) begun() bool { return w.status != 0 }
+// switched records that the connection was taken over by a WebSocket.
+func (w *response) switched() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answer()
+	w.status = http.StatusSwitchingProtocols
+}
+
+// begun reports whether the handler's response has begun.
+func (w *response) begun() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.answered
+}
+
+// beganEarly reports whether a heartbeat has sent the status before the document.
+func (w *response) beganEarly() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status != 0 && !w.answered
+}

@@ -10,7 +10,11 @@ import (
 )
 
 func (s *Server) runCommand(c *call) error {
+	var q outputQuery
 	var req runRequest
+	if err := c.query(&q); err != nil {
+		return err
+	}
 	if err := c.body(&req); err != nil {
 		return err
 	}
@@ -18,8 +22,8 @@ func (s *Server) runCommand(c *call) error {
 	if err != nil {
 		return err
 	}
-	// The output reader lives as long as ctx, which also ends with the
-	// server; the command does not.
+	// The output reader ends with ctx, which also ends with the server. The command does
+	// not.
 	ctx, leave, err := s.streamContext(c)
 	if err != nil {
 		return err
@@ -34,6 +38,7 @@ func (s *Server) runCommand(c *call) error {
 		return c.reply(commandResponse{Command: wireCommand(cmd)})
 	}
 	st := newNDJSON(c)
+	st.offsets = q.Offsets
 	started := wireCommand(cmd)
 	started.ExitCode, started.Duration = nil, 0
 	if err := st.line(commandResponse{Command: started}); err != nil {
@@ -44,7 +49,7 @@ func (s *Server) runCommand(c *call) error {
 	}
 	if out != nil {
 		if err := s.copyOutput(ctx, st, out); err != nil {
-			return s.endStream(c, st, err)
+			return s.endStream(ctx, c, st, err)
 		}
 	}
 	done, err := s.service.WaitCommand(ctx, c.scope, session, cmd.ID)
@@ -52,12 +57,16 @@ func (s *Server) runCommand(c *call) error {
 		err = errors.New("the service returned from waiting for a command that has not finished")
 	}
 	if err != nil {
-		return s.endStream(c, st, err)
+		return s.endStream(ctx, c, st, err)
 	}
 	return st.line(commandResponse{Command: wireCommand(done)})
 }
 
 func (s *Server) commandLogs(c *call) error {
+	var q logsQuery
+	if err := c.query(&q); err != nil {
+		return err
+	}
 	ctx, leave, err := s.streamContext(c)
 	if err != nil {
 		return err
@@ -68,11 +77,13 @@ func (s *Server) commandLogs(c *call) error {
 		return err
 	}
 	st := newNDJSON(c)
+	st.offsets = q.Offsets
+	st.from = map[skerry.Stream]int64{skerry.Stdout: q.StdoutOffset, skerry.Stderr: q.StderrOffset}
 	if err := st.begin(); err != nil {
 		return errors.Join(err, out.Close())
 	}
 	if err := s.copyOutput(ctx, st, out); err != nil {
-		return s.endStream(c, st, err)
+		return s.endStream(ctx, c, st, err)
 	}
 	return nil
 }
@@ -94,15 +105,22 @@ func (s *Server) getCommand(c *call) error {
 		return err
 	}
 	defer leave()
+	// From here on only the end of the server can make the call fail.
+	c.w.beatDocument(s.heartbeat, s.heartbeat)
 	cmd, err := s.service.WaitCommand(ctx, c.scope, c.path("session"), c.path("command"))
 	if err != nil {
-		return s.explainEnd(c, err)
+		return s.explainEnd(ctx, c, err)
 	}
 	return c.reply(commandResponse{Command: wireCommand(cmd)})
 }
 
 func (s *Server) listCommands(c *call) error {
-	list, err := s.service.ListCommands(c.r.Context(), c.scope, c.path("session"))
+	var q listCommandsQuery
+	if err := c.query(&q); err != nil {
+		return err
+	}
+	page := skerry.Page{Limit: q.Limit, Cursor: q.Cursor, Ascending: q.SortOrder != "desc"}
+	list, next, err := s.service.ListCommands(c.r.Context(), c.scope, c.path("session"), page)
 	if err != nil {
 		return err
 	}
@@ -110,7 +128,7 @@ func (s *Server) listCommands(c *call) error {
 	for i := range list {
 		commands[i] = wireCommand(&list[i])
 	}
-	return c.reply(commandsResponse{Commands: commands})
+	return c.reply(commandsResponse{Commands: commands, Pagination: pageOf(len(list), next)})
 }
 
 func (s *Server) killCommand(c *call) error {
@@ -132,7 +150,7 @@ func (s *Server) writeStdin(c *call) error {
 	}
 	data, err := base64.StdEncoding.DecodeString(req.Data)
 	if err != nil {
-		return skerry.Invalid("data", "is not base64: %v", err)
+		return skerry.Invalid("data", "must be base64: %v", err)
 	}
 	written, err := s.service.WriteStdin(c.r.Context(), c.scope, c.path("session"), c.path("command"),
 		skerry.StdinParams{Data: data, Offset: req.Offset, Close: req.Close})
@@ -143,16 +161,7 @@ func (s *Server) writeStdin(c *call) error {
 }
 
 func (r *runRequest) params() (p skerry.CommandParams, err error) {
-	switch {
-	case r.Command == "":
-		return p, skerry.Invalid("command", "must not be empty")
-	case len(r.Cwd) > skerry.MaxPathLength:
-		return p, skerry.Invalid("cwd", "is longer than %d bytes", skerry.MaxPathLength)
-	}
-	if err := checkEnv("env", r.Env); err != nil {
-		return p, err
-	}
-	if err := checkTimeout("timeout", r.Timeout); err != nil {
+	if err := given("timeout", r.Timeout); err != nil {
 		return p, err
 	}
 	p = skerry.CommandParams{Name: r.Command, Args: r.Args, Cwd: r.Cwd, Env: r.Env, Sudo: r.Sudo, Stdin: r.AttachStdin}
@@ -162,37 +171,41 @@ func (r *runRequest) params() (p skerry.CommandParams, err error) {
 	return p, nil
 }
 
-// wireCommand returns a copy whose lists are never null.
+// wireCommand returns a copy without nil lists.
 func wireCommand(cmd *skerry.Command) skerry.Command {
 	w := *cmd
 	w.Args = notNil(w.Args)
 	return w
 }
 
-// explainEnd replaces an error that only the server's end caused.
-func (s *Server) explainEnd(c *call, err error) error {
-	if s.draining.Err() != nil && c.r.Context().Err() == nil {
-		return &skerry.Error{Code: codeStreamClosed, Message: "the server is restarting; the command runs on", Err: err}
+// explainEnd replaces an error that was caused by the end of the server or of the
+// token.
+func (s *Server) explainEnd(ctx context.Context, c *call, err error) error {
+	if revoked(ctx) {
+		return errRevoked
+	}
+	if s.draining.Err() != nil && c.r.Context().Err() == nil && !s.sessionEnded(c) {
+		return &skerry.Error{Code: codeStreamClosed, Message: "the server is restarting; the command keeps running", Err: err}
 	}
 	return err
 }
 
-// endStream tells the client why a stream ends before its time. If it cannot
-// be told, the connection is cut, which is the other way to say so.
-func (s *Server) endStream(c *call, st *ndjson, cause error) error {
+// endStream sends the reason why a stream ends early. If that fails, the connection is
+// cut.
+func (s *Server) endStream(ctx context.Context, c *call, st *ndjson, cause error) error {
 	if c.r.Context().Err() != nil {
-		return nil // it has gone; nobody is left to tell
+		return nil // the client is gone
 	}
-	cause = s.explainEnd(c, cause)
+	cause = s.explainEnd(ctx, c, cause)
 	status, body := visible(cause, c.requestID)
 	logFailure(c.r.Context(), c.log, cause, status)
 	return st.line(errorLine{Stream: "error", Data: body})
 }
 
-// copyOutput sends what a command writes, and closes out.
+// copyOutput sends the output of a command, and closes out.
 func (s *Server) copyOutput(ctx context.Context, st *ndjson, out skerry.OutputReader) error {
-	// Both the end of ctx and a client that takes nothing must wake a Next
-	// that waits for a silent command.
+	// A Next that waits for a silent command must return when ctx ends, and when the
+	// client reads nothing.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	closed := make(chan error, 1)

@@ -15,13 +15,13 @@ func (s *Server) driveRoutes() []route {
 			query: listDrivesQuery{}, response: drivesResponse{}, handle: s.listDrives,
 		},
 		{
-			method: http.MethodPost, path: one, id: "getOrCreateDrive", summary: "Get the drive of a name, a new one if there is none",
+			method: http.MethodPost, path: one, id: "getOrCreateDrive", summary: "Get a drive by name, or create it",
 			request: driveRequest{}, response: driveResponse{}, creates: true, handle: s.getOrCreateDrive,
 			errors: []skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull},
 		},
 		{
-			method: http.MethodPost, path: one + "/fork", id: "forkDrive", summary: "Create a drive with what another has",
-			detail:  "It is as large as the other. A session that writes to the other waits while it is copied.",
+			method: http.MethodPost, path: one + "/fork", id: "forkDrive", summary: "Create a drive with the content of another one",
+			detail:  "The new drive has the same size. A session that writes to the source drive waits while it is copied.",
 			request: forkDriveRequest{}, response: driveResponse{}, creates: true, handle: s.forkDrive,
 			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeConflict, skerry.CodeDiskFull},
 		},
@@ -30,8 +30,8 @@ func (s *Server) driveRoutes() []route {
 			response: driveResponse{}, handle: s.getDrive, errors: []skerry.Code{skerry.CodeNotFound},
 		},
 		{
-			method: http.MethodDelete, path: one, id: "deleteDrive", summary: "Remove a drive with all that is in it",
-			detail:   "A drive that a session has read-write is a conflict. Snapshots that sessions have of it stay until those end.",
+			method: http.MethodDelete, path: one, id: "deleteDrive", summary: "Delete a drive with all its files",
+			detail:   "If a session has mounted the drive read-write, the call fails with 409 conflict. Snapshots of it that sessions have mounted stay until these sessions end.",
 			response: driveResponse{}, handle: s.deleteDrive, errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeConflict},
 		},
 	}

@@ -11,18 +11,18 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// codeStreamClosed tells a client that the server let go of a stream while the
-// command runs on; the Python client follows the command's log again.
+// codeStreamClosed is the code of a stream that the server closed while the command
+// keeps running. The Python client then follows the command's log again.
 const codeStreamClosed skerry.Code = "sandbox_stream_closed"
 
-// statusOf maps each code to the one HTTP status it is answered with. The
-// public clients repeat 429 and 5xx twice, resume a sandbox on 410 and on 422
-// with a "…ing" code, and show every other 4xx to their user: a full disk or a
-// source that cannot be fetched is therefore 422, not a server error.
+// statusOf is the HTTP status of each code. The public clients retry 429 and 5xx twice,
+// resume a sandbox on 410 and on 422 with a code that ends in "ing", and show every
+// other 4xx to the user. So a full disk and a failed source are 422, not 5xx.
 var statusOf = map[skerry.Code]int{
 	skerry.CodeBadRequest:           http.StatusBadRequest,
 	skerry.CodeTimeoutInvalid:       http.StatusBadRequest,
 	skerry.CodeImageInvalid:         http.StatusBadRequest,
+	skerry.CodeExecutableNotFound:   http.StatusBadRequest,
 	skerry.CodeUnauthorized:         http.StatusUnauthorized,
 	skerry.CodeForbidden:            http.StatusForbidden,
 	skerry.CodeNotFound:             http.StatusNotFound,
@@ -34,6 +34,7 @@ var statusOf = map[skerry.Code]int{
 	skerry.CodeSandboxStopping:      http.StatusUnprocessableEntity,
 	skerry.CodeSandboxSnapshotting:  http.StatusUnprocessableEntity,
 	skerry.CodeDiskFull:             http.StatusUnprocessableEntity,
+	skerry.CodeSandboxUnsavable:     http.StatusUnprocessableEntity,
 	skerry.CodeSourceFailed:         http.StatusUnprocessableEntity,
 	skerry.CodeRateLimited:          http.StatusTooManyRequests,
 	skerry.CodeInternal:             http.StatusInternalServerError,
@@ -44,29 +45,36 @@ var statusOf = map[skerry.Code]int{
 	codeStreamClosed:                http.StatusServiceUnavailable,
 }
 
-// retryAfter is how many seconds a client waits before it repeats a call that
-// was refused for load; clients give up when it is over 20.
+// retryAfter is the number of seconds after which a client should retry a call that
+// was refused because of load. Clients give up if it is more than 20.
 const retryAfter = 1
 
-// errorResponse is the body of every answer that is not a success.
+// errorResponse is the body of an error.
 type errorResponse struct {
 	Error errorBody `json:"error"`
 }
 
 type errorBody struct {
-	Code         skerry.Code `json:"code" doc:"What kind of failure it is; clients branch on it."`
-	Message      string      `json:"message" doc:"What went wrong, for people."`
-	Field        string      `json:"field,omitempty" doc:"Path of the request field at fault, such as resources.vcpus."`
-	BytesWritten *int64      `json:"bytesWritten,omitempty" doc:"With command_stdin_timeout: how much of the input the command was given in all."`
-	// RequestID is sent with server errors, whose cause is in the log only.
-	RequestID string `json:"requestId,omitempty" doc:"What to look for in the server's log."`
+	Code    skerry.Code `json:"code" doc:"Kind of the error, for programs."`
+	Message string      `json:"message" doc:"Human-readable description of the error."`
+	Field   string      `json:"field,omitempty" doc:"Path of the request field at fault, such as resources.vcpus."`
+	// Resource tells programs what the error is about, so that they need not read the
+	// message.
+	Resource     skerry.Resource `json:"resource,omitempty" doc:"Kind of the resource that does not exist, or whose state forbids the call: sandbox, session, command, snapshot or drive."`
+	BytesWritten *int64          `json:"bytesWritten,omitempty" doc:"With command_stdin_timeout: total number of input bytes written to the command."`
+	Status       int             `json:"status,omitempty" doc:"HTTP status of the error. Present if the response had already started with status 200 because the call took long."`
+	// RequestID is set for server errors, whose cause is only in the log.
+	RequestID string `json:"requestId,omitempty" doc:"Id of the request in the server's log."`
 }
 
-// visible returns what a client may see of err. Anything that is not a
-// *skerry.Error is "internal error" to it.
+// visible returns the status and the body of err for the client. An error that is not
+// a *skerry.Error is shown as "internal error".
 func visible(err error, requestID string) (int, errorBody) {
 	var e *skerry.Error
-	if !errors.As(err, &e) {
+	if !errors.As(err, &e) && errors.Is(err, context.DeadlineExceeded) {
+		e = &skerry.Error{Code: skerry.CodeUnavailable, Message: "the server did not finish in time; try again"}
+	}
+	if e == nil {
 		return http.StatusInternalServerError, errorBody{
 			Code: skerry.CodeInternal, Message: "internal error", RequestID: requestID,
 		}
@@ -75,9 +83,8 @@ func visible(err error, requestID string) (int, errorBody) {
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	body := errorBody{Code: e.Code, Message: e.Message, Field: e.Field, BytesWritten: e.BytesWritten}
-	// The message of a 400 names the field, since some clients show nothing
-	// else.
+	body := errorBody{Code: e.Code, Message: e.Message, Field: e.Field, Resource: e.Resource, BytesWritten: e.BytesWritten}
+	// The message of a 400 names the field, because some clients show only the message.
 	if e.Field != "" {
 		body.Message = e.Field + ": " + e.Message
 	}
@@ -87,11 +94,11 @@ func visible(err error, requestID string) (int, errorBody) {
 	return status, body
 }
 
-// logFailure writes the whole of an error that clients see only a part of.
+// logFailure logs an error of which the client does not see everything.
 func logFailure(ctx context.Context, log *slog.Logger, err error, status int) {
 	level := slog.LevelDebug
 	switch {
-	case ctx.Err() != nil: // the client has gone; nothing failed here
+	case ctx.Err() != nil: // the client is gone; nothing has failed here
 	case status == http.StatusInternalServerError:
 		level = slog.LevelError
 	case status >= 500 && status != http.StatusNotImplemented:
@@ -100,10 +107,13 @@ func logFailure(ctx context.Context, log *slog.Logger, err error, status int) {
 	log.Log(context.WithoutCancel(ctx), level, "request failed", "status", status, "err", err)
 }
 
-// writeError answers a request whose answer has not begun.
-func writeError(ctx context.Context, w http.ResponseWriter, log *slog.Logger, requestID string, err error) {
+// writeError sends an error. The response must not have begun.
+func writeError(ctx context.Context, w *response, log *slog.Logger, requestID string, err error) {
 	status, body := visible(err, requestID)
 	logFailure(ctx, log, err, status)
+	if w.beganEarly() {
+		body.Status = status
+	}
 	h := w.Header()
 	h.Del("Content-Length")
 	switch status {
@@ -115,8 +125,8 @@ func writeError(ctx context.Context, w http.ResponseWriter, log *slog.Logger, re
 	writeJSON(w, status, errorResponse{Error: body})
 }
 
-// writeJSON answers with v. A value that cannot be encoded is a bug of ours,
-// and a client that has gone is nobody's, so neither is reported.
+// writeJSON sends v. Errors are ignored: every v can be encoded, and a client that is
+// gone needs no response.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	data, err := json.Marshal(v)
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 
 const hexDigits = "0123456789abcdef"
 
-// Words of eight equal bytes, for looking at eight bytes at once.
+// Words of eight equal bytes, to check eight bytes at once.
 const (
 	lowBits  = 0x0101010101010101
 	highBits = 0x8080808080808080
 )
 
-// plainPrefix returns how many bytes at the start of s stand for themselves in
-// a JSON string: printable ASCII but for the quote and the backslash.
+// plainPrefix returns the number of bytes at the start of s that need no escape in a
+// JSON string: printable ASCII except the quote and the backslash.
 func plainPrefix(s []byte) int {
 	n := 0
 	for len(s)-n >= 8 {
@@ -31,8 +31,8 @@ func plainPrefix(s []byte) int {
 	return n
 }
 
-// special sets the high bit of the first byte of w that needs an escape.
-// Bits above the first may be wrong, since the subtractions borrow upwards.
+// special sets the high bit of the first byte of w that needs an escape. Higher bits may
+// be wrong, because the subtractions borrow upwards.
 func special(w uint64) uint64 {
 	quote := w ^ lowBits*'"'
 	slash := w ^ lowBits*'\\'
@@ -41,10 +41,10 @@ func special(w uint64) uint64 {
 	return (control | equal | w) & highBits
 }
 
-// appendEscaped appends s as the inside of a JSON string. All of it is ASCII:
-// the public TypeScript client decodes each piece that it reads from the
-// network by itself, and breaks a character that two pieces share. A byte that
-// is not UTF-8 becomes U+FFFD.
+// appendEscaped appends s as the inside of a JSON string, in ASCII. The public
+// TypeScript client decodes each piece that it reads from the network separately, and
+// breaks a character that is split between two. Bytes that are not UTF-8 become
+// U+FFFD.
 func appendEscaped(dst, s []byte) []byte {
 	for len(s) > 0 {
 		n := plainPrefix(s)
@@ -92,8 +92,8 @@ func appendUnit(dst []byte, u rune) []byte {
 	return append(dst, '\\', 'u', hexDigits[u>>12&15], hexDigits[u>>8&15], hexDigits[u>>4&15], hexDigits[u&15])
 }
 
-// appendASCII appends valid JSON with the characters beyond ASCII escaped;
-// they can only be inside its strings.
+// appendASCII appends valid JSON with non-ASCII characters escaped. These can only be
+// in strings.
 func appendASCII(dst, json []byte) []byte {
 	for len(json) > 0 {
 		r, size := utf8.DecodeRune(json)
@@ -107,8 +107,8 @@ func appendASCII(dst, json []byte) []byte {
 	return dst
 }
 
-// incompleteTail returns how many bytes at the end of s begin a character that
-// s does not hold the rest of: 0 to 3.
+// incompleteTail returns the number of bytes at the end of s that are the beginning of
+// an incomplete character: 0 to 3.
 func incompleteTail(s []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(s); n++ {
 		if tail := s[len(s)-n:]; utf8.RuneStart(tail[0]) {

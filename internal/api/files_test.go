@@ -9,12 +9,14 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/iotest"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
 
 func tarOf(t testing.TB, files map[string]string) []byte {
@@ -60,7 +62,7 @@ func (h *harness) upload(session, dir string, body []byte) *answer {
 }
 
 func TestFilesInAndOut(t *testing.T) {
-	svc := newHostService(t)
+	svc := controllertest.New(t)
 	h := serve(t, svc)
 	s := h.session()
 	archive := tarOf(t, map[string]string{"vercel/sandbox/dir/ü.txt": "content"})
@@ -92,8 +94,22 @@ func TestFilesInAndOut(t *testing.T) {
 	}
 }
 
+// unsized is a file whose size only its end tells.
+type unsized struct{ io.Reader }
+
+func (unsized) Size() int64  { return -1 }
+func (unsized) Close() error { return nil }
+
+func TestFileOfNoKnownSize(t *testing.T) {
+	h := serve(t, &stub{read: func() (io.ReadCloser, error) { return unsized{strings.NewReader("of no known size")}, nil }})
+	a := h.call("POST", "/v2/sandboxes/sessions/s/fs/read", `{"path":"endless"}`)
+	if a.status != 200 || string(a.body) != "of no known size" || a.header.Get("Content-Length") == "-1" {
+		t.Errorf("%d %v %q", a.status, a.header, a.body)
+	}
+}
+
 func TestEmptyAndLargeFiles(t *testing.T) {
-	svc := newHostService(t)
+	svc := controllertest.New(t)
 	h := serve(t, svc)
 	s := h.session()
 	large := make([]byte, 3<<20+17)
@@ -111,20 +127,20 @@ func TestEmptyAndLargeFiles(t *testing.T) {
 }
 
 func TestMakeDir(t *testing.T) {
-	svc := newHostService(t)
+	svc := controllertest.New(t)
 	h := serve(t, svc)
 	s := h.session()
 	ok[emptyResponse](h, "POST", s+"/fs/mkdir", `{"path":"a"}`)
 	h.refused("POST", s+"/fs/mkdir", `{"path":"a"}`, 409, skerry.CodeConflict, "")
 	h.refused("POST", s+"/fs/mkdir", `{"path":"b/c"}`, 404, skerry.CodeNotFound, "")
 	ok[emptyResponse](h, "POST", s+"/fs/mkdir", `{"path":"b/c","recursive":true}`)
-	if info, err := os.Stat(filepath.Join(svc.root, "vercel/sandbox/b/c")); err != nil || !info.IsDir() {
+	if info, err := os.Stat(filepath.Join(svc.Node.Root(path.Base(s)), skerry.WorkDir, "b/c")); err != nil || !info.IsDir() {
 		t.Errorf("recursive mkdir: %v", err)
 	}
 }
 
 func TestBadUploads(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	s := h.session()
 	random := make([]byte, 100<<10)
 	rand.Read(random)
@@ -153,7 +169,7 @@ func TestBadUploads(t *testing.T) {
 }
 
 func TestUploadLimits(t *testing.T) {
-	h := serve(t, newHostService(t), func(o *Options) { o.MaxUpload = 1 << 20 })
+	h := serve(t, controllertest.New(t), func(o *Options) { o.MaxUpload = 1 << 20 })
 	s := h.session()
 	if a := h.upload(s, "/", gzipped(t, tarOf(t, map[string]string{"f": strings.Repeat("0", 900<<10)}))); a.status != 200 {
 		t.Errorf("below the limit: %d %s", a.status, a.body)

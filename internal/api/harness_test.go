@@ -2,11 +2,13 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -43,6 +45,8 @@ func (oneAccount) Authenticate(_ context.Context, token string) (*skerry.Identit
 	}
 	return nil, skerry.Errorf(skerry.CodeUnauthorized, "no token %q", token)
 }
+
+func (oneAccount) Ended(context.Context, []string) ([]string, error) { return nil, nil }
 
 // harness is a server on a real socket, and a client of it whose every
 // exchange is checked against the OpenAPI document.
@@ -204,7 +208,8 @@ func (h *harness) session() string {
 	return "/v2/sandboxes/sessions/" + run.Session.ID
 }
 
-// stub is a Service whose calls fail with err, but for those that are set.
+// stub is a Service whose calls fail with err, but for those that are set. It
+// validates what it is given, as a service must.
 type stub struct {
 	Service
 	err         error
@@ -228,7 +233,11 @@ type stub struct {
 
 func (s *stub) CreateSandbox(_ context.Context, _ skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
 	s.created = p
-	return nil, s.err
+	p.Mounts = maps.Clone(p.Mounts)
+	p.Name, p.Timeout = cmp.Or(p.Name, "a"), cmp.Or(p.Timeout, skerry.Duration(skerry.DefaultTimeout))
+	p.VCPUs = cmp.Or(p.VCPUs, 1)
+	p.MemoryMB = cmp.Or(p.MemoryMB, p.VCPUs*skerry.MemoryPerVCPU)
+	return nil, cmp.Or(p.Validate(skerry.Limits{}), s.err)
 }
 
 func (s *stub) GetSandbox(context.Context, skerry.Scope, string, bool) (*skerry.Run, error) {
@@ -242,7 +251,8 @@ func (s *stub) ListSandboxes(_ context.Context, _ skerry.Scope, f skerry.Sandbox
 
 func (s *stub) UpdateSandbox(_ context.Context, _ skerry.Scope, _ string, p skerry.UpdateParams) (*skerry.Run, error) {
 	s.updated = p
-	return nil, s.err
+	p.Mounts = maps.Clone(p.Mounts)
+	return nil, cmp.Or(p.Validate(skerry.Limits{}), s.err)
 }
 
 func (s *stub) DeleteSandbox(context.Context, skerry.Scope, string, bool) (*skerry.Sandbox, error) {
@@ -251,7 +261,12 @@ func (s *stub) DeleteSandbox(context.Context, skerry.Scope, string, bool) (*sker
 
 func (s *stub) ForkSandbox(_ context.Context, _ skerry.Scope, _ string, p skerry.ForkParams) (*skerry.Run, error) {
 	s.forked = p
-	return nil, s.err
+	if p.Policy != nil {
+		if err := p.Policy.Validate("networkPolicy"); err != nil {
+			return nil, err
+		}
+	}
+	return nil, cmp.Or(skerry.ValidateName("name", cmp.Or(p.Name, "a")), s.err)
 }
 
 func (s *stub) CreateSnapshot(_ context.Context, _ skerry.Scope, _ string, p skerry.SnapshotParams) (*skerry.Run, error) {
@@ -299,7 +314,7 @@ func (s *stub) GetSession(context.Context, skerry.Scope, string) (*skerry.Run, e
 	return nil, s.err
 }
 
-func (s *stub) StopSession(context.Context, skerry.Scope, string) (*skerry.Run, error) {
+func (s *stub) StopSession(context.Context, skerry.Scope, string, skerry.StopParams) (*skerry.Run, error) {
 	return nil, s.err
 }
 
@@ -317,20 +332,23 @@ func (s *stub) NetworkEvents(context.Context, skerry.Scope, string, int) ([]sker
 
 func (s *stub) SetNetworkPolicy(_ context.Context, _ skerry.Scope, id string, p *skerry.NetworkPolicy) (*skerry.Session, error) {
 	s.policy = p
-	if s.err != nil {
-		return nil, s.err
+	if err := cmp.Or(p.Validate(""), s.err); err != nil {
+		return nil, err
 	}
 	run := &skerry.Session{ID: id, Status: skerry.StatusRunning}
 	run.SetPolicy(p)
 	return run, nil
 }
 
-func (s *stub) ExtendTimeout(context.Context, skerry.Scope, string, skerry.Duration) (*skerry.Session, error) {
-	return nil, s.err
+func (s *stub) ExtendTimeout(_ context.Context, _ skerry.Scope, _ string, by skerry.Duration) (*skerry.Session, error) {
+	return nil, cmp.Or(skerry.ValidatePositive("duration", by), s.err)
 }
 
 func (s *stub) RunCommand(ctx context.Context, _ skerry.Scope, _ string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error) {
 	s.seen = p
+	if err := p.Validate(); err != nil {
+		return nil, nil, err
+	}
 	if s.run == nil {
 		return nil, nil, s.err
 	}
@@ -358,13 +376,16 @@ func (s *stub) WriteFiles(_ context.Context, _ skerry.Scope, _, dir string, r io
 	return s.write(dir, r)
 }
 
-func (s *stub) ReadFile(context.Context, skerry.Scope, string, string, string) (io.ReadCloser, error) {
+func (s *stub) ReadFile(_ context.Context, _ skerry.Scope, _, cwd, path string) (io.ReadCloser, error) {
+	if err := skerry.ValidateFile(cwd, path); err != nil {
+		return nil, err
+	}
 	if s.read == nil {
 		return nil, s.err
 	}
 	return s.read()
 }
 
-func (s *stub) MakeDir(context.Context, skerry.Scope, string, string, string, bool) error {
-	return s.err
+func (s *stub) MakeDir(_ context.Context, _ skerry.Scope, _, cwd, path string, _ bool) error {
+	return cmp.Or(skerry.ValidateFile(cwd, path), s.err)
 }

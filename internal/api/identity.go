@@ -4,8 +4,8 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// The public clients ask these to find a team and a project when they were
-// told none. A token has exactly one of each.
+// The public clients use these calls to find a team and a project if none is
+// configured. A token has exactly one of each.
 
 func (s *Server) getUser(c *call) error {
 	team := c.identity.Team
@@ -30,13 +30,13 @@ func (s *Server) getTeam(c *call) error {
 
 func (s *Server) getProject(c *call) error {
 	if !c.ownProject(c.path("project")) {
-		return skerry.Errorf(skerry.CodeNotFound, "the access token gives access to no such project")
+		return skerry.Errorf(skerry.CodeNotFound, "there is no such project, or the access token does not belong to it")
 	}
 	return c.reply(c.identity.Project)
 }
 
-// createProject makes nothing: a client that found no project of its default
-// name gets the token's own.
+// createProject creates nothing. A client that found no project with its default name
+// gets the token's own project.
 func (s *Server) createProject(c *call) error {
 	var req projectRequest
 	if err := c.body(&req); err != nil {
@@ -48,14 +48,14 @@ func (s *Server) createProject(c *call) error {
 	if !c.ownProject(req.Name) {
 		return &skerry.Error{
 			Code: skerry.CodeForbidden, Field: "name",
-			Message: "an access token is bound to one project and cannot create others",
+			Message: "an access token belongs to one project and cannot create others",
 		}
 	}
 	return c.reply(c.identity.Project)
 }
 
-// viewTeam describes a team as one that may make sandboxes. The clients look
-// for the plan by name before they use a team that is not the default.
+// viewTeam describes a team as one that may create sandboxes. Before the clients use a
+// team that is not the default, they check the name of its plan.
 func viewTeam(t skerry.Team) teamView {
 	return teamView{Team: t, Membership: membership{Role: "OWNER"}, Billing: billing{Plan: "hobby"}}
 }

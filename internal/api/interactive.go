@@ -1,15 +1,14 @@
 package api
 
 import (
-	"net/http"
+	"fmt"
 
 	"github.com/coder/websocket"
 
 	"github.com/skerry-dev/skerry"
 )
 
-// openInteractive answers with where to open a terminal's WebSocket and the
-// token that opens it.
+// openInteractive sends the URL and the token for the WebSocket of a terminal.
 func (s *Server) openInteractive(c *call) error {
 	session := c.path("session")
 	if err := s.service.CheckSession(c.r.Context(), c.scope, session); err != nil {
@@ -25,22 +24,28 @@ func (s *Server) openInteractive(c *call) error {
 	return c.reply(interactiveResponse{URL: u.String(), Token: token})
 }
 
-// serveTerminal opens the WebSocket that a token was given out for. The token
-// is the only credential, never a cookie, so a page of any origin may connect:
-// it can do no more than what its own token allows.
+// serveTerminal serves the WebSocket of a terminal. The token is the only credential.
+// There are no cookies, so pages of any origin may connect: they can do only what their
+// token allows.
 func (s *Server) serveTerminal(c *call) error {
 	var q terminalQuery
 	if err := c.query(&q); err != nil {
 		return err
 	}
 	if c.r.Header.Get("Upgrade") == "" {
-		return skerry.Invalid("", "this endpoint is a WebSocket")
+		return skerry.Invalid("", "this endpoint must be opened as a WebSocket")
 	}
 	t, ok := s.tickets.redeem(q.Token, c.path("session"))
 	if !ok {
-		return skerry.Errorf(skerry.CodeUnauthorized, "the terminal's token is not valid, was used, or has expired")
+		return skerry.Errorf(skerry.CodeUnauthorized, "the terminal token is not valid, was used already, or has expired; ask for a new one")
 	}
 	c.identity, c.scope = t.identity, t.identity.Scope()
+	if ended, err := s.accounts.Ended(c.r.Context(), []string{c.identity.TokenID}); err != nil {
+		return fmt.Errorf("authenticate: %w", err)
+	} else if len(ended) > 0 {
+		return errRevoked
+	}
+	introduced(c.r.Context())
 	ctx, leave, err := s.streamContext(c)
 	if err != nil {
 		return err
@@ -56,7 +61,7 @@ func (s *Server) serveTerminal(c *call) error {
 		c.log.Debug("opening a WebSocket", "err", err)
 		return nil
 	}
-	c.w.status = http.StatusSwitchingProtocols
+	c.w.switched()
 	link := &terminalLink{conn: conn, log: c.log, requestID: c.requestID, stall: s.stall}
 	link.serve(ctx, func(p skerry.TerminalParams) (skerry.Terminal, error) {
 		return s.service.OpenTerminal(ctx, c.scope, t.session, p)

@@ -13,6 +13,7 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
 
 // dial asks for a terminal and opens its WebSocket.
@@ -76,13 +77,14 @@ func end(t testing.TB, conn *websocket.Conn) (screen string, control []map[strin
 }
 
 func TestTerminal(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"sh","args":["-c","stty -echo; echo $A; stty size; read line; stty size; echo got $line; exit 7"],"env":["A=b=c"],"cols":100,"rows":40}`)
 	shown(t, conn, "b=c\r\n40 100\r\n")
 	sendText(t, conn, `{"type":"news from a newer client"}`)
 	sendText(t, conn, `{"type":"resize","cols":0,"rows":5}`)
 	sendText(t, conn, `{"type":"resize","cols":132,"rows":50}`)
+	sendText(t, conn, `{"type":"resize","cols":4097,"rows":4097}`)
 	keys(t, conn, "hel")
 	keys(t, conn, "lo\r")
 	screen, control, status := end(t, conn)
@@ -95,7 +97,7 @@ func TestTerminal(t *testing.T) {
 }
 
 func TestTerminalWithoutAWindow(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"stty","args":["size"]}`)
 	if screen, control, _ := end(t, conn); screen != "24 80\r\n" || control[0]["code"] != 0.0 {
@@ -104,7 +106,7 @@ func TestTerminalWithoutAWindow(t *testing.T) {
 }
 
 func TestLargeTerminalOutputArrivesWhole(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	conn.SetReadLimit(1 << 20)
 	sendText(t, conn, `{"type":"start","command":"sh","args":["-c","stty -onlcr; head -c 3000000 /dev/zero | tr '\\0' x; echo end"]}`)
@@ -114,8 +116,36 @@ func TestLargeTerminalOutputArrivesWhole(t *testing.T) {
 	}
 }
 
+// TestLargestFrame: a frame as large as it may be is taken, and a larger one
+// ends the terminal.
+func TestLargestFrame(t *testing.T) {
+	h := serve(t, controllertest.New(t))
+	s := h.session()
+	sized := func(n int) string {
+		const start = `{"type":"start","command":"cat"}`
+		return start + strings.Repeat(" ", n-len(start))
+	}
+	conn := h.dial(s)
+	sendText(t, conn, sized(maxFrame))
+	keys(t, conn, "up\r")
+	shown(t, conn, "up")
+	keys(t, conn, strings.Repeat("x", maxFrame+1))
+	if _, _, status := end(t, conn); status != websocket.StatusMessageTooBig {
+		t.Errorf("a large paste: closed with %d", status)
+	}
+	conn = h.dial(s)
+	sendText(t, conn, sized(maxFrame+1))
+	if screen, control, status := end(t, conn); screen != "" || len(control) > 0 || status != websocket.StatusMessageTooBig {
+		t.Errorf("a large start: %q %v, closed with %d", screen, control, status)
+	}
+	h.srv.terminals.Wait()
+	if log := h.logs.String(); strings.Contains(log, "level=ERROR") {
+		t.Errorf("clients make errors of the server: %s", log)
+	}
+}
+
 func TestClientThatGoesHangsUp(t *testing.T) {
-	svc := newHostService(t)
+	svc := controllertest.New(t)
 	h := serve(t, svc)
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"sh","args":["-c","echo up; read x"]}`)
@@ -127,7 +157,7 @@ func TestClientThatGoesHangsUp(t *testing.T) {
 }
 
 func TestServerEndingClosesTerminals(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"sh","args":["-c","echo up; read x"]}`)
 	shown(t, conn, "up")
@@ -136,7 +166,7 @@ func TestServerEndingClosesTerminals(t *testing.T) {
 }
 
 func TestBadStartFrames(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	s := h.session()
 	for frame, field := range map[string]string{
 		`{`:                                    "",
@@ -146,7 +176,7 @@ func TestBadStartFrames(t *testing.T) {
 		`{"type":"start","command":"a\u0000"}`: "command",
 		`{"type":"start","command":"a","env":["novalue"]}`:                         "env[0]",
 		`{"type":"start","command":"a","env":{"A":"b"}}`:                           "env",
-		`{"type":"start","command":"a","cols":70000}`:                              "cols",
+		`{"type":"start","command":"a","cols":4097}`:                               "cols",
 		`{"type":"start","command":"a","rows":-1}`:                                 "rows",
 		`{"type":"start","command":"a","cwd":"` + strings.Repeat("x", 5000) + `"}`: "cwd",
 	} {
@@ -170,7 +200,7 @@ func TestBadStartFrames(t *testing.T) {
 }
 
 func TestTicketsOpenOneTerminal(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	s, other := h.session(), h.session()
 	ticket := ok[interactiveResponse](h, "POST", s+"/interactive", ``)
 	u, err := url.Parse(ticket.URL)
@@ -209,7 +239,7 @@ func TestTerminalURL(t *testing.T) {
 		{proto: "https", host: "box.example, inner", trust: true, want: "wss://box.example/v2/"},
 		{public: "https://box.example/skerry/", prefix: "/api", want: "wss://box.example/skerry/v2/"},
 	} {
-		h := serve(t, newHostService(t), func(o *Options) { o.PublicURL, o.TrustForwarded = c.public, c.trust })
+		h := serve(t, controllertest.New(t), func(o *Options) { o.PublicURL, o.TrustForwarded = c.public, c.trust })
 		req := h.request("POST", c.prefix+h.session()+"/interactive", "")
 		req.Header.Set("X-Forwarded-Proto", c.proto)
 		req.Header.Set("X-Forwarded-Host", c.host)
@@ -236,13 +266,13 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 			}
 			return token
 		}
-		early, late := issue(), issue()
+		early, old := issue(), issue()
 		time.Sleep(ticketLife - time.Nanosecond)
 		if _, good := office.redeem(early, "s"); !good {
 			t.Error("a token is refused within its life")
 		}
 		time.Sleep(time.Nanosecond)
-		if _, good := office.redeem(late, "s"); good {
+		if _, good := office.redeem(old, "s"); good {
 			t.Error("a token is good after its life")
 		}
 		for range maxTicketsEach {
@@ -251,10 +281,19 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 		if _, err := office.issue(&id, "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
 			t.Errorf("one more than the bound: %v", err)
 		}
-		neighbour := testIdentity
-		neighbour.Project.ID = "prj_2"
-		if _, err := office.issue(&neighbour, "s"); err != nil {
-			t.Errorf("another project: %v", err)
+		for i := range maxTickets/maxTicketsEach - 1 {
+			neighbour := testIdentity
+			neighbour.Project.ID = fmt.Sprint("prj_neighbour", i)
+			for range maxTicketsEach {
+				if _, err := office.issue(&neighbour, "s"); err != nil {
+					t.Fatalf("another project: %v", err)
+				}
+			}
+		}
+		late := testIdentity
+		late.Project.ID = "prj_late"
+		if _, err := office.issue(&late, "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
+			t.Errorf("one more than all may have: %v", err)
 		}
 		time.Sleep(ticketLife)
 		issue()
@@ -275,8 +314,8 @@ func FuzzStartFrame(f *testing.F) {
 		if bindBody(tree, &frame) != nil {
 			return
 		}
-		p, err := frame.params()
-		if err == nil && (p.Name == "" || p.Cols == 0 || p.Rows == 0) {
+		p := frame.params()
+		if p.Validate() == nil && (p.Name == "" || p.Cols == 0 || p.Rows == 0) {
 			t.Errorf("%q: %+v", data, p)
 		}
 	})
@@ -299,7 +338,7 @@ func (s *silentTerminal) Write([]byte) (int, error) {
 }
 
 type terminalService struct {
-	*hostService
+	*controllertest.Service
 	term skerry.Terminal
 }
 
@@ -309,7 +348,7 @@ func (s terminalService) OpenTerminal(context.Context, skerry.Scope, string, ske
 
 func TestBlockedKeysDoNotKeepTheServer(t *testing.T) {
 	term := &silentTerminal{typed: make(chan struct{}), closed: make(chan struct{})}
-	h := serve(t, terminalService{newHostService(t), term})
+	h := serve(t, terminalService{controllertest.New(t), term})
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"c"}`)
 	keys(t, conn, "typed into nothing")

@@ -10,14 +10,19 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// maxDepth bounds how deep a request body nests; the deepest that the API
-// knows, a network policy, has nine levels.
+// maxDepth limits the nesting of a request body. A network policy, which is nested
+// most, has nine levels.
 const maxDepth = 32
 
-// parseTree reads one JSON value into maps, slices, strings, bools, nil and
-// json.Number. It is stricter than encoding/json, whose leniencies let two
-// readers of the same bytes see different things: invalid UTF-8, a key given
-// twice and data after the value are errors.
+// jsonObject is a JSON object with the order of its members.
+type jsonObject struct {
+	members map[string]any
+	names   []string
+}
+
+// parseTree parses one JSON value into *jsonObject, []any, string, bool, nil and
+// json.Number. It is stricter than encoding/json: invalid UTF-8, duplicate keys and data
+// after the value are errors, because two parsers could read them differently.
 func parseTree(data []byte) (any, error) {
 	if !utf8.Valid(data) {
 		return nil, skerry.Invalid("", "the body is not valid UTF-8")
@@ -38,14 +43,14 @@ func parseTree(data []byte) (any, error) {
 func readValue(dec *json.Decoder, path string, depth int) (any, error) {
 	tok, err := dec.Token()
 	if err != nil {
-		return nil, fmt.Errorf("reading checked JSON: %w", err)
+		return nil, fmt.Errorf("parse valid JSON: %w", err)
 	}
 	delim, ok := tok.(json.Delim)
 	if !ok {
 		return tok, nil
 	}
 	if depth == maxDepth {
-		return nil, skerry.Invalid(path, "nested deeper than %d levels", maxDepth)
+		return nil, skerry.Invalid(path, "must not be nested deeper than %d levels", maxDepth)
 	}
 	if delim == '[' {
 		return readArray(dec, path, depth+1)
@@ -67,28 +72,29 @@ func readArray(dec *json.Decoder, path string, depth int) (any, error) {
 }
 
 func readObject(dec *json.Decoder, path string, depth int) (any, error) {
-	members := map[string]any{}
+	o := &jsonObject{members: map[string]any{}}
 	for dec.More() {
 		tok, err := dec.Token()
 		if err != nil {
-			return nil, fmt.Errorf("reading checked JSON: %w", err)
+			return nil, fmt.Errorf("parse valid JSON: %w", err)
 		}
 		key := tok.(string)
-		if _, twice := members[key]; twice {
-			return nil, skerry.Invalid(member(path, key), "given twice")
+		if _, twice := o.members[key]; twice {
+			return nil, skerry.Invalid(member(path, key), "must not be given twice")
 		}
 		v, err := readValue(dec, member(path, key), depth)
 		if err != nil {
 			return nil, err
 		}
-		members[key] = v
+		o.members[key] = v
+		o.names = append(o.names, key)
 	}
 	_, err := dec.Token()
-	return members, err
+	return o, err
 }
 
-// maxPathShown bounds a field path in a message, since its parts are the
-// client's own words.
+// maxPathShown limits the path of a field in a message, because its parts come from the
+// client.
 const maxPathShown = 200
 
 func member(path, key string) string {

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,39 +10,49 @@ import (
 	"net/netip"
 )
 
-// ListenConfig is where to listen and under what protection.
+// ListenConfig is the configuration of Listen.
 type ListenConfig struct {
-	// Addr is "host:port"; an empty host is every address.
+	// Addr is "host:port". An empty host is every address.
 	Addr string
-	// CertFile and KeyFile, PEM, turn on TLS.
+	// CertFile and KeyFile enable TLS. They are PEM files.
 	CertFile, KeyFile string
-	// AllowPlaintext permits an address that other machines can reach
-	// without TLS, for a server behind a proxy that ends TLS.
+	// AllowPlaintext allows an address that other machines can reach without TLS, for a
+	// server behind a proxy that terminates TLS.
 	AllowPlaintext bool
+	// MaxConnections limits the open connections; DefaultMaxConnections by default.
+	MaxConnections int
 }
 
-// ErrPlaintext is why Listen refuses an address that other machines can reach:
-// access tokens would cross the network in the clear.
+// ErrPlaintext is the error for an address that other machines can reach without TLS.
+// Access tokens would be readable on the network.
 var ErrPlaintext = errors.New("refusing to listen beyond loopback without TLS")
 
-// Listen opens the listener. It fails with ErrPlaintext when the address is
-// not a loopback address, and neither TLS nor AllowPlaintext is set.
-func (l ListenConfig) Listen(ctx context.Context) (net.Listener, error) {
+// Check returns ErrPlaintext if the address is not a loopback address, and neither TLS
+// nor AllowPlaintext is set.
+func (l ListenConfig) Check() error {
 	if (l.CertFile == "") != (l.KeyFile == "") {
-		return nil, errors.New("TLS needs both a certificate and a key")
+		return errors.New("TLS needs both a certificate and a key")
 	}
 	host, _, err := net.SplitHostPort(l.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("address %q: %w", l.Addr, err)
+		return fmt.Errorf("address %q: %w", l.Addr, err)
 	}
 	if l.CertFile == "" && !l.AllowPlaintext && !loopback(host) {
-		return nil, fmt.Errorf("%w on %q: give a certificate and a key, listen on 127.0.0.1, or allow it explicitly behind a proxy that ends TLS", ErrPlaintext, l.Addr)
+		return fmt.Errorf("%w on %q: give a certificate and a key, listen on 127.0.0.1, or allow it explicitly behind a proxy that terminates TLS", ErrPlaintext, l.Addr)
+	}
+	return nil
+}
+
+// Listen opens the listener, unless Check refuses it.
+func (l ListenConfig) Listen(ctx context.Context) (net.Listener, error) {
+	if err := l.Check(); err != nil {
+		return nil, err
 	}
 	var conf *tls.Config
 	if l.CertFile != "" {
 		cert, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("loading the TLS certificate: %w", err)
+			return nil, fmt.Errorf("load the TLS certificate: %w", err)
 		}
 		conf = &tls.Config{
 			Certificates: []tls.Certificate{cert},
@@ -51,16 +62,17 @@ func (l ListenConfig) Listen(ctx context.Context) (net.Listener, error) {
 	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", l.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("listening on %q: %w", l.Addr, err)
+		return nil, fmt.Errorf("listen on %q: %w", l.Addr, err)
 	}
+	ln = guard(ln, cmp.Or(l.MaxConnections, DefaultMaxConnections))
 	if conf != nil {
 		ln = tls.NewListener(ln, conf)
 	}
 	return ln, nil
 }
 
-// loopback reports whether only this machine can reach host. Other names than
-// localhost are not resolved: what they resolve to can change.
+// loopback reports whether only this machine can reach host. Names other than localhost
+// are not resolved, because their addresses can change.
 func loopback(host string) bool {
 	if host == "localhost" {
 		return true

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
 
 func TestListenRefusesPlaintextBeyondLoopback(t *testing.T) {
@@ -92,9 +94,9 @@ func TestServeOverTLSSpeaksHTTP2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := quietServer(t, newHostService(t))
+	srv := quietServer(t, controllertest.New(t))
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, ln) }()
+	go func() { served <- srv.Serve(ctx, ln, nil) }()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
 	defer client.CloseIdleConnections()
 	for path, proto := range map[string]int{"/healthz": 2, "/api/v2/user": 2} {
@@ -132,7 +134,7 @@ func TestServeLetsCallsFinish(t *testing.T) {
 	}
 	srv := quietServer(t, svc)
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, ln) }()
+	go func() { served <- srv.Serve(ctx, ln, nil) }()
 	answered := make(chan int, 1)
 	go func() {
 		req, err := http.NewRequest("POST", "http://"+ln.Addr().String()+"/v2/sandboxes/sessions/s/fs/write", strings.NewReader("some tar"))

@@ -16,37 +16,54 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
+
+// piece is output without its place in its stream.
+type piece struct {
+	stream skerry.Stream
+	data   []byte
+}
+
+// placer gives pieces of output their offsets.
+type placer map[skerry.Stream]int64
+
+func (at placer) place(p piece) skerry.Output {
+	out := skerry.Output{Stream: p.stream, Offset: at[p.stream], Data: p.data}
+	at[p.stream] += int64(len(p.data))
+	return out
+}
 
 // scripted is an OutputReader that a test feeds. It yields what comes from
 // pieces until that is closed, and then fails with err or ends.
 type scripted struct {
 	ctx    context.Context
-	pieces chan hostPiece
+	pieces chan piece
 	err    error
 	once   sync.Once
+	at     placer
 	closed chan struct{}
 }
 
-func script(ctx context.Context, pieces ...hostPiece) *scripted {
-	s := &scripted{ctx: ctx, pieces: make(chan hostPiece, len(pieces)), err: io.EOF, closed: make(chan struct{})}
+func script(ctx context.Context, pieces ...piece) *scripted {
+	s := &scripted{ctx: ctx, pieces: make(chan piece, len(pieces)), err: io.EOF, at: placer{}, closed: make(chan struct{})}
 	for _, p := range pieces {
 		s.pieces <- p
 	}
 	return s
 }
 
-func (s *scripted) Next() (skerry.Stream, []byte, error) {
+func (s *scripted) Next() (skerry.Output, error) {
 	select {
 	case p, ok := <-s.pieces:
 		if !ok {
-			return "", nil, s.err
+			return skerry.Output{}, s.err
 		}
-		return p.stream, p.data, nil
+		return s.at.place(p), nil
 	case <-s.ctx.Done():
-		return "", nil, s.ctx.Err()
+		return skerry.Output{}, s.ctx.Err()
 	case <-s.closed:
-		return "", nil, net.ErrClosed
+		return skerry.Output{}, net.ErrClosed
 	}
 }
 
@@ -55,7 +72,7 @@ func (s *scripted) Close() error {
 	return nil
 }
 
-func out(data string) hostPiece { return hostPiece{skerry.Stdout, []byte(data)} }
+func out(data string) piece { return piece{skerry.Stdout, []byte(data)} }
 
 // anyLine is a line of a stream of either kind.
 type anyLine struct {
@@ -128,7 +145,7 @@ func (h *harness) outputs(req *http.Request) (stdout, stderr string, commands []
 }
 
 func TestRunStreamsOutput(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	s := h.session()
 	stdout, stderr, commands := h.outputs(h.request("POST", s+"/cmd",
 		`{"command":"sh","args":["-c","echo out; echo err >&2; printf 'ü€😀\\377'; exit 3","ü"],"wait":true,"logs":true}`))
@@ -147,14 +164,11 @@ func TestRunStreamsOutput(t *testing.T) {
 	if stdout, _, _ = h.outputs(h.request("GET", s+"/cmd/"+commands[0].ID+"/logs", "")); stdout != "hidden\n" {
 		t.Errorf("logs: %q", stdout)
 	}
-	stdout, stderr, commands = h.outputs(h.request("POST", s+"/cmd", `{"command":"no-such-program","wait":true,"logs":true}`))
-	if *commands[1].ExitCode != 127 || !strings.Contains(stderr, "not found") {
-		t.Errorf("missing program: %q %q %d", stdout, stderr, *commands[1].ExitCode)
-	}
+	h.refused("POST", s+"/cmd", `{"command":"no-such-program","wait":true,"logs":true}`, 400, skerry.CodeExecutableNotFound, "")
 }
 
 func TestDetachedCommand(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	s := h.session()
 	cmd := ok[commandResponse](h, "POST", s+"/cmd", `{"command":"sh","args":["-c","echo $A; read x < /dev/zero"],"env":{"A":"b"}}`).Command
 	if cmd.ExitCode != nil {
@@ -213,7 +227,7 @@ func finished() chan struct{} {
 }
 
 func TestEveryLineIsFlushedAsItComes(t *testing.T) {
-	pieces := make(chan hostPiece)
+	pieces := make(chan piece)
 	finish := make(chan struct{})
 	h := serve(t, running(func(ctx context.Context) skerry.OutputReader {
 		s := script(ctx)
@@ -242,11 +256,11 @@ func TestSplitCharacters(t *testing.T) {
 	for _, raw := range []string{text, text + "\xf0\x9f", "\x80" + text, "\xe2" + text, "\xf0\x9f" + text + "\xf0\x9f\x98", "\xe2\x82\xf0\x9f\x98\x80"} {
 		want := decodeWhole([]byte(raw))
 		for size := 1; size <= len(raw); size++ {
-			pieces := []hostPiece{}
+			pieces := []piece{}
 			for b := []byte(raw); len(b) > 0; {
 				n := min(size, len(b))
 				// The other stream in between must not disturb it.
-				pieces = append(pieces, hostPiece{skerry.Stdout, b[:n]}, hostPiece{skerry.Stderr, []byte("\xe2")}, hostPiece{skerry.Stderr, []byte("\x82\xac")})
+				pieces = append(pieces, piece{skerry.Stdout, b[:n]}, piece{skerry.Stderr, []byte("\xe2")}, piece{skerry.Stderr, []byte("\x82\xac")})
 				b = b[n:]
 			}
 			st := encodeAll(pieces)
@@ -261,10 +275,11 @@ func TestSplitCharacters(t *testing.T) {
 }
 
 // encodeAll returns the lines of pieces as the server encodes them.
-func encodeAll(pieces []hostPiece) []byte {
+func encodeAll(pieces []piece) []byte {
 	st := &ndjson{tails: map[skerry.Stream]*tail{}}
+	at := placer{}
 	for _, p := range pieces {
-		st.encode(p.stream, p.data)
+		st.encode(at.place(p))
 	}
 	st.flushTails()
 	return st.pending
@@ -315,10 +330,10 @@ func FuzzEscaper(f *testing.F) {
 				t.Fatalf("%q is escaped as %q", raw, line)
 			}
 		}
-		var pieces []hostPiece
+		var pieces []piece
 		for b := raw; len(b) > 0; {
 			n := min(int(size)+1, len(b))
-			pieces = append(pieces, hostPiece{skerry.Stdout, b[:n]})
+			pieces = append(pieces, piece{skerry.Stdout, b[:n]})
 			b = b[n:]
 		}
 		if got := joined(t, encodeAll(pieces), "stdout"); got != want {
@@ -329,7 +344,7 @@ func FuzzEscaper(f *testing.F) {
 
 func TestLongOutputIsCutIntoLines(t *testing.T) {
 	raw := strings.Repeat("€", maxLineData) // three times the limit, cut inside characters
-	lines := encodeAll([]hostPiece{out(raw)})
+	lines := encodeAll([]piece{out(raw)})
 	if got := joined(t, lines, "stdout"); got != raw {
 		t.Error("long output is changed")
 	}
@@ -415,7 +430,7 @@ func TestSlowClientGetsEverything(t *testing.T) {
 		produced.Go(func() {
 			defer close(s.pieces)
 			for range pieces {
-				s.pieces <- hostPiece{skerry.Stdout, block}
+				s.pieces <- piece{skerry.Stdout, block}
 			}
 		})
 		return s
@@ -451,9 +466,9 @@ func TestStuckClientIsCut(t *testing.T) {
 	block := bytes.Repeat([]byte("x"), 64<<10)
 	h := serve(t, running(func(ctx context.Context) skerry.OutputReader {
 		s := script(ctx)
-		s.pieces = make(chan hostPiece, 1000)
+		s.pieces = make(chan piece, 1000)
 		for range 1000 {
-			s.pieces <- hostPiece{skerry.Stdout, block}
+			s.pieces <- piece{skerry.Stdout, block}
 		}
 		closed <- s
 		return s

@@ -1,29 +1,26 @@
 package api
 
 import (
-	"maps"
 	"net/netip"
 	"reflect"
-	"slices"
 
 	"github.com/skerry-dev/skerry"
 )
 
-// policyRequest is a network policy as a client writes it. Unlike elsewhere, a
-// field that is not known is refused: a policy must not mean less than whoever
-// wrote it believes.
+// policyRequest is a network policy in a request. Unlike in other requests, an unknown
+// field is refused: a policy must not be weaker than its author believes.
 type policyRequest struct {
-	Mode    skerry.NetworkMode `json:"mode,omitempty" enum:"allow-all|deny-all|custom" doc:"allow-all or deny-all, without other fields; custom, or nothing, with them."`
-	Allow   *allowRequest      `json:"allow,omitempty" doc:"Domains that may be reached by HTTPS on port 443 and HTTP on port 80: a list, or an object with rules for each. A label * stands for one label, as the first for one or more, alone for every domain. Of several that match a request, the most specific decides."`
-	Subnets *subnetsRequest    `json:"subnets,omitempty" doc:"Networks."`
+	Mode    skerry.NetworkMode `json:"mode,omitempty" enum:"allow-all|deny-all|custom" doc:"allow-all or deny-all, without any other field. For a policy with other fields: custom, or absent."`
+	Allow   *allowRequest      `json:"allow,omitempty" doc:"Domains that may be reached over HTTPS on port 443 and HTTP on port 80: a list, or an object with rules for each domain. A label * matches one label; as the first label it matches one or more; the pattern * alone matches every domain. If several patterns match a request, the most specific one is used."`
+	Subnets *subnetsRequest    `json:"subnets,omitempty" doc:"Allowed and denied networks."`
 
-	// checked is the policy that this says.
-	checked *skerry.NetworkPolicy `json:"-"`
+	// parsed is the policy of the request. The service validates it.
+	parsed *skerry.NetworkPolicy `json:"-"`
 }
 
 type subnetsRequest struct {
-	Allow []string `json:"allow,omitempty" doc:"Networks in CIDR notation that may be reached by every protocol, whatever the domain."`
-	Deny  []string `json:"deny,omitempty" doc:"Networks in CIDR notation that may not be reached, whatever is allowed."`
+	Allow []string `json:"allow,omitempty" doc:"Networks in CIDR notation that may be reached over any protocol, for any domain."`
+	Deny  []string `json:"deny,omitempty" doc:"Networks in CIDR notation that may never be reached, even if they or a domain are allowed."`
 }
 
 // allowRequest is a list of domains, or an object with the rules of each.
@@ -40,14 +37,12 @@ func (r *policyRequest) bindTree(path string, v any) error {
 		return err
 	}
 	var err error
-	if r.checked, err = r.parse(path); err != nil {
-		return err
-	}
-	return r.checked.Check(path)
+	r.parsed, err = r.parse(path)
+	return err
 }
 
-// bindTree implements treeBinder. An object has no order: that of the domains
-// is without meaning.
+// bindTree implements treeBinder. The order of the domains has no meaning, but responses
+// have the same.
 func (r *allowRequest) bindTree(path string, v any) error {
 	if list, ok := v.([]any); ok {
 		var names []string
@@ -59,29 +54,29 @@ func (r *allowRequest) bindTree(path string, v any) error {
 		}
 		return nil
 	}
-	members, ok := v.(map[string]any)
+	o, ok := v.(*jsonObject)
 	if !ok {
 		return wrongType(path, "an array or an object", v)
 	}
 	rules := map[string][]skerry.NetworkRule{}
-	if err := refuseUnknown(path, members, reflect.TypeOf(rules)); err != nil {
+	if err := refuseUnknown(path, o, reflect.TypeOf(rules)); err != nil {
 		return err
 	}
-	if err := bindValue(path, members, reflect.ValueOf(&rules).Elem()); err != nil {
+	if err := bindValue(path, o, reflect.ValueOf(&rules).Elem()); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(rules)) {
+	for _, name := range o.names {
 		r.domains = append(r.domains, skerry.DomainRules{Domain: name, Rules: rules[name]})
 	}
 	return nil
 }
 
-// policy returns the policy of a request that was bound; nil for none.
+// policy returns the policy of a request, nil if it has none.
 func (r *policyRequest) policy() *skerry.NetworkPolicy {
 	if r == nil {
 		return nil
 	}
-	return r.checked
+	return r.parsed
 }
 
 func (r *policyRequest) parse(path string) (*skerry.NetworkPolicy, error) {
@@ -108,9 +103,6 @@ func (r *policyRequest) parse(path string) (*skerry.NetworkPolicy, error) {
 }
 
 func parseCIDRs(path string, list []string) (out []netip.Prefix, err error) {
-	if len(list) > skerry.MaxPolicyCIDRs {
-		return nil, skerry.Invalid(path, "has %d networks, more than %d", len(list), skerry.MaxPolicyCIDRs)
-	}
 	for i, s := range list {
 		p, err := skerry.ParseCIDR(index(path, i), s)
 		if err != nil {
@@ -121,7 +113,7 @@ func parseCIDRs(path string, list []string) (out []netip.Prefix, err error) {
 	return out, nil
 }
 
-// refuseUnknown refuses members that the structs of t do not have.
+// refuseUnknown refuses members of v that the type t does not have.
 func refuseUnknown(path string, v any, t reflect.Type) error {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
@@ -129,20 +121,20 @@ func refuseUnknown(path string, v any, t reflect.Type) error {
 	switch v := v.(type) {
 	case []any:
 		if t.Kind() != reflect.Slice {
-			return nil // the wrong type, which binding says
+			return nil // a wrong type, which binding refuses
 		}
 		for i, item := range v {
 			if err := refuseUnknown(index(path, i), item, t.Elem()); err != nil {
 				return err
 			}
 		}
-	case map[string]any:
+	case *jsonObject:
 		return refuseUnknownMembers(path, v, t)
 	}
 	return nil
 }
 
-func refuseUnknownMembers(path string, members map[string]any, t reflect.Type) error {
+func refuseUnknownMembers(path string, o *jsonObject, t reflect.Type) error {
 	types := map[string]reflect.Type{}
 	if t.Kind() == reflect.Struct {
 		for i := range t.NumField() {
@@ -151,16 +143,16 @@ func refuseUnknownMembers(path string, members map[string]any, t reflect.Type) e
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(members)) {
+	for _, name := range o.names {
 		switch inner, known := types[name]; {
 		case t.Kind() == reflect.Map:
 			inner = t.Elem()
 			fallthrough
 		case known:
 			if inner == reflect.TypeFor[*allowRequest]() {
-				continue // binds its own
+				continue // its bindTree does that
 			}
-			if err := refuseUnknown(member(path, name), members[name], inner); err != nil {
+			if err := refuseUnknown(member(path, name), o.members[name], inner); err != nil {
 				return err
 			}
 		case t.Kind() == reflect.Struct && !(path == "" && (name == "projectId" || name == "teamId")):
@@ -170,7 +162,7 @@ func refuseUnknownMembers(path string, members map[string]any, t reflect.Type) e
 	return nil
 }
 
-// setNetworkPolicy changes what a running session may reach.
+// setNetworkPolicy changes the network policy of a running session.
 func (s *Server) setNetworkPolicy(c *call) error {
 	var req policyRequest
 	if err := c.body(&req); err != nil {
@@ -183,15 +175,19 @@ func (s *Server) setNetworkPolicy(c *call) error {
 	return c.reply(pauseResponse{Session: c.session(session)})
 }
 
+// maxEvents limits the events of one answer. A session keeps two MiB of them, some
+// ten times as many.
+const maxEvents = 1000
+
 type networkEventsQuery struct {
-	Limit int `json:"limit" min:"1" max:"1000" doc:"How many of the newest, 100 by default."`
+	Limit int `json:"limit" min:"1" max:"1000" doc:"Number of newest events to return; 100 by default."`
 }
 
 type networkEventsResponse struct {
 	Events []skerry.NetworkEvent `json:"events"`
 }
 
-// listNetworkEvents tells what the proxy has decided about a session.
+// listNetworkEvents lists the network events of a session.
 func (s *Server) listNetworkEvents(c *call) error {
 	q := networkEventsQuery{Limit: 100}
 	if err := c.query(&q); err != nil {

@@ -69,7 +69,7 @@ func TestBadNetworkPolicies(t *testing.T) {
 		{`{"mode":"deny-all","subnets":{}}`, "mode"},
 		{`{"mode":7}`, "mode"},
 		{`{"mode":"custom","allowedDomains":["a.example"]}`, "allowedDomains"},
-		{`{"-":1}`, "-"}, {`{"checked":1}`, "checked"},
+		{`{"-":1}`, "-"}, {`{"parsed":1}`, "parsed"},
 		{`{"allow":"a.example"}`, "allow"},
 		{`{"allow":[1]}`, "allow[0]"},
 		{`{"allow":[""]}`, "allow."},

@@ -2,59 +2,173 @@ package api
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 )
 
 const (
-	// maxOpen bounds the calls that may stay open for hours, each of which
-	// holds buffers of up to a MiB; maxOpenEach bounds those of one project,
-	// so that none can use up the others'.
-	maxOpen     = 4000
-	maxOpenEach = 1000
+	// recheckEvery is the interval at which the tokens of open calls are checked. A call
+	// outlives its token by about this time.
+	recheckEvery = 2 * time.Second
+	// recheckTimeout limits one check. If a check fails, no call is ended.
+	recheckTimeout = 5 * time.Second
+	// goodbye is the time for telling the client that its token was revoked. Then the
+	// connection is cut.
+	goodbye = time.Second
 )
 
-// openCalls counts the streams, terminals, uploads and downloads in progress.
+// DefaultMaxOpen limits the calls that may stay open for hours. Each has buffers of up
+// to 1 MiB. One token may have half of them and one session a quarter, so that others
+// are not blocked.
+const DefaultMaxOpen = 4000
+
+// errRevoked is the error of open calls whose token was revoked or has expired.
+var errRevoked = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access token was revoked or has expired"}
+
+// openCalls are the streams, terminals, uploads and downloads in progress.
 type openCalls struct {
-	mu   sync.Mutex
-	all  int
-	each map[string]int // by project id
+	accounts Accounts
+	most     int
+	every    time.Duration // recheckEvery, except in tests
+
+	mu         sync.Mutex
+	calls      map[*openCall]struct{}
+	perToken   map[string]int
+	perSession map[string]int
+	timer      *time.Timer // of the next check of the tokens; nil while no call is open
 }
 
-// enter counts one more call of a project until leave is called, once.
-func (o *openCalls) enter(project string) (leave func(), err error) {
+// openCall is an open call.
+type openCall struct {
+	token, session string
+	revoke         func()
+}
+
+func newOpenCalls(accounts Accounts, most int) *openCalls {
+	return &openCalls{
+		accounts: accounts, most: most, every: recheckEvery,
+		calls: map[*openCall]struct{}{}, perToken: map[string]int{}, perSession: map[string]int{},
+	}
+}
+
+// enter counts a call as open until leave is called. revoke is called at most once, if
+// the token becomes invalid.
+func (o *openCalls) enter(token, session string, revoke func()) (leave func(), err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.all >= maxOpen || o.each[project] >= maxOpenEach {
-		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open; a project may have %d", maxOpenEach)
+	switch {
+	case len(o.calls) >= o.most:
+		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open on this server: at most %d are allowed; try again later", o.most)
+	case o.perToken[token] >= o.most/2:
+		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open with this access token: at most %d are allowed; close some first", o.most/2)
+	case session != "" && o.perSession[session] >= o.most/4:
+		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open on this session: at most %d are allowed; close some first", o.most/4)
 	}
-	if o.each == nil {
-		o.each = map[string]int{}
+	call := &openCall{token: token, session: session, revoke: revoke}
+	o.calls[call] = struct{}{}
+	o.perToken[token]++
+	o.perSession[session]++
+	if o.timer == nil {
+		o.timer = time.AfterFunc(o.every, o.recheck)
 	}
-	o.all++
-	o.each[project]++
-	return func() { o.leave(project) }, nil
+	return func() { o.leave(call) }, nil
 }
 
-func (o *openCalls) leave(project string) {
+// any reports whether a call is open.
+func (o *openCalls) any() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.all--
-	if o.each[project]--; o.each[project] == 0 {
-		delete(o.each, project)
+	return len(o.calls) > 0
+}
+
+func (o *openCalls) leave(call *openCall) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.calls, call)
+	for counts, key := range map[*map[string]int]string{&o.perToken: call.token, &o.perSession: call.session} {
+		if (*counts)[key]--; (*counts)[key] <= 0 {
+			delete(*counts, key)
+		}
 	}
 }
 
-// streamContext returns a context for an answer that may take hours: it ends
-// with the request and when the server is asked to end. The call counts as
-// open until done is called.
+// recheck ends the calls of tokens that have become invalid. It runs again as long as
+// calls are open.
+func (o *openCalls) recheck() {
+	o.mu.Lock()
+	tokens := slices.Collect(maps.Keys(o.perToken))
+	o.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), recheckTimeout)
+	ended, err := o.accounts.Ended(ctx, tokens)
+	cancel()
+	if err != nil {
+		ended = nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for call := range o.calls {
+		if slices.Contains(ended, call.token) {
+			call.revoke()
+		}
+	}
+	if len(o.calls) > 0 {
+		o.timer.Reset(o.every)
+	} else {
+		o.timer = nil
+	}
+}
+
+// openContext returns a context for a call that may take hours. It ends with the
+// request and with the token. The call counts as open until done is called.
+func (s *Server) openContext(c *call) (ctx context.Context, done func(), err error) {
+	ctx, cancel := context.WithCancelCause(c.r.Context())
+	var once sync.Once
+	var cut *time.Timer
+	leave, err := s.open.enter(c.identity.TokenID, c.path("session"), func() {
+		once.Do(func() {
+			cancel(errRevoked)
+			cut = time.AfterFunc(goodbye, c.w.cut)
+		})
+	})
+	if err != nil {
+		cancel(nil)
+		return nil, nil, err
+	}
+	return ctx, func() {
+		leave()
+		once.Do(func() {}) // the connection is not cut any more
+		if cut != nil {
+			cut.Stop()
+		}
+		cancel(nil)
+	}, nil
+}
+
+// streamContext is openContext for a stream. It also ends when the server stops, unless
+// the session has ended: then the stream ends by itself soon.
 func (s *Server) streamContext(c *call) (ctx context.Context, done func(), err error) {
-	leave, err := s.open.enter(c.scope.ProjectID)
+	ctx, leave, err := s.openContext(c)
 	if err != nil {
 		return nil, nil, err
 	}
-	ctx, cancel := context.WithCancel(c.r.Context())
-	stop := context.AfterFunc(s.draining, cancel)
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.draining, func() {
+		if !s.sessionEnded(c) {
+			cancel()
+		}
+	})
 	return ctx, func() { stop(); cancel(); leave() }, nil
 }
+
+// sessionEnded reports whether the session of a call has ended.
+func (s *Server) sessionEnded(c *call) bool {
+	run, err := s.service.GetSession(context.WithoutCancel(c.r.Context()), c.scope, c.path("session"))
+	return err == nil && run != nil && run.Session.Status.Ended()
+}
+
+// revoked reports whether a context of openContext has ended because of its token.
+func revoked(ctx context.Context) bool { return context.Cause(ctx) == error(errRevoked) }

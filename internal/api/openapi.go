@@ -9,14 +9,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/skerry-dev/skerry"
 )
 
-// The OpenAPI document is generated from the route table and the types that
-// requests are bound to and answers are written from, so it cannot say
-// anything else than the code does.
+// The OpenAPI document is generated from the table of routes, from the types of
+// requests and responses, and from the limits in package skerry. TestDocument… and
+// FuzzDocument compare it with the server.
 
 // object is a JSON object of the document.
 type object = map[string]any
@@ -30,12 +31,12 @@ func (s *Server) openAPI(c *call) error {
 	return err
 }
 
-// describe returns the document for a route table.
-func describe(routes []route, version string, maxUpload int64) ([]byte, error) {
+// describe generates the document.
+func describe(routes []route, version string, maxUpload int64, maxOpen int, heartbeat time.Duration, limits skerry.Limits) ([]byte, error) {
 	if version == "" {
 		version = "0"
 	}
-	d := &describer{schemas: object{}}
+	d := &describer{schemas: object{}, bounds: bounds(limits), sizes: sizes(limits)}
 	paths := object{}
 	for i := range routes {
 		rt := &routes[i]
@@ -51,7 +52,7 @@ func describe(routes []route, version string, maxUpload int64) ([]byte, error) {
 		"info": object{
 			"title":       "Skerry",
 			"version":     version,
-			"description": overview(maxUpload),
+			"description": overview(maxUpload, maxOpen, heartbeat),
 			"license":     object{"name": "Apache-2.0", "identifier": "Apache-2.0"},
 		},
 		"servers": []any{object{"url": "/"}, object{"url": apiPrefix}},
@@ -66,6 +67,8 @@ func describe(routes []route, version string, maxUpload int64) ([]byte, error) {
 
 type describer struct {
 	schemas object // components, by name
+	bounds  map[string]object
+	sizes   []any // of machines
 }
 
 func (d *describer) operation(rt *route) object {
@@ -81,8 +84,8 @@ func (d *describer) operation(rt *route) object {
 	}
 	switch {
 	case rt.request != nil:
-		op["requestBody"] = object{"content": object{
-			"application/json": object{"schema": d.schema(reflect.TypeOf(rt.request), true)},
+		op["requestBody"] = object{"required": needsBody(reflect.TypeOf(rt.request)), "content": object{
+			"application/json": object{"schema": d.body(reflect.TypeOf(rt.request))},
 		}}
 	case rt.requestType != "":
 		op["requestBody"] = object{"required": true, "content": object{rt.requestType: object{}}}
@@ -94,7 +97,7 @@ func (d *describer) parameters(rt *route) (params []any) {
 	for _, name := range rt.pathNames() {
 		params = append(params, object{
 			"name": name, "in": "path", "required": true,
-			"schema": object{"type": "string", "maxLength": skerry.MaxNameLength},
+			"schema": d.pathSchema(rt, name),
 		})
 	}
 	var queries []any
@@ -161,6 +164,10 @@ func (d *describer) responses(rt *route) object {
 			byStatus[status] = append(byStatus[status], string(code))
 		}
 	}
+	if rt.path == sandboxPath || rt.path == snapshotsPath+"/{snapshot}" {
+		// For words of other paths in the place of a name.
+		byStatus[http.StatusMethodNotAllowed] = []string{string(skerry.CodeBadRequest)}
+	}
 	for status, codes := range byStatus {
 		answer := object{
 			"description": http.StatusText(status) + ": " + strings.Join(codes, ", "),
@@ -205,7 +212,8 @@ func (d *describer) schema(t reflect.Type, request bool) object {
 	case reflect.TypeFor[skerry.Time]():
 		return object{"type": "integer", "format": "int64", "description": "Milliseconds since the Unix epoch."}
 	case durationType:
-		return object{"type": "integer", "format": "int64", "description": "Milliseconds."}
+		// The range of an int64 of nanoseconds.
+		return object{"type": "integer", "format": "int64", "description": "Milliseconds.", "minimum": -maxMillis, "maximum": maxMillis}
 	case reflect.TypeFor[skerry.Code]():
 		return object{"type": "string", "enum": codes()}
 	case reflect.TypeFor[skerry.SessionStatus]():
@@ -215,10 +223,23 @@ func (d *describer) schema(t reflect.Type, request bool) object {
 	case reflect.TypeFor[skerry.NetworkMode]():
 		return object{"type": "string", "enum": []skerry.NetworkMode{skerry.NetworkAllowAll, skerry.NetworkDenyAll, skerry.NetworkCustom}}
 	case reflect.TypeFor[*allowRequest]():
-		rules := d.schema(reflect.TypeFor[[]skerry.NetworkRule](), true)
-		return object{"oneOf": []any{object{"type": "array", "items": object{"type": "string"}}, object{"type": "object", "additionalProperties": rules}}}
+		rules := merged(d.schema(reflect.TypeFor[[]skerry.NetworkRule](), true), object{"maxItems": skerry.MaxDomainRules})
+		domain := merged(object{"type": "string"}, domainBounds)
+		return object{"oneOf": []any{
+			object{"type": "array", "maxItems": skerry.MaxPolicyDomains, "uniqueItems": true, "items": domain},
+			object{"type": "object", "maxProperties": skerry.MaxPolicyDomains, "propertyNames": domainBounds, "additionalProperties": rules},
+		}}
 	case reflect.TypeFor[signalNumber]():
-		return object{"type": []string{"integer", "string"}, "minimum": 1, "maximum": lastSignal}
+		return object{"oneOf": []any{
+			object{"type": "integer", "minimum": 1, "maximum": skerry.MaxSignal},
+			object{"type": "string", "enum": signalNames()},
+		}}
+	case reflect.TypeFor[policyRequest]():
+		return d.policy("NetworkPolicy", object{})
+	case reflect.TypeFor[resourcesRequest]():
+		return object{"type": "object", "anyOf": d.sizes}
+	case reflect.TypeFor[sourceRequest]():
+		return d.source()
 	case reflect.TypeFor[json.RawMessage]():
 		return object{}
 	}
@@ -243,7 +264,7 @@ func (d *describer) schema(t reflect.Type, request bool) object {
 	panic(fmt.Sprintf("openapi: no schema for %s", t))
 }
 
-// component describes a struct once and refers to it.
+// component describes a struct once, and returns a reference to it.
 func (d *describer) component(t reflect.Type, request bool) object {
 	name := []rune(t.Name())
 	name[0] = unicode.ToUpper(name[0])
@@ -251,7 +272,7 @@ func (d *describer) component(t reflect.Type, request bool) object {
 	if _, ok := d.schemas[string(name)]; ok {
 		return ref
 	}
-	s := object{"type": "object"}
+	s := merged(object{"type": "object"}, oneOf[t])
 	d.schemas[string(name)] = s
 	properties, required := object{}, []string{}
 	d.properties(t, request, properties, &required)
@@ -277,20 +298,23 @@ func (d *describer) properties(t reflect.Type, request bool, into object, requir
 			continue
 		}
 		into[name] = d.field(t, f, request)
-		// An answer has every field that is never left out; a request
-		// needs those that say so.
+		// A response always has fields without omitempty. A request must have those with
+		// the tag "required".
 		if request && f.Tag.Get("required") == "true" || !request && options == "" {
 			*required = append(*required, name)
 		}
 	}
 }
 
-// field describes a field of the struct t: its type and what its tags add.
+// field describes a field of the struct t by its type, its tags and its limits.
 func (d *describer) field(t reflect.Type, f reflect.StructField, request bool) object {
 	s := d.schema(f.Type, request)
 	nullable := f.Type.Kind() == reflect.Pointer && !request && !strings.Contains(f.Tag.Get("json"), ",")
 	if nullable {
 		s = object{"type": []any{s["type"], "null"}}
+	}
+	if least, ok := intTag(f, "minlen"); ok && request {
+		s["minLength"] = least
 	}
 	if doc := fieldDoc(t, f); doc != "" {
 		s["description"] = doc
@@ -304,5 +328,7 @@ func (d *describer) field(t reflect.Type, f reflect.StructField, request bool) o
 	if most, ok := intTag(f, "max"); ok {
 		s["maximum"] = most
 	}
+	// The limits of the installation are narrower than the tags.
+	maps.Copy(s, d.bounds[lowerFirst(t.Name())+"."+fieldName(f)])
 	return s
 }

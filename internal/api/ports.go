@@ -7,25 +7,25 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// portFields are about published ports.
+// portFields are the fields for published ports.
 type portFields struct {
-	Ports        []int `json:"ports,omitempty" doc:"Ports to publish, 1 to 65535, each once. In an update they replace all that were published; those that stay keep their routes. In a fork they replace the source's, and have routes of its own either way."`
-	PrivatePorts []int `json:"privatePorts,omitempty" doc:"Those of the published ports that only who has a token reaches; all others are public. In an update, what was private stays so if this is absent. A port that becomes private is not opened by tokens from an earlier time. An addition to the public API."`
+	Ports        []int `json:"ports,omitempty" doc:"Ports to publish, from 1 to 65535, each once. In an update they replace all published ports; ports that stay keep their routes. In a fork they replace the source's ports; a fork always has its own routes."`
+	PrivatePorts []int `json:"privatePorts,omitempty" doc:"Published ports that can be reached only with a token; all others are public. If this is absent in an update, private ports stay private. If a port becomes private again, tokens from before do not open it. An addition to the public API."`
 }
 
 type routeTokenRequest struct {
 	scopeFields
-	Expiration *skerry.Duration `json:"expiration,omitempty" min:"1000" doc:"How long the token is good, in ms; 24 hours by default, a year at the most."`
+	Expiration *skerry.Duration `json:"expiration,omitempty" min:"1" doc:"How long the token is valid, in ms; 24 hours by default, at most a year."`
 }
 
 func (s *Server) portRoutes() []route {
 	return []route{{
 		method: http.MethodPost, path: sandboxPath + "/routes/{port}/token", id: "createRouteToken",
-		summary: "Make a token for a private port", request: routeTokenRequest{}, response: skerry.RouteToken{}, handle: s.createRouteToken,
+		summary: "Create a token for a private port", request: routeTokenRequest{}, response: skerry.RouteToken{}, handle: s.createRouteToken,
 		errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeConflict},
-		detail: "An addition to the public API. The token is good in the query of a request to the route (?token=…; a page is then loaded again " +
-			"without it, and a cookie takes its place) or in the header X-Skerry-Token. It never reaches the sandbox. " +
-			"It cannot be taken back one by one: making the port public and private again ends all of them. For a public port this is 409 conflict.",
+		detail: "An addition to the public API. A request to the route passes the token in the query (?token=…) or in the header X-Skerry-Token. " +
+			"A browser that passes it in the query is redirected to the same page without it, and gets a cookie instead. The token never reaches the sandbox. " +
+			"A single token cannot be revoked: make the port public and then private again to revoke all of them. For a public port the call fails with 409 conflict.",
 	}}
 }
 

@@ -8,35 +8,39 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// route is one endpoint: what is registered, and what the OpenAPI document
-// says of it.
+// route is an endpoint, with its description in the OpenAPI document.
 type route struct {
 	method string
 	path   string // as documented, with {names}
-	// mux is registered instead of path where that would be ambiguous to
-	// http.ServeMux.
+	// mux is registered instead of path if path is ambiguous for http.ServeMux.
 	mux     string
 	id      string // operationId
 	summary string
-	detail  string // what the summary leaves out
-	// public routes take no access token.
+	detail  string // description after the summary
+	// public routes need no access token.
 	public bool
-	// query and request are zero values of the types that are bound.
+	// query and request are zero values of the types of the query and the body.
 	query       any
 	request     any
 	requestType string // of a body that is not JSON
 	headers     map[string]string
-	// response is the zero value of the answer's type. lines are the types
-	// of the lines of a stream.
+	// response is a zero value of the type of the response. lines are zero values of the
+	// types of a stream's lines.
 	status int // http.StatusOK if zero
-	// creates is for a call that answers http.StatusCreated if it made what it
-	// answers with, and the status otherwise.
+	// creates is set if the call responds with http.StatusCreated when it has created
+	// something, and otherwise with status.
 	creates      bool
 	response     any
-	responseType string // of an answer that is not JSON
+	responseType string // of a response that is not JSON
 	lines        []any
 	errors       []skerry.Code
 	handle       func(*call) error
+}
+
+// answersDocument reports whether the response is one JSON document, and the handler has
+// read all of the request before it waits.
+func (rt *route) answersDocument() bool {
+	return rt.response != nil && rt.lines == nil && rt.requestType == "" && !rt.public
 }
 
 func (rt *route) muxPath() string {
@@ -63,12 +67,12 @@ const (
 	drivesPath    = sandboxesPath + "/drives"
 	sessionPath   = sessionsPath + "/{session}"
 	commandPath   = sessionPath + "/cmd/{command}"
-	// anyAction ends the pattern that stands in for "/fork", and is no route
-	// for anything else.
+	// anyAction is the end of the pattern that is registered for "/fork". No other action
+	// is a route.
 	anyAction = "/{action}"
 )
 
-// Codes that calls of a kind share.
+// Codes that similar calls have in common.
 var (
 	sessionErrors = []skerry.Code{
 		skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeSandboxStopping, skerry.CodeSandboxSnapshotting,
@@ -81,7 +85,7 @@ var (
 	}
 )
 
-// routes is every endpoint of the server.
+// routes returns all endpoints of the server.
 func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
@@ -108,22 +112,22 @@ func (s *Server) sandboxRoutes() []route {
 			query: listSandboxesQuery{}, response: sandboxesResponse{}, handle: s.listSandboxes,
 		},
 		{
-			method: http.MethodGet, path: sandboxPath, id: "getSandbox", summary: "Get a sandbox, and resume it if asked to",
+			method: http.MethodGet, path: sandboxPath, id: "getSandbox", summary: "Get a sandbox, and optionally resume it",
 			query: getSandboxQuery{}, response: runResponse{}, handle: s.getSandbox,
-			detail: "With resume, a stop in progress is waited for and a new session is started, which can fail as in creating a sandbox. " +
-				"The answer comes once commands can run.",
+			detail: "With resume=true the call waits for a stop in progress and then starts a new session. The start can fail with the same errors as createSandbox. " +
+				"The response is sent as soon as commands can run.",
 			errors: []skerry.Code{
 				skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeSnapshotIncompatible, skerry.CodeUnavailable, skerry.CodeImageInvalid,
 				skerry.CodeSourceFailed, skerry.CodeRateLimited, skerry.CodeDiskFull,
 			},
 		},
 		{
-			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change a sandbox's configuration",
+			method: http.MethodPatch, path: sandboxPath, id: "updateSandbox", summary: "Change the configuration of a sandbox",
 			request: updateRequest{}, response: sandboxResponse{}, handle: s.updateSandbox,
 			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSnapshotNotFound, skerry.CodeNotImplemented, skerry.CodeTimeoutInvalid, skerry.CodeTooLarge},
 		},
 		{
-			method: http.MethodDelete, path: sandboxPath, id: "deleteSandbox", summary: "Stop a sandbox and remove its name",
+			method: http.MethodDelete, path: sandboxPath, id: "deleteSandbox", summary: "Stop and delete a sandbox",
 			query: deleteSandboxQuery{}, response: sandboxResponse{}, handle: s.deleteSandbox,
 			errors: []skerry.Code{skerry.CodeNotFound},
 		},
@@ -136,24 +140,24 @@ func (s *Server) snapshotRoutes() []route {
 		{
 			// "/{name}/fork" and "/drives/{drive}" both match "/drives/fork".
 			method: http.MethodPost, path: sandboxPath + "/fork", mux: sandboxPath + anyAction, id: "forkSandbox",
-			summary: "Create a sandbox with another's configuration and files", request: forkRequest{}, response: runResponse{},
+			summary: "Create a sandbox with the configuration and files of another one", request: forkRequest{}, response: runResponse{},
 			handle: s.forkSandbox, errors: createErrors,
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save a session's files, and what it runs if asked to, and stop it",
+			method: http.MethodPost, path: sessionPath + "/snapshot", id: "createSnapshot", summary: "Save the files of a session, optionally with its memory, and stop it",
 			request: snapshotRequest{}, response: createSnapshotResponse{}, handle: s.createSnapshot,
 			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeDiskFull, skerry.CodeConflict}, sessionErrors...),
 		},
 		{
-			method: http.MethodGet, path: snapshotsPath, id: "listSnapshots", summary: "List snapshots that are not deleted",
+			method: http.MethodGet, path: snapshotsPath, id: "listSnapshots", summary: "List snapshots",
 			query: listSnapshotsQuery{}, response: snapshotsResponse{}, handle: s.listSnapshots,
 		},
 		{
-			method: http.MethodGet, path: snapshotsPath + "/tree", id: "snapshotTree", summary: "Walk the ancestry of a snapshot",
+			method: http.MethodGet, path: snapshotsPath + "/tree", id: "snapshotTree", summary: "List the ancestors or descendants of a snapshot",
 			query: treeQuery{}, response: treeResponse{}, handle: s.snapshotTree, errors: []skerry.Code{skerry.CodeNotFound},
 		},
 		{
-			method: http.MethodGet, path: one, id: "getSnapshot", summary: "Get a snapshot, a deleted one too",
+			method: http.MethodGet, path: one, id: "getSnapshot", summary: "Get a snapshot, also a deleted one",
 			response: snapshotResponse{}, handle: s.getSnapshot, errors: []skerry.Code{skerry.CodeNotFound},
 		},
 		{
@@ -175,52 +179,55 @@ func (s *Server) sessionRoutes() []route {
 			response: sessionResponse{}, handle: s.getSession, errors: []skerry.Code{skerry.CodeNotFound},
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/stop", id: "stopSession", summary: "Stop a session; answers once it has stopped",
-			response: stopResponse{}, handle: s.stopSession, errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeDiskFull},
+			method: http.MethodPost, path: sessionPath + "/stop", id: "stopSession", summary: "Stop a session, and wait until it has stopped",
+			query: stopQuery{}, response: stopResponse{}, handle: s.stopSession,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeDiskFull, skerry.CodeSandboxUnsavable, skerry.CodeUnavailable},
+			detail: "A persistent sandbox is saved first. If the save fails, the session continues until its timeout or a forced stop. " +
+				"A session that cannot be saved at its timeout ends after a grace period that the server sets. Its reason then says so.",
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/pause", id: "pauseSession", summary: "Pause a session: it uses no CPU until it is resumed",
+			method: http.MethodPost, path: sessionPath + "/pause", id: "pauseSession", summary: "Pause a session, so that it uses no CPU until it is resumed",
 			response: pauseResponse{}, handle: s.pauseSession, errors: sessionErrors,
-			detail: "An addition to the public API. Its status stays running, with pausedAt; its timeout goes on. It is resumed by the call resume, " +
-				"by every call that needs what is in it (commands, files, terminals, signals), and by getSandbox with resume=true; what only reads " +
-				"what is known of it does not resume it. To pause a paused one is no error.",
+			detail: "An addition to the public API. The status stays running, and pausedAt is set. The timeout keeps running. The session is resumed by resumeSession, " +
+				"by getSandbox with resume=true, and by every call that needs the running sandbox (commands, files, terminals, signals). Calls that only read " +
+				"stored information do not resume it. Pausing a paused session is not an error.",
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/resume", id: "resumeSession", summary: "Let a paused session go on",
+			method: http.MethodPost, path: sessionPath + "/resume", id: "resumeSession", summary: "Resume a paused session",
 			response: pauseResponse{}, handle: s.resumeSession, errors: sessionErrors,
-			detail: "An addition to the public API. To resume one that is not paused is no error.",
+			detail: "An addition to the public API. Resuming a session that is not paused is not an error.",
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/extend-timeout", id: "extendTimeout", summary: "Let a session live longer",
+			method: http.MethodPost, path: sessionPath + "/extend-timeout", id: "extendTimeout", summary: "Extend the timeout of a session",
 			request: extendRequest{}, response: extendResponse{}, handle: s.extendTimeout,
 			errors: append([]skerry.Code{skerry.CodeTimeoutInvalid}, sessionErrors...),
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/network-policy", id: "setNetworkPolicy", summary: "Change what a running session may reach",
+			method: http.MethodPost, path: sessionPath + "/network-policy", id: "setNetworkPolicy", summary: "Change the network policy of a running session",
 			request: policyRequest{}, response: pauseResponse{}, handle: s.setNetworkPolicy, errors: sessionErrors,
-			detail: "It is enforced when the answer comes: connections that the new policy forbids are cut, the others kept. The sandbox's own policy, which later sessions start with, stays as it is: see updateSandbox.",
+			detail: "The policy is enforced before the response is sent. Connections that it forbids are closed, and others continue. The policy of the sandbox, which later sessions start with, does not change; use updateSandbox to change it.",
 		},
 		{
-			method: http.MethodGet, path: sessionPath + "/network-events", id: "listNetworkEvents", summary: "What the proxy has allowed and denied",
+			method: http.MethodGet, path: sessionPath + "/network-events", id: "listNetworkEvents", summary: "List what the network policy allowed and denied",
 			query: networkEventsQuery{}, response: networkEventsResponse{}, handle: s.listNetworkEvents, errors: []skerry.Code{skerry.CodeNotFound},
-			detail: "An addition to the public API. The newest decisions about connections, requests and queries that a custom policy has judged by domains, the oldest first; also after the session has ended. What is denied by address alone is not among them.",
+			detail: "An addition to the public API. The newest events, oldest first: the proxy's decisions about connections, requests and DNS queries under a custom policy, and packets that were denied by their address. They stay available after the session has ended.",
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/interactive", id: "openInteractive", summary: "Ask for a terminal",
+			method: http.MethodPost, path: sessionPath + "/interactive", id: "openInteractive", summary: "Get a token for a terminal",
 			response: interactiveResponse{}, handle: s.openInteractive,
 			errors: sessionErrors,
-			detail: "The token is good once, for 60 seconds. A project may have 500 that were not used.",
+			detail: "The token can be used once, within 60 seconds. A project may have 500 unused tokens.",
 		},
 		{
-			method: http.MethodGet, path: sessionPath + "/interactive", id: "serveTerminal", summary: "Open a terminal: a WebSocket",
+			method: http.MethodGet, path: sessionPath + "/interactive", id: "serveTerminal", summary: "Open a terminal as a WebSocket",
 			public: true, query: terminalQuery{}, status: http.StatusSwitchingProtocols, handle: s.serveTerminal,
 			errors: []skerry.Code{skerry.CodeUnauthorized, skerry.CodeRateLimited},
-			detail: "The first frame is text, within 15 seconds: " +
+			detail: "The client must send the first frame within 15 seconds. It is a text frame: " +
 				`{"type":"start","command":"…","args":[],"env":["NAME=value"],"cwd":"…","cols":80,"rows":24}. ` +
-				"Then binary frames are what is typed and what the terminal shows, and a text frame " +
-				`{"type":"resize","cols":…,"rows":…} tells a new size. The server ends with {"type":"exit","code":…}, ` +
-				`before it {"type":"error","code":"…","message":"…"} if it was not the command that ended. ` +
-				"A frame of a client has 1 MiB at most.",
+				"After that, binary frames carry the terminal's input and output. The client sends the text frame " +
+				`{"type":"resize","cols":…,"rows":…} to change the size. The server's last frame is {"type":"exit","code":…}. ` +
+				`If the terminal ended for another reason than the end of the command, {"type":"error","code":"…","message":"…"} comes before it. ` +
+				"A frame from a client may have 1 MiB.",
 		},
 	}
 }
@@ -229,32 +236,34 @@ func (s *Server) commandRoutes() []route {
 	return []route{
 		{
 			method: http.MethodPost, path: sessionPath + "/cmd", id: "runCommand", summary: "Run a command",
-			request: runRequest{}, response: commandResponse{}, handle: s.runCommand,
+			query: outputQuery{}, request: runRequest{}, response: commandResponse{}, handle: s.runCommand,
 			lines: []any{commandResponse{}, logLine{}, errorLine{}},
-			detail: "With wait, the answer is a stream: the command, with logs what it writes as it writes it, and the command again when it " +
-				"has ended. It has exit code 127 if there is no such program, 126 if it cannot be run, and 128 and the signal's number " +
+			detail: "With wait=true the response is a stream: first the command, then (with logs=true) its output as it is written, and at its end the command again. " +
+				"The exit code is 126 if the program cannot be run, and 128 plus the signal number " +
 				"if a signal ended it. Closing the connection does not end the command.",
-			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeTooLarge}, sessionErrors...),
+			errors: append([]skerry.Code{skerry.CodeNotImplemented, skerry.CodeTooLarge, skerry.CodeExecutableNotFound}, sessionErrors...),
 		},
 		{
 			method: http.MethodGet, path: sessionPath + "/cmd", id: "listCommands", summary: "List the commands of a session",
-			response: commandsResponse{}, handle: s.listCommands, errors: []skerry.Code{skerry.CodeNotFound},
+			query: listCommandsQuery{}, response: commandsResponse{}, handle: s.listCommands,
+			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeUnavailable},
+			detail: "All running commands and the newest thousand that have ended. Only the first 8 KiB of a command's name and arguments are kept; argsTruncated is true if there were more.",
 		},
 		{
-			method: http.MethodGet, path: commandPath, id: "getCommand", summary: "Get a command, and wait for its end if asked to",
+			method: http.MethodGet, path: commandPath, id: "getCommand", summary: "Get a command, and optionally wait for its end",
 			query: getCommandQuery{}, response: commandResponse{}, handle: s.getCommand,
 			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeRateLimited, skerry.CodeUnavailable},
 		},
 		{
-			method: http.MethodGet, path: commandPath + "/logs", id: "commandLogs", summary: "Follow the output of a command from its start",
-			lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs,
+			method: http.MethodGet, path: commandPath + "/logs", id: "commandLogs", summary: "Read the output of a command from its start, and follow it",
+			query: logsQuery{}, lines: []any{logLine{}, errorLine{}}, handle: s.commandLogs,
 			errors: []skerry.Code{skerry.CodeNotFound, skerry.CodeSandboxStopped, skerry.CodeRateLimited, skerry.CodeUnavailable},
-			detail: "What is kept of a command's output is bounded: the newest 16 MiB of each command by default, and of all commands of a session 512 MiB, the oldest of those that have ended going first. It is kept for as long as the session is listed.",
+			detail: "The server keeps a limited amount of output: by default the newest 16 MiB of each command, and 512 MiB of all commands of a session. Beyond that, the oldest output of ended commands is removed first. Output is kept as long as the session is listed.",
 		},
 		{
 			method: http.MethodPost, path: commandPath + "/stdin", id: "writeStdin", summary: "Write to a command's standard input",
-			detail: "Of a command that was started with attachStdin. A call waits up to 10 s for the command to read on, and is then answered with command_stdin_timeout " +
-				"and the number of bytes that were taken; repeat it with the same offset. A restart of the server ends the input.",
+			detail: "The command must have been started with attachStdin. If the command does not read its input for 10 s, the call fails with command_stdin_timeout " +
+				"and the total number of bytes that were written; repeat the call with the same offset. A restart of the server closes the input.",
 			request: stdinRequest{}, response: stdinResponse{}, handle: s.writeStdin,
 			errors: append([]skerry.Code{skerry.CodeStdinUnavailable, skerry.CodeStdinTimeout}, sessionErrors...),
 		},
@@ -269,16 +278,16 @@ func (s *Server) fileRoutes() []route {
 	fileErrors := append([]skerry.Code{skerry.CodeDiskFull, skerry.CodeTooLarge}, sessionErrors...)
 	return []route{
 		{
-			method: http.MethodPost, path: sessionPath + "/fs/write", id: "writeFiles", summary: "Unpack a tar archive, gzipped or not",
+			method: http.MethodPost, path: sessionPath + "/fs/write", id: "writeFiles", summary: "Upload files as a tar archive, gzipped or not",
 			requestType: "application/gzip", response: emptyResponse{}, handle: s.writeFiles, errors: fileErrors,
-			headers: map[string]string{"x-cwd": "Directory to unpack in; /vercel/sandbox by default."},
+			headers: map[string]string{"x-cwd": "Directory to unpack the archive in; /vercel/sandbox by default."},
 		},
 		{
 			method: http.MethodPost, path: sessionPath + "/fs/read", id: "readFile", summary: "Read a file",
 			request: readRequest{}, responseType: "application/octet-stream", handle: s.readFile, errors: sessionErrors,
 		},
 		{
-			method: http.MethodPost, path: sessionPath + "/fs/mkdir", id: "makeDir", summary: "Make a directory",
+			method: http.MethodPost, path: sessionPath + "/fs/mkdir", id: "makeDir", summary: "Create a directory",
 			request: mkdirRequest{}, response: emptyResponse{}, handle: s.makeDir,
 			errors: append([]skerry.Code{skerry.CodeConflict}, fileErrors...),
 		},
@@ -287,32 +296,32 @@ func (s *Server) fileRoutes() []route {
 
 func (s *Server) scopeRoutes() []route {
 	return []route{
-		{method: http.MethodGet, path: "/v2/user", id: "getUser", summary: "Whose token it is", response: userResponse{}, handle: s.getUser},
-		{method: http.MethodGet, path: "/v2/teams", id: "listTeams", summary: "List teams: the token's own", response: teamsResponse{}, handle: s.listTeams},
+		{method: http.MethodGet, path: "/v2/user", id: "getUser", summary: "Get the token's identity", response: userResponse{}, handle: s.getUser},
+		{method: http.MethodGet, path: "/v2/teams", id: "listTeams", summary: "List the token's own team", response: teamsResponse{}, handle: s.listTeams},
 		{method: http.MethodGet, path: "/v2/teams/{team}", id: "getTeam", summary: "Get the token's own team by id or slug", response: teamView{}, handle: s.getTeam},
 		{
 			method: http.MethodGet, path: "/v2/projects/{project}", id: "getProject", summary: "Get the token's own project by id or name",
 			response: skerry.Project{}, handle: s.getProject, errors: []skerry.Code{skerry.CodeNotFound},
 		},
 		{
-			method: http.MethodPost, path: "/v11/projects", id: "createProject", summary: "Get the token's own project under its default name",
+			method: http.MethodPost, path: "/v11/projects", id: "createProject", summary: "Get the token's own project; creates nothing",
 			request: projectRequest{}, response: skerry.Project{}, handle: s.createProject,
 		},
 	}
 }
 
-// ownRoutes are about the server, not about anyone's sandboxes, and need no
-// token. The public clients ask /health before they open a terminal.
+// ownRoutes are about the server itself, and need no token. The public clients call
+// /health before they open a terminal.
 func (s *Server) ownRoutes() []route {
 	health := func(c *call) error { return c.reply(statusResponse{Status: "ok"}) }
 	return append(s.discoveryRoutes(), []route{
-		{method: http.MethodGet, path: "/health", id: "health", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
-		{method: http.MethodGet, path: "/healthz", id: "healthz", summary: "Whether the server answers", public: true, response: statusResponse{}, handle: health},
-		{method: http.MethodGet, path: "/openapi.json", id: "openapi", summary: "This document", public: true, response: documentResponse{}, handle: s.openAPI},
+		{method: http.MethodGet, path: "/health", id: "health", summary: "Check that the server answers", public: true, response: statusResponse{}, handle: health},
+		{method: http.MethodGet, path: "/healthz", id: "healthz", summary: "Check that the server answers", public: true, response: statusResponse{}, handle: health},
+		{method: http.MethodGet, path: "/openapi.json", id: "openapi", summary: "Get this document", public: true, response: documentResponse{}, handle: s.openAPI},
 	}...)
 }
 
-// discoveryRoutes are what it takes to verify tokens of this server.
+// discoveryRoutes are for those who verify tokens of this server.
 func (s *Server) discoveryRoutes() []route {
 	if s.discovery == nil {
 		return nil
@@ -324,13 +333,13 @@ func (s *Server) discoveryRoutes() []route {
 		return nil
 	}
 	return []route{
-		{method: http.MethodGet, path: "/.well-known/jwks", id: "jwks", summary: "The keys that sign the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
-		{method: http.MethodGet, path: "/.well-known/openid-configuration", id: "openidConfiguration", summary: "Who signs the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
+		{method: http.MethodGet, path: "/.well-known/jwks", id: "jwks", summary: "Get the keys that sign the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
+		{method: http.MethodGet, path: "/.well-known/openid-configuration", id: "openidConfiguration", summary: "Get the issuer of the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
 	}
 }
 
-// unbuiltTrees are the beginnings of paths that public clients may call and of
-// which this version has nothing.
+// unbuiltTrees are prefixes of paths that public clients may call, and that this version
+// does not support.
 var unbuiltTrees = map[string]string{
 	"/v1/sandboxes":                     "version 1 of the API",
 	"/.well-known/openid-configuration": "logging in with OAuth",

@@ -8,10 +8,6 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// reservedNames are what the API itself puts where a sandbox's name goes in a
-// path; a sandbox of such a name could not be reached.
-var reservedNames = []string{"sessions", "snapshots", "drives"}
-
 func (s *Server) createSandbox(c *call) error {
 	var req createRequest
 	if err := c.body(&req); err != nil {
@@ -93,19 +89,7 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 	if err := r.unbuiltFields.check(); err != nil {
 		return p, err
 	}
-	if len(r.Name) > skerry.MaxNameLength {
-		return p, skerry.Invalid("name", "is longer than %d bytes", skerry.MaxNameLength)
-	}
-	if slices.Contains(reservedNames, r.Name) {
-		return p, skerry.Invalid("name", "%q is reserved", r.Name)
-	}
-	if r.Runtime != "" && r.Image != "" {
-		return p, skerry.Invalid("runtime", "cannot be given together with image")
-	}
-	if err := checkEnv("env", r.Env); err != nil {
-		return p, err
-	}
-	if err := checkTimeout("timeout", r.Timeout); err != nil {
+	if err := given("timeout", r.Timeout); err != nil {
 		return p, err
 	}
 	p = skerry.CreateParams{
@@ -124,41 +108,27 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 			p.MemoryMB = *res.MemoryMB
 		}
 	}
-	if r.Image != "" && r.Source != nil && r.Source.Type == "snapshot" {
-		return p, skerry.Invalid("image", "cannot be given together with a snapshot, which has its own")
-	}
-	p.Source, err = r.Source.source()
-	return p, err
+	p.Source = r.Source.source()
+	return p, nil
 }
 
-func (r *sourceRequest) source() (*skerry.Source, error) {
+// source returns the source with the fields of its type. Other fields of a snapshot are
+// ignored.
+func (r *sourceRequest) source() *skerry.Source {
 	switch {
 	case r == nil:
-		return nil, nil
-	case r.Type == "snapshot":
-		if r.SnapshotID == "" {
-			return nil, skerry.Invalid("source.snapshotId", "is required")
-		}
-		return &skerry.Source{Type: r.Type, SnapshotID: r.SnapshotID}, nil
-	case r.URL == "":
-		return nil, skerry.Invalid("source.url", "is required")
-	case len(r.URL) > skerry.MaxPathLength:
-		return nil, skerry.Invalid("source.url", "is longer than %d bytes", skerry.MaxPathLength)
+		return nil
+	case r.Type == skerry.SourceSnapshot:
+		return &skerry.Source{Type: r.Type, SnapshotID: r.SnapshotID}
 	}
 	return &skerry.Source{
 		Type: r.Type, URL: r.URL, Depth: r.Depth, Revision: r.Revision,
 		Username: r.Username, Password: r.Password,
-	}, nil
+	}
 }
 
 func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 	if err := r.unbuiltFields.check(); err != nil {
-		return p, err
-	}
-	if err := checkEnv("env", r.Env); err != nil {
-		return p, err
-	}
-	if err := checkTimeout("timeout", r.Timeout); err != nil {
 		return p, err
 	}
 	p = skerry.UpdateParams{
@@ -173,8 +143,8 @@ func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 	return p, nil
 }
 
-// check refuses what this version cannot do, rather than let a client believe
-// that it did.
+// check refuses fields that this version does not support, so that no client believes
+// that they had an effect.
 func (u *unbuiltFields) check() error {
 	foreignRegion := func(r string) bool { return r != skerry.Region }
 	for _, f := range []struct {
@@ -192,52 +162,31 @@ func (u *unbuiltFields) check() error {
 	return nil
 }
 
-// checkEnv bounds an environment and refuses what the kernel could not carry.
-func checkEnv(field string, env map[string]string) error {
-	if len(env) > skerry.MaxEnv {
-		return skerry.Invalid(field, "has more than %d variables", skerry.MaxEnv)
-	}
-	size := 0
-	for name, value := range env {
-		if name == "" || strings.Contains(name, "=") {
-			return skerry.Invalid(field, "%q is no name of a variable", shorten(name))
-		}
-		size += len(name) + len(value)
-	}
-	if size > skerry.MaxEnvBytes {
-		return skerry.Invalid(field, "is larger than %d bytes", skerry.MaxEnvBytes)
-	}
-	return nil
-}
-
-// checkTimeout refuses the timeouts that no installation accepts; the service
-// knows the largest.
-func checkTimeout(field string, d *skerry.Duration) error {
-	if d == nil || *d > 0 {
+// given refuses an explicit timeout of 0, because in the parameters of a call 0 means
+// that no timeout was given.
+func given(field string, d *skerry.Duration) error {
+	if d == nil {
 		return nil
 	}
-	return &skerry.Error{
-		Code: skerry.CodeTimeoutInvalid, Field: field,
-		Message: "must be a positive number of milliseconds",
-	}
+	return skerry.ValidatePositive(field, *d)
 }
 
-// parseTags reads "key:value" filters; a value may hold colons.
+// parseTags parses filters of the form key:value. A value may contain colons.
 func parseTags(filters []string) (map[string]string, error) {
 	if len(filters) == 0 {
 		return nil, nil
 	}
 	if len(filters) > skerry.MaxTags {
-		return nil, skerry.Invalid("tags", "given more than %d times", skerry.MaxTags)
+		return nil, skerry.Invalid("tags", "must be given at most %d times", skerry.MaxTags)
 	}
 	tags := make(map[string]string, len(filters))
 	for _, f := range filters {
 		key, value, ok := strings.Cut(f, ":")
 		if !ok || key == "" {
-			return nil, skerry.Invalid("tags", "must be key:value, not %q", shorten(f))
+			return nil, skerry.Invalid("tags", "must have the form key:value, is %q", shorten(f))
 		}
 		if old, twice := tags[key]; twice && old != value {
-			return nil, skerry.Invalid("tags", "asks for two values of %q", shorten(key))
+			return nil, skerry.Invalid("tags", "must not have two values for %q", shorten(key))
 		}
 		tags[key] = value
 	}
@@ -265,7 +214,7 @@ func pageOf(count int, next string) pagination {
 	return pagination{Count: count, Next: &next}
 }
 
-// notNil keeps an empty list from being written as null.
+// notNil returns an empty list for nil, so that it is not encoded as null.
 func notNil[T any](list []T) []T {
 	if list == nil {
 		return []T{}

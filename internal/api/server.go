@@ -1,60 +1,71 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
 )
 
-// apiPrefix is the second place where every route is served: the public
-// clients put it before every path.
+// apiPrefix is a prefix under which every route is served too. The public clients put
+// it before every path.
 const apiPrefix = "/api"
 
 // Defaults of Options.
 const (
-	// DefaultMaxUpload is how many bytes one fs/write may unpack to.
+	// DefaultMaxUpload is the maximum unpacked size of an upload.
 	DefaultMaxUpload = 10 << 30
-	// DefaultStallTimeout is how long a client may take neither what it is
-	// sent nor send what it announced. A command that prints nothing is not
-	// a stalled client.
+	// DefaultStallTimeout is how long a client may read nothing of what is sent, or send
+	// nothing of the body that it announced. A command without output does not count.
 	DefaultStallTimeout = 10 * time.Minute
 )
 
-// Options is what a Server is made of.
+// Options are the options of a Server.
 type Options struct {
 	Service  Service  // required
 	Accounts Accounts // required
-	// Log gets failures, and every request at debug level. Required.
+	// Log gets errors, and every request at debug level. Required.
 	Log *slog.Logger
-	// PublicURL is how clients reach the server, such as
-	// "https://sandbox.example.com"; by default what their requests say.
+	// PublicURL is the URL by which clients reach the server, such as
+	// "https://sandbox.example.com". By default it is taken from their requests.
 	PublicURL string
-	// TrustForwarded takes X-Forwarded-Proto and -Host at their word, for a
-	// server that only a proxy can reach.
+	// TrustForwarded uses X-Forwarded-Proto and X-Forwarded-Host. Set it only if clients
+	// cannot reach the server except through a proxy.
 	TrustForwarded bool
-	// MaxUpload is DefaultMaxUpload when zero, StallTimeout
-	// DefaultStallTimeout.
+	// MaxUpload and StallTimeout default to DefaultMaxUpload and DefaultStallTimeout.
 	MaxUpload    int64
 	StallTimeout time.Duration
-	// Version of the server, for the OpenAPI document.
+	// Heartbeat is the interval of heartbeats in a response that waits;
+	// DefaultHeartbeat by default.
+	Heartbeat time.Duration
+	// MaxOpen limits the open streams, terminals and transfers; DefaultMaxOpen by
+	// default.
+	MaxOpen int
+	// Limits are the limits of the installation, for the OpenAPI document. The Service
+	// enforces them.
+	Limits skerry.Limits
+	// Version is the version of the server, for the OpenAPI document.
 	Version string
 	// Discovery, if set, serves /.well-known/jwks and
-	// /.well-known/openid-configuration, to everybody.
+	// /.well-known/openid-configuration, without authentication.
 	Discovery http.Handler
 }
 
-// Server serves the API. It is an http.Handler; Serve runs it on a listener
-// with the limits that a server open to strangers needs.
+// Server serves the API. It is an http.Handler. Serve runs it on a listener, with the
+// limits that a public server needs.
 type Server struct {
 	service        Service
 	discovery      http.Handler
@@ -64,23 +75,24 @@ type Server struct {
 	trustForwarded bool
 	maxUpload      int64
 	stall          time.Duration
-	bodyTimeout    time.Duration // the constant, but in tests
-	strayTimeout   time.Duration // the constant, but in tests
+	heartbeat      time.Duration
+	bodyTimeout    time.Duration // the constant, except in tests
+	strayTimeout   time.Duration // the constant, except in tests
 
 	mux      *http.ServeMux
 	document []byte
 	tickets  ticketOffice
-	open     openCalls
+	open     *openCalls
 
-	// draining ends the streams and terminals, which could otherwise keep a
-	// server that is asked to end for hours.
+	// draining ends the streams and terminals when the server stops. They could take
+	// hours.
 	draining context.Context
 	drain    context.CancelFunc
-	// terminals counts the WebSockets, which http.Server forgets.
+	// terminals counts the WebSockets, which http.Server does not track.
 	terminals sync.WaitGroup
 }
 
-// New returns a server over the given service.
+// New returns a server for a service.
 func New(o Options) (*Server, error) {
 	if o.Service == nil || o.Accounts == nil || o.Log == nil {
 		return nil, errors.New("api: Service, Accounts and Log are required")
@@ -97,6 +109,13 @@ func New(o Options) (*Server, error) {
 	if s.stall == 0 {
 		s.stall = DefaultStallTimeout
 	}
+	if o.MaxOpen <= 0 {
+		o.MaxOpen = DefaultMaxOpen
+	}
+	s.open = newOpenCalls(o.Accounts, o.MaxOpen)
+	if s.heartbeat = o.Heartbeat; s.heartbeat <= 0 {
+		s.heartbeat = DefaultHeartbeat
+	}
 	if o.PublicURL != "" {
 		u, err := url.Parse(o.PublicURL)
 		if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
@@ -106,9 +125,9 @@ func New(o Options) (*Server, error) {
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	routes := s.routes()
-	document, err := describe(routes, o.Version, s.maxUpload)
+	document, err := describe(routes, o.Version, s.maxUpload, o.MaxOpen, s.heartbeat, o.Limits)
 	if err != nil {
-		return nil, fmt.Errorf("describing the API: %w", err)
+		return nil, fmt.Errorf("generate the OpenAPI document: %w", err)
 	}
 	s.document = document
 	for _, rt := range routes {
@@ -120,7 +139,7 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
@@ -130,15 +149,20 @@ const (
 	readHeaderTimeout = 10 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 64 << 10
-	// shutdownGrace is what calls in progress get to finish once the server
-	// was asked to end.
+	// shutdownGrace is the time that calls in progress have when the server stops.
 	shutdownGrace = 10 * time.Second
+	// lastWords is the time for clients that follow a command to ask for its end, after
+	// the sandboxes have stopped.
+	lastWords = time.Second
 )
 
-// Serve answers requests from ln until ctx ends, then lets those in progress
-// finish for ten seconds; streams and terminals are ended at once. It returns
-// nil when it ended because ctx did.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+// Serve serves requests from ln until ctx ends. Then requests in progress have ten
+// seconds to finish. Streams and terminals are closed at once, except those of ended
+// sessions, which end by themselves. Serve returns nil if it ended because ctx did.
+//
+// If before is not nil, it is called when ctx has ended. It stops the sandboxes, and
+// reports whether it did. All requests are served meanwhile.
+func (s *Server) Serve(ctx context.Context, ln net.Listener, before func() (stopped bool)) error {
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	hs := &http.Server{
@@ -149,14 +173,23 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
+	followConnections(hs)
 	stopped := make(chan error, 1)
 	go func() { stopped <- hs.Serve(ln) }()
 	select {
 	case err := <-stopped:
 		s.drain()
 		s.terminals.Wait()
-		return fmt.Errorf("serving the API: %w", err)
+		return fmt.Errorf("serve the API: %w", err)
 	case <-ctx.Done():
+	}
+	followed := s.open.any()
+	if before != nil && before() && followed {
+		select {
+		case <-time.After(lastWords):
+		case err := <-stopped:
+			stopped <- err
+		}
 	}
 	s.drain()
 	grace, done := context.WithTimeout(base, shutdownGrace)
@@ -172,7 +205,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return nil
 }
 
-// handler wraps a route's handler in what every request goes through.
+// handler wraps the handler of a route with the steps of every request.
 func (s *Server) handler(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		started := time.Now()
@@ -186,18 +219,19 @@ func (s *Server) handler(rt route) http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Cache-Control", "no-store")
 		if r.ProtoMajor == 1 {
-			// What is left in a connection's buffer goes out after the
-			// handler; the next request on it starts without a deadline.
+			// net/http flushes its buffer after the handler. The next request on the
+			// connection starts without a deadline.
 			_ = c.w.deadline(time.Time{})
 			defer func() { _ = c.w.deadline(time.Now().Add(s.stall)) }()
 		}
 		if r.Body != nil && r.Body != http.NoBody {
-			// Holds unless the handler reads the body, under a deadline
-			// of its own: without it a client that has no token could
-			// keep a connection for ever by announcing a body.
+			// The deadline is for bodies that no handler reads. Without it, a client
+			// without a token could keep a connection open for ever by announcing a
+			// body.
 			c.w.readWithin(s.strayTimeout)
 		}
 		defer func() { s.logAccess(c, rt, started) }()
+		defer c.w.quiet()
 		defer c.recover()
 		if err := s.dispatch(c, rt); err != nil {
 			c.fail(err)
@@ -212,16 +246,26 @@ func (s *Server) dispatch(c *call, rt route) error {
 		}
 		q, err := url.ParseQuery(c.r.URL.RawQuery)
 		if err != nil {
-			return skerry.Invalid("", "the query is malformed")
+			return skerry.Invalid("", "the query string is not valid")
 		}
 		if err := c.checkScope(q); err != nil {
 			return err
 		}
 	}
+	if rt.shadowed(c) {
+		return s.noRoute(c)
+	}
 	for _, name := range rt.pathNames() {
-		if v := c.path(name); !validText(v) || len(v) > skerry.MaxNameLength {
-			return skerry.Invalid(name, "is not valid or longer than %d bytes", skerry.MaxNameLength)
+		if v := c.path(name); !validText(v) || utf8.RuneCountInString(v) > skerry.MaxNameLength {
+			return skerry.Invalid(name, "must be valid UTF-8 without NUL characters, and have at most %d characters", skerry.MaxNameLength)
 		}
+	}
+	if rt.answersDocument() {
+		first := patience * s.heartbeat
+		if c.r.Header.Get(headerHeartbeat) != "" {
+			first = s.heartbeat
+		}
+		c.w.beatDocument(first, s.heartbeat)
 	}
 	return rt.handle(c)
 }
@@ -237,15 +281,17 @@ func (s *Server) authenticate(c *call) error {
 		return unauthorized
 	}
 	if err != nil {
-		return fmt.Errorf("authenticating: %w", err)
+		return fmt.Errorf("authenticate: %w", err)
 	}
 	c.identity, c.scope = id, id.Scope()
+	introduced(c.r.Context())
 	return nil
 }
 
-// fail answers with an error, or cuts the connection when the answer has begun
-// and cannot be taken back.
+// fail sends an error, or cuts the connection if the response has begun. After a
+// heartbeat, the body of the error has its status.
 func (c *call) fail(err error) {
+	c.w.quiet()
 	if c.w.begun() {
 		logFailure(c.r.Context(), c.log, err, http.StatusInternalServerError)
 		panic(http.ErrAbortHandler)
@@ -253,8 +299,8 @@ func (c *call) fail(err error) {
 	writeError(c.r.Context(), c.w, c.log, c.requestID, err)
 }
 
-// recover turns a panic into an internal error. http.ErrAbortHandler is how a
-// handler cuts a connection, and goes on to http.Server.
+// recover turns a panic into an internal error. A handler cuts the connection by
+// http.ErrAbortHandler, which is passed on to http.Server.
 func (c *call) recover() {
 	switch p := recover(); {
 	case p == nil:
@@ -265,7 +311,8 @@ func (c *call) recover() {
 	}
 }
 
-// logAccess never names the query, which may hold a terminal's token.
+// logAccess logs a request. It leaves out the query, which may contain the token of a
+// terminal.
 func (s *Server) logAccess(c *call, rt route, started time.Time) {
 	ctx := context.WithoutCancel(c.r.Context())
 	if !s.log.Enabled(ctx, slog.LevelDebug) {
@@ -285,29 +332,55 @@ func (s *Server) logAccess(c *call, rt route, started time.Time) {
 	c.log.LogAttrs(ctx, slog.LevelDebug, "request", attrs...)
 }
 
-// noRoute answers what no route matches.
+// noRoute answers requests that no route matches.
 func (s *Server) noRoute(c *call) error {
 	path := strings.TrimPrefix(c.r.URL.Path, apiPrefix)
-	for prefix, what := range unbuiltTrees {
-		if path == prefix || strings.HasPrefix(path, prefix+"/") {
-			return skerry.NotImplemented("", what)
+	allowed := s.allowed(c.r)
+	// TRACE is never supported: its response would show credentials.
+	if len(allowed) == 0 && c.r.Method != http.MethodTrace {
+		for prefix, what := range unbuiltTrees {
+			if path == prefix || strings.HasPrefix(path, prefix+"/") {
+				return skerry.NotImplemented("", what)
+			}
 		}
-	}
-	var allowed []string
-	probe := *c.r
-	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
-		probe.Method = method
-		_, pattern := s.mux.Handler(&probe)
-		if pattern != "/" && pattern != "" && !strings.HasSuffix(pattern, anyAction) {
-			allowed = append(allowed, method)
-		}
-	}
-	if len(allowed) == 0 {
-		return skerry.Errorf(skerry.CodeNotFound, "this server has no such endpoint; it speaks versions 2 and 3 of the API")
+		return skerry.Errorf(skerry.CodeNotFound, "there is no such endpoint; this server implements versions 2 and 3 of the API")
 	}
 	c.w.Header().Set("Allow", strings.Join(allowed, ", "))
 	writeJSON(c.w, http.StatusMethodNotAllowed, errorResponse{Error: errorBody{
-		Code: skerry.CodeBadRequest, Message: "this endpoint takes " + strings.Join(allowed, ", "),
+		Code: skerry.CodeBadRequest, Message: "this endpoint takes " + cmp.Or(strings.Join(allowed, ", "), "no such method"),
 	}})
 	return nil
+}
+
+// allowed returns the methods that the path of a request supports. Of several patterns
+// that match, the one with the fewest names is used.
+func (s *Server) allowed(r *http.Request) []string {
+	var methods []string
+	fewest := math.MaxInt
+	probe := *r
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPatch, http.MethodDelete} {
+		probe.Method = method
+		_, pattern := s.mux.Handler(&probe)
+		if pattern == "/" || pattern == "" || strings.HasSuffix(pattern, anyAction) && !strings.HasSuffix(r.URL.Path, "/fork") {
+			continue
+		}
+		switch names := strings.Count(pattern, "{"); {
+		case names < fewest:
+			methods, fewest = []string{method}, names
+		case names == fewest:
+			methods = append(methods, method)
+		}
+	}
+	return methods
+}
+
+// shadowed reports whether the name in a request's path is a word of another route.
+func (rt *route) shadowed(c *call) bool {
+	switch {
+	case rt.path == sandboxPath:
+		return slices.Contains(skerry.ReservedNames, c.path("name"))
+	case rt.path == snapshotsPath+"/{snapshot}":
+		return c.path("snapshot") == "tree"
+	}
+	return false
 }

@@ -10,13 +10,14 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
 
 func TestEveryCodeHasItsStatus(t *testing.T) {
 	svc := &stub{}
 	h := serve(t, svc)
 	for code, status := range statusOf {
-		svc.err = fmt.Errorf("wrapped: %w", &skerry.Error{Code: code, Message: "why", Field: "f", Err: errors.New("the secret cause")})
+		svc.err = fmt.Errorf("wrapped: %w", &skerry.Error{Code: code, Message: "why", Field: "f", Resource: skerry.ResourceDrive, Err: errors.New("the secret cause")})
 		req := h.request("GET", "/v2/sandboxes/a", "")
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
@@ -27,7 +28,7 @@ func TestEveryCodeHasItsStatus(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if resp.StatusCode != status || e.Error.Code != code || e.Error.Field != "f" || e.Error.Message != "f: why" {
+		if resp.StatusCode != status || e.Error.Code != code || e.Error.Field != "f" || e.Error.Resource != skerry.ResourceDrive || e.Error.Message != "f: why" {
 			t.Errorf("%s: %d %+v, want %d", code, resp.StatusCode, e, status)
 		}
 		if wait := resp.Header.Get("Retry-After"); (wait != "") != (status == 429 || status == 503) {
@@ -65,7 +66,7 @@ func TestUnknownErrorsAndPanicsStayInside(t *testing.T) {
 }
 
 func TestAuthentication(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	for _, header := range []string{"", "Bearer", "Bearer ", "Basic " + testToken, testToken, "Bearer wrong", "Bearer " + testToken + "x"} {
 		req := h.request("GET", "/v2/sandboxes", "")
 		req.Header.Set("Authorization", header)
@@ -97,7 +98,7 @@ func TestAuthentication(t *testing.T) {
 }
 
 func TestScopeMustBeTheTokens(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	for _, q := range []string{
 		"teamId=team_1", "teamId=islanders", "slug=islanders", "projectId=prj_1", "project=rocks",
 		"project=vercel-sandbox-default-project", "teamId=", "teamId=team_1&project=prj_1",
@@ -120,7 +121,7 @@ func TestScopeMustBeTheTokens(t *testing.T) {
 }
 
 func TestUnknownRoutes(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	for _, path := range []string{"/", "/v1/sandboxesque", "/v2/nothing", "/api"} {
 		a := h.call("GET", path, "")
 		if e := a.error(t); a.status != 404 || e.Code != skerry.CodeNotFound {
@@ -138,7 +139,7 @@ func TestUnknownRoutes(t *testing.T) {
 }
 
 func TestScopeEndpoints(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	if u := ok[userResponse](h, "GET", "/v2/user", "").User; u.DefaultTeamID != "team_1" || u.Username != "islanders" {
 		t.Errorf("user: %+v", u)
 	}
@@ -166,7 +167,7 @@ func TestScopeEndpoints(t *testing.T) {
 }
 
 func TestSandboxLife(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	for i, prefix := range []string{"", "/api"} {
 		name := fmt.Sprintf("box%d", i)
 		run := ok[runResponse](h, "POST", prefix+"/v3/sandboxes", fmt.Sprintf(`{
@@ -179,7 +180,7 @@ func TestSandboxLife(t *testing.T) {
 		if run.Session.ProjectID != "prj_1" || run.Session.SourceSandboxName != name {
 			t.Errorf("session: %+v", run.Session)
 		}
-		h.refused("POST", prefix+"/v2/sandboxes", fmt.Sprintf(`{"name":%q}`, name), 409, skerry.CodeConflict, "")
+		h.refused("POST", prefix+"/v2/sandboxes", fmt.Sprintf(`{"name":%q}`, name), 409, skerry.CodeConflict, "name")
 		box := prefix + "/v2/sandboxes/" + name
 		session := prefix + "/v2/sandboxes/sessions/" + run.Session.ID
 		if got := ok[runResponse](h, "GET", box+"?projectId=prj_1&resume=false&__includeSystemRoutes=true", ""); got.Resumed || got.Session.ID != run.Session.ID {
@@ -191,7 +192,7 @@ func TestSandboxLife(t *testing.T) {
 		if got := ok[extendResponse](h, "POST", session+"/extend-timeout", `{"duration":1000}`); got.Session.Timeout.Millis() != 61000 {
 			t.Errorf("extended: %+v", got)
 		}
-		h.refused("POST", session+"/extend-timeout", `{"duration":86400000}`, 400, skerry.CodeTimeoutInvalid, "")
+		h.refused("POST", session+"/extend-timeout", `{"duration":86400000}`, 400, skerry.CodeTimeoutInvalid, "duration")
 		if got := ok[sessionsResponse](h, "GET", prefix+"/v2/sandboxes/sessions?name="+name+"&sortOrder=asc", ""); len(got.Sessions) != 1 {
 			t.Errorf("sessions: %+v", got)
 		}
@@ -211,7 +212,7 @@ func TestSandboxLife(t *testing.T) {
 }
 
 func TestListPages(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	for _, name := range []string{"a1", "a2", "a3", "b1"} {
 		ok[runResponse](h, "POST", "/v3/sandboxes", fmt.Sprintf(`{"name":%q,"tags":{"n":%q}}`, name, name))
 	}
@@ -270,7 +271,7 @@ func TestParametersReachTheService(t *testing.T) {
 }
 
 func TestAccessLogHoldsNoSecrets(t *testing.T) {
-	h := serve(t, newHostService(t))
+	h := serve(t, controllertest.New(t))
 	h.call("GET", "/v2/sandboxes/sessions/s/interactive?token=sesame", "")
 	h.call("GET", "/v2/sandboxes?limit=1", "")
 	logs := h.logs.String()

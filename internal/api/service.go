@@ -1,6 +1,6 @@
-// Package api is the HTTP face of the service: it speaks the public wire
-// contract, decides who calls and what a request means, and leaves every
-// decision about sandboxes to a Service.
+// Package api serves the public API over HTTP. It authenticates callers, decodes
+// requests and encodes responses. A Service does the rest: it validates the
+// parameters, and decides about sandboxes.
 package api
 
 import (
@@ -10,113 +10,116 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// Service is what the API exposes; internal/controller implements it. Every
-// error that a client may see is a *skerry.Error.
+// Service is the service behind the API; internal/controller implements it. It
+// validates its parameters by the rules of package skerry. Errors for clients are
+// *skerry.Error.
 type Service interface {
-	// CreateSandbox creates a sandbox and its first session, and returns once
-	// commands can run in it.
+	// CreateSandbox creates a sandbox and its first session, and returns when commands
+	// can run in it.
 	CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error)
-	// GetSandbox returns a sandbox with its current session. With resume it
-	// waits for a stop in progress and starts a new session if none runs.
+	// GetSandbox returns a sandbox with its current session. With resume it waits for a
+	// stop in progress, and starts a new session if none is running.
 	GetSandbox(ctx context.Context, scope skerry.Scope, name string, resume bool) (*skerry.Run, error)
-	// ListSandboxes returns one page and the cursor of the next, "" at the end.
+	// ListSandboxes returns one page and the cursor of the next page, "" on the last.
 	ListSandboxes(ctx context.Context, scope skerry.Scope, f skerry.SandboxFilter) ([]skerry.Sandbox, string, error)
 	UpdateSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Run, error)
-	// DeleteSandbox ends the session without saving its files and removes the
-	// name; with orphans, the sandbox's snapshots too, but for those that other
+	// DeleteSandbox ends the session without saving its files, and removes the name.
+	// With orphans it also deletes the sandbox's snapshots, except those that other
 	// sandboxes start from.
 	DeleteSandbox(ctx context.Context, scope skerry.Scope, name string, orphans bool) (*skerry.Sandbox, error)
-	// ForkSandbox creates a sandbox with another's configuration and files.
+	// ForkSandbox creates a sandbox with the configuration and the files of another.
 	ForkSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.ForkParams) (*skerry.Run, error)
 
-	// RouteToken makes a token for a private port; 0 is the default life.
+	// RouteToken creates a token for a private port. A life of 0 is the default.
 	RouteToken(ctx context.Context, scope skerry.Scope, name string, port int, life skerry.Duration) (*skerry.RouteToken, error)
 
-	// CreateSnapshot saves a session's files and stops it; the result has the
+	// CreateSnapshot saves the files of a session and stops it. The result has the
 	// snapshot.
 	CreateSnapshot(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.SnapshotParams) (*skerry.Run, error)
 	ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error)
 	GetSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
 	// DeleteSnapshot is idempotent.
 	DeleteSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
-	// SnapshotTree walks from a snapshot to its ancestors, or its descendants
-	// if the page is ascending; next is the snapshot to go on from.
+	// SnapshotTree lists the ancestors of a snapshot, or its descendants if the page is
+	// ascending. next is the snapshot at which the next page starts.
 	SnapshotTree(ctx context.Context, scope skerry.Scope, id string, p skerry.Page) (anchor *skerry.SnapshotNode, nodes []skerry.SnapshotNode, next string, err error)
 
-	// GetOrCreateDrive returns the drive of that name, a new one if there is
-	// none.
+	// GetOrCreateDrive returns the drive with a name, and creates it if there is none.
 	GetOrCreateDrive(ctx context.Context, scope skerry.Scope, p skerry.DriveParams) (d *skerry.Drive, created bool, err error)
-	// WriteStdin writes to a command's standard input and returns how much of
-	// that was taken in all.
+	// WriteStdin writes to the standard input of a command, and returns the total
+	// number of bytes that have been written to it.
 	WriteStdin(ctx context.Context, scope skerry.Scope, sessionID, id string, p skerry.StdinParams) (written int64, err error)
 
-	// ForkDrive returns a new drive with what source has at this moment.
+	// ForkDrive creates a drive with the present content of source.
 	ForkDrive(ctx context.Context, scope skerry.Scope, source, name string) (*skerry.Drive, error)
 	GetDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
 	ListDrives(ctx context.Context, scope skerry.Scope, f skerry.DriveFilter) ([]skerry.Drive, string, error)
-	// DeleteDrive removes a drive with all that is in it, unless a session has
-	// it for writing.
+	// DeleteDrive deletes a drive with all its files. It fails if a session has mounted
+	// the drive read-write.
 	DeleteDrive(ctx context.Context, scope skerry.Scope, name string) (*skerry.Drive, error)
 
 	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
 	GetSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
-	// StopSession returns once the session has stopped, after a persistent
-	// sandbox's files were saved. It is idempotent. If it fails because they
-	// could not be saved, the session runs on.
-	StopSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error)
-	// PauseSession has a running session stand still: it uses no CPU, and its
-	// time goes on. ResumeSession lets it go on, as does every call that needs
-	// what is in it. Both are idempotent.
+	// StopSession stops a session, and saves the files of a persistent sandbox before.
+	// It returns when the session has stopped. If the files cannot be saved, it fails
+	// and the session keeps running, unless force is set. It is idempotent.
+	StopSession(ctx context.Context, scope skerry.Scope, id string, p skerry.StopParams) (*skerry.Run, error)
+	// PauseSession pauses a running session: it uses no CPU, and its timeout keeps
+	// counting. ResumeSession continues it, as does every call that needs its processes
+	// or files. Both are idempotent.
 	PauseSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
 	ResumeSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
 	ExtendTimeout(ctx context.Context, scope skerry.Scope, id string, by skerry.Duration) (*skerry.Session, error)
-	// SetNetworkPolicy changes what a session may reach, and returns once that
-	// is enforced. The sandbox's own policy stays as it is.
+	// SetNetworkPolicy changes the network policy of a session, and returns when it is
+	// enforced. The sandbox's own policy does not change.
 	SetNetworkPolicy(ctx context.Context, scope skerry.Scope, id string, p *skerry.NetworkPolicy) (*skerry.Session, error)
-	// NetworkEvents returns the newest decisions of the proxy about a session,
-	// the oldest first, also after it has ended.
+	// NetworkEvents returns the newest network events of a session, oldest first. It
+	// works after the session has ended too.
 	NetworkEvents(ctx context.Context, scope skerry.Scope, id string, limit int) ([]skerry.NetworkEvent, error)
 
-	// RunCommand starts a command and returns as soon as it runs. With attach
-	// it also returns a reader of all its output, which the caller closes. The
-	// reader's Next fails once ctx ends or the reader is closed, also from
-	// another goroutine; neither ends the command.
+	// RunCommand starts a command and returns when it runs. With attach it also returns
+	// a reader of all its output, which the caller must close. The reader's Next fails
+	// when ctx ends or the reader is closed, also by another goroutine. The command
+	// keeps running.
 	RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error)
 	GetCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (*skerry.Command, error)
-	// ListCommands returns the commands of a session, oldest first.
-	ListCommands(ctx context.Context, scope skerry.Scope, sessionID string) ([]skerry.Command, error)
-	// WaitCommand returns once the command has finished.
+	// ListCommands returns one page of the commands of a session, sorted by start time,
+	// and the cursor of the next page.
+	ListCommands(ctx context.Context, scope skerry.Scope, sessionID string, page skerry.Page) ([]skerry.Command, string, error)
+	// WaitCommand returns when the command has ended.
 	WaitCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (*skerry.Command, error)
-	// CommandOutput follows the kept output of a command from its start. It
-	// works after the command and its session have ended too. The reader ends
-	// as the one of RunCommand does.
+	// CommandOutput follows the kept output of a command from its beginning. It works
+	// after the command and its session have ended too. The reader behaves like that of
+	// RunCommand.
 	CommandOutput(ctx context.Context, scope skerry.Scope, sessionID, commandID string) (skerry.OutputReader, error)
 	// KillCommand sends a signal to the command's process group.
 	KillCommand(ctx context.Context, scope skerry.Scope, sessionID, commandID string, signal int) (*skerry.Command, error)
 	OpenTerminal(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error)
-	// CheckSession returns the error that a call on the session would meet
-	// (not found, stopped, stopping), nil when it runs.
+	// CheckSession returns nil if the session is running, and otherwise the error that a
+	// call on it would return: not found, stopped or stopping.
 	CheckSession(ctx context.Context, scope skerry.Scope, sessionID string) error
 
-	// WriteFiles extracts a tar stream, already decompressed, into dir.
+	// WriteFiles extracts an uncompressed tar stream into dir.
 	WriteFiles(ctx context.Context, scope skerry.Scope, sessionID, dir string, tar io.Reader) error
-	// ReadFile streams a regular file; a missing one is CodeNotFound. When the
-	// reader is a Sizer, its size is announced to the client.
+	// ReadFile reads a regular file. If there is none, the error is CodeNotFound. If the
+	// reader is a Sizer, the response has a Content-Length.
 	ReadFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (io.ReadCloser, error)
-	// MakeDir makes a directory. With recursive it makes its parents too, and
-	// a directory that is there already is no error.
+	// MakeDir creates a directory. With recursive it creates missing parents too, and an
+	// existing directory is not an error.
 	MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string, recursive bool) error
 }
 
-// Sizer is what the reader of a file may implement when it knows how many
-// bytes it will yield.
+// Sizer is implemented by readers that know how many bytes they return. Size returns
+// -1 if the number is not known.
 type Sizer interface {
 	Size() int64
 }
 
-// Accounts tells who a token belongs to; internal/auth implements it.
+// Accounts authenticates access tokens; internal/auth implements it.
 type Accounts interface {
-	// Authenticate returns CodeUnauthorized for an unknown, expired or revoked
-	// token.
+	// Authenticate returns the identity of a token, or CodeUnauthorized if the token is
+	// unknown, expired or revoked.
 	Authenticate(ctx context.Context, token string) (*skerry.Identity, error)
+	// Ended returns the ids of those tokens that are revoked or have expired.
+	Ended(ctx context.Context, tokenIDs []string) ([]string, error)
 }

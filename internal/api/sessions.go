@@ -32,7 +32,11 @@ func (s *Server) getSession(c *call) error {
 }
 
 func (s *Server) stopSession(c *call) error {
-	run, err := s.service.StopSession(c.r.Context(), c.scope, c.path("session"))
+	var q stopQuery
+	if err := c.query(&q); err != nil {
+		return err
+	}
+	run, err := s.service.StopSession(c.r.Context(), c.scope, c.path("session"), skerry.StopParams{Force: q.Force})
 	if err != nil {
 		return err
 	}
@@ -58,9 +62,6 @@ func (s *Server) resumeSession(c *call) error {
 func (s *Server) extendTimeout(c *call) error {
 	var req extendRequest
 	if err := c.body(&req); err != nil {
-		return err
-	}
-	if err := checkTimeout("duration", &req.Duration); err != nil {
 		return err
 	}
 	session, err := s.service.ExtendTimeout(c.r.Context(), c.scope, c.path("session"), req.Duration)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
 
 // heldBack sends a request whose body never arrives whole, and returns the
@@ -43,8 +44,9 @@ func (h *harness) heldBack(head, body string) *answer {
 // A client that announces a body and holds it back gets an answer and loses
 // its connection, whether it has a token or not.
 func TestBodiesThatNeverArrive(t *testing.T) {
-	h := serve(t, newHostService(t), func(o *Options) { o.StallTimeout = 200 * time.Millisecond })
-	h.srv.bodyTimeout, h.srv.strayTimeout = 200*time.Millisecond, 100*time.Millisecond
+	h := serve(t, controllertest.New(t), func(o *Options) { o.StallTimeout = time.Second })
+	// An answer waits for strayTimeout, and has to be taken within StallTimeout.
+	h.srv.bodyTimeout, h.srv.strayTimeout = time.Second, 50*time.Millisecond
 	session := h.session()
 	token := "\r\nAuthorization: Bearer " + testToken
 	for _, test := range []struct {
@@ -74,7 +76,8 @@ func TestBodiesThatNeverArrive(t *testing.T) {
 	if a := h.call("POST", session+"/cmd", `{"command":"sleep","args":["0.5"],"wait":true}`); !strings.Contains(string(a.body), `"exitCode":0`) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
-	if e := h.call("POST", "/v3/sandboxes", strings.Repeat(" ", maxBody+1)).error(t); e.Code != skerry.CodeTooLarge {
+	// With time for it, a body that is too large says so.
+	if e := serve(t, &stub{}).call("POST", "/v3/sandboxes", strings.Repeat(" ", maxBody+1)).error(t); e.Code != skerry.CodeTooLarge {
 		t.Errorf("%+v", e)
 	}
 }

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"slices"
 	"strconv"
 
 	"github.com/skerry-dev/skerry"
@@ -29,6 +28,7 @@ func (s *Server) listSnapshots(c *call) error {
 	page, next, err := s.service.ListSnapshots(c.r.Context(), c.scope, skerry.SnapshotFilter{
 		Page:        skerry.Page{Limit: q.Limit, Cursor: q.Cursor, Ascending: q.SortOrder == "asc"},
 		SandboxName: q.Name,
+		Deleted:     q.Deleted == nil || *q.Deleted,
 	})
 	if err != nil {
 		return err
@@ -101,13 +101,7 @@ func (r *forkRequest) params() (p skerry.ForkParams, err error) {
 	if err := r.unbuiltFields.check(); err != nil {
 		return p, err
 	}
-	if slices.Contains(reservedNames, r.Name) {
-		return p, skerry.Invalid("name", "%q is reserved", r.Name)
-	}
-	if err := checkEnv("env", r.Env); err != nil {
-		return p, err
-	}
-	if err := checkTimeout("timeout", r.Timeout); err != nil {
+	if err := given("timeout", r.Timeout); err != nil {
 		return p, err
 	}
 	p = skerry.ForkParams{

@@ -15,9 +15,9 @@ func TestStateFieldsReachTheService(t *testing.T) {
 		h.refused(method, path, body, 501, skerry.CodeNotImplemented, "")
 	}
 	refused("POST", "/v3/sandboxes", `{"persistent":false,"snapshotExpiration":0,
-		"keepLastSnapshots":{"count":3,"expiration":60000,"deleteEvicted":false},"source":{"type":"snapshot","snapshotId":"snap_1"}}`)
+		"keepLastSnapshots":{"count":3,"expiration":60000,"deleteEvicted":false},"source":{"type":"snapshot","snapshotId":"snap_000000000000000000000001"}}`)
 	c := svc.created
-	if *c.Persistent || *c.SnapshotExpiration != 0 || c.Retention.Count != 3 || c.Retention.Expiration.Std() != time.Minute || *c.Retention.DeleteEvicted || c.Source.SnapshotID != "snap_1" {
+	if *c.Persistent || *c.SnapshotExpiration != 0 || c.Retention.Count != 3 || c.Retention.Expiration.Std() != time.Minute || *c.Retention.DeleteEvicted || c.Source.SnapshotID != "snap_000000000000000000000001" {
 		t.Errorf("created with %+v", c)
 	}
 	refused("POST", "/v3/sandboxes", `{}`)
@@ -46,13 +46,13 @@ func TestStateFieldsReachTheService(t *testing.T) {
 		t.Errorf("taken with %+v", svc.taken)
 	}
 	for body, field := range map[string]string{
-		`{"keepLastSnapshots":{}}`:                                         "keepLastSnapshots.count",
-		`{"keepLastSnapshots":{"count":11}}`:                               "keepLastSnapshots.count",
-		`{"keepLastSnapshots":{"count":1,"expiration":"1d"}}`:              "keepLastSnapshots.expiration",
-		`{"snapshotExpiration":"never"}`:                                   "snapshotExpiration",
-		`{"persistent":1}`:                                                 "persistent",
-		`{"source":{"type":"snapshot"}}`:                                   "source.snapshotId",
-		`{"image":"a","source":{"type":"snapshot","snapshotId":"snap_1"}}`: "image",
+		`{"keepLastSnapshots":{}}`:                            "keepLastSnapshots.count",
+		`{"keepLastSnapshots":{"count":11}}`:                  "keepLastSnapshots.count",
+		`{"keepLastSnapshots":{"count":1,"expiration":"1d"}}`: "keepLastSnapshots.expiration",
+		`{"snapshotExpiration":"never"}`:                      "snapshotExpiration",
+		`{"persistent":1}`:                                    "persistent",
+		`{"source":{"type":"snapshot"}}`:                      "source.snapshotId",
+		`{"image":"a","source":{"type":"snapshot","snapshotId":"snap_000000000000000000000001"}}`: "image",
 	} {
 		h.refused("POST", "/v3/sandboxes", body, 400, skerry.CodeBadRequest, field)
 	}

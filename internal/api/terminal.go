@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,31 +17,30 @@ import (
 )
 
 const (
-	// maxFrame bounds one frame from the client: a start frame with a large
-	// environment, or a paste.
+	// maxFrame limits a frame from the client. A start frame with a large environment
+	// and a paste are large.
 	maxFrame = 1 << 20
-	// startTimeout is how long a client may take to say what to start.
+	// startTimeout is the time that a client has to send the start frame.
 	startTimeout = 15 * time.Second
-	// pingEvery is how often a silent connection is tried, pongWithin how
-	// long the answer may take. They keep proxies from closing the
-	// connection, and find clients that have vanished.
+	// pingEvery is the interval of pings, pongWithin the time for the response. Pings
+	// keep proxies from closing an idle connection, and detect clients that are gone.
 	pingEvery  = 30 * time.Second
 	pongWithin = 30 * time.Second
-	// terminalRead is the size of the pieces that a terminal is read in.
+	// terminalRead is the size of the buffer for a terminal's output.
 	terminalRead = 32 << 10
-	// defaultCols and defaultRows are the size of a VT100's screen.
+	// defaultCols and defaultRows are the size of a VT100.
 	defaultCols, defaultRows = 80, 24
 )
 
-// terminalLink carries a terminal over a WebSocket: binary frames are bytes of
-// the terminal, text frames are control messages in JSON.
+// terminalLink is a terminal over a WebSocket. Binary frames are bytes of the terminal,
+// text frames are control messages in JSON.
 type terminalLink struct {
 	conn      *websocket.Conn
 	log       *slog.Logger
 	requestID string
 	stall     time.Duration
-	// typing is set while the terminal does not take what was typed. Pongs
-	// are not read then, and their absence says nothing about the client.
+	// typing is set while a write to the terminal blocks. Pongs are not read then, so a
+	// missing pong does not mean that the client is gone.
 	typing atomic.Bool
 }
 
@@ -53,35 +51,43 @@ type startFrame struct {
 	Env     []string `json:"env,omitempty"`
 	Cwd     string   `json:"cwd,omitempty"`
 	Sudo    bool     `json:"sudo,omitempty"`
-	Cols    int      `json:"cols,omitempty" min:"0" max:"65535"`
-	Rows    int      `json:"rows,omitempty" min:"0" max:"65535"`
+	Cols    int      `json:"cols,omitempty" min:"0" max:"4096"`
+	Rows    int      `json:"rows,omitempty" min:"0" max:"4096"`
 }
 
 type controlFrame struct {
 	Type string `json:"type" required:"true"`
-	Cols int    `json:"cols,omitempty" min:"0" max:"65535"`
-	Rows int    `json:"rows,omitempty" min:"0" max:"65535"`
+	Cols int    `json:"cols,omitempty" min:"0" max:"4096"`
+	Rows int    `json:"rows,omitempty" min:"0" max:"4096"`
 }
 
-// exitFrame is the last that a client gets of a terminal.
+// exitFrame is the last frame to the client.
 type exitFrame struct {
 	Type string `json:"type"`
 	Code int    `json:"code"`
 }
 
-// errorFrame precedes an exit frame when it was not the command that ended.
+// errorFrame precedes the exit frame if the terminal ended because of an error.
 type errorFrame struct {
 	Type string `json:"type"`
 	errorBody
 }
 
-// serve runs one terminal from its start frame to its end, and closes the
-// connection. open starts the terminal.
-func (l *terminalLink) serve(ctx context.Context, open func(skerry.TerminalParams) (skerry.Terminal, error)) {
-	ctx, cancel := context.WithCancel(ctx)
+// serve serves one terminal from its start frame to its end, and closes the connection.
+// open starts the terminal.
+func (l *terminalLink) serve(parent context.Context, open func(skerry.TerminalParams) (skerry.Terminal, error)) {
+	// A read closes the connection when its context ends. The client must be told before
+	// that.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
 	defer cancel()
+	defer context.AfterFunc(parent, func() {
+		if revoked(parent) {
+			l.sayRevoked()
+		}
+		cancel()
+	})()
 	l.conn.SetReadLimit(maxFrame)
-	// The reading of a connection that is not closed would never end.
+	// A read from a connection that is not closed would never end.
 	defer func() { _ = l.conn.CloseNow() }()
 	p, err := l.readStart(ctx)
 	if err != nil {
@@ -105,7 +111,7 @@ func (l *terminalLink) serve(ctx context.Context, open func(skerry.TerminalParam
 		l.ping(ctx)
 		cancel()
 	}()
-	// Hanging up is what unblocks the copying when the client goes.
+	// If the client is gone, hanging up unblocks the copying.
 	hungUp := make(chan struct{})
 	context.AfterFunc(ctx, func() {
 		defer close(hungUp)
@@ -119,13 +125,14 @@ func (l *terminalLink) serve(ctx context.Context, open func(skerry.TerminalParam
 	<-pinged
 }
 
-// readStart waits for the frame that says what to run.
+// readStart waits for the start frame.
 func (l *terminalLink) readStart(ctx context.Context) (p skerry.TerminalParams, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	kind, data, err := l.conn.Read(ctx)
 	if err != nil {
-		return p, fmt.Errorf("reading the start frame: %w", err)
+		// The client is gone, has sent too much, or nothing.
+		return p, skerry.Errorf(skerry.CodeBadRequest, "the start message did not arrive: %w", err)
 	}
 	if kind != websocket.MessageText {
 		return p, skerry.Invalid("", "the first frame must be a start message")
@@ -138,35 +145,18 @@ func (l *terminalLink) readStart(ctx context.Context) (p skerry.TerminalParams, 
 	if err := bindBody(tree, &f); err != nil {
 		return p, err
 	}
-	return f.params()
+	return f.params(), nil
 }
 
-func (f *startFrame) params() (p skerry.TerminalParams, err error) {
-	switch {
-	case f.Command == "":
-		return p, skerry.Invalid("command", "must not be empty")
-	case len(f.Cwd) > skerry.MaxPathLength:
-		return p, skerry.Invalid("cwd", "is longer than %d bytes", skerry.MaxPathLength)
-	}
-	env := make(map[string]string, len(f.Env))
-	for i, pair := range f.Env {
-		name, value, ok := strings.Cut(pair, "=")
-		if !ok {
-			return p, skerry.Invalid(index("env", i), "must be NAME=value")
-		}
-		env[name] = value
-	}
-	if err := checkEnv("env", env); err != nil {
-		return p, err
-	}
-	// A client without a window of its own names none.
+func (f *startFrame) params() skerry.TerminalParams {
+	// A client without a window sends no size.
 	return skerry.TerminalParams{
 		Name: f.Command, Args: f.Args, Cwd: f.Cwd, Env: f.Env, Sudo: f.Sudo,
 		Cols: uint16(cmp.Or(f.Cols, defaultCols)), Rows: uint16(cmp.Or(f.Rows, defaultRows)),
-	}, nil
+	}
 }
 
-// keys takes what the client types until the connection or the terminal ends.
+// keys copies keystrokes to the terminal, until the connection or the terminal ends.
 func (l *terminalLink) keys(ctx context.Context, term skerry.Terminal) {
 	for {
 		kind, data, err := l.conn.Read(ctx)
@@ -181,16 +171,16 @@ func (l *terminalLink) keys(ctx context.Context, term skerry.Terminal) {
 		_, err = term.Write(data)
 		l.typing.Store(false)
 		if err != nil {
-			// The command has ended or takes nothing more; what it
-			// still shows goes out all the same.
+			// The command has ended or does not read any more. Its remaining output is
+			// still sent.
 			l.discard(ctx, term)
 			return
 		}
 	}
 }
 
-// discard keeps reading a connection whose terminal takes no more input, so
-// that pings are answered and a client that goes is noticed.
+// discard keeps reading from a connection whose terminal accepts no more input, so that
+// pings are answered and the end of the connection is noticed.
 func (l *terminalLink) discard(ctx context.Context, term skerry.Terminal) {
 	for {
 		kind, data, err := l.conn.Read(ctx)
@@ -203,8 +193,8 @@ func (l *terminalLink) discard(ctx context.Context, term skerry.Terminal) {
 	}
 }
 
-// control obeys a message; one that it does not know is ignored, so that
-// clients can be newer than the server.
+// control handles a control message. It ignores unknown messages, so that clients can be
+// newer than the server.
 func (l *terminalLink) control(data []byte, term skerry.Terminal) {
 	tree, err := parseTree(data)
 	if err != nil {
@@ -219,7 +209,7 @@ func (l *terminalLink) control(data []byte, term skerry.Terminal) {
 	}
 }
 
-// show sends what the terminal shows until it ends, and then how it ended.
+// show sends the output of the terminal, and at its end the exit code.
 func (l *terminalLink) show(ctx context.Context, term skerry.Terminal) {
 	buf := make([]byte, terminalRead)
 	for {
@@ -233,7 +223,7 @@ func (l *terminalLink) show(ctx context.Context, term skerry.Terminal) {
 			continue
 		}
 		if !errors.Is(err, io.EOF) {
-			l.fail(ctx, fmt.Errorf("reading a terminal: %w", err))
+			l.fail(ctx, fmt.Errorf("read from a terminal: %w", err))
 			return
 		}
 		break
@@ -246,7 +236,7 @@ func (l *terminalLink) show(ctx context.Context, term skerry.Terminal) {
 	l.exit(ctx, code)
 }
 
-// ping tries the connection until it ends or the client does not answer.
+// ping sends pings until the connection ends or the client does not respond.
 func (l *terminalLink) ping(ctx context.Context) {
 	tick := time.NewTicker(pingEvery)
 	defer tick.Stop()
@@ -274,7 +264,7 @@ func (l *terminalLink) send(ctx context.Context, kind websocket.MessageType, dat
 func (l *terminalLink) sendJSON(ctx context.Context, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encoding a control frame: %w", err)
+		return fmt.Errorf("encode a control frame: %w", err)
 	}
 	return l.send(ctx, websocket.MessageText, data)
 }
@@ -286,12 +276,11 @@ func (l *terminalLink) exit(ctx context.Context, code int) {
 	_ = l.conn.Close(websocket.StatusNormalClosure, "") // the client may have closed first
 }
 
-// fail tells a client why its terminal did not start or did not last: as a
-// message for programs, and on the terminal for people, since the public
-// clients show nothing else.
+// fail sends the reason why a terminal did not start or has ended: as a message for
+// programs, and as output for people, because the public clients show only that.
 func (l *terminalLink) fail(ctx context.Context, cause error) {
 	if ctx.Err() != nil || websocket.CloseStatus(cause) != -1 {
-		return // the client has gone
+		return // the client is gone
 	}
 	status, body := visible(cause, l.requestID)
 	logFailure(ctx, l.log, cause, status)
@@ -302,6 +291,14 @@ func (l *terminalLink) fail(ctx context.Context, cause error) {
 		return
 	}
 	l.exit(ctx, 1)
+}
+
+// sayRevoked tells the client that its token was revoked, if it reads that in time.
+func (l *terminalLink) sayRevoked() {
+	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+	defer cancel()
+	_, body := visible(errRevoked, l.requestID)
+	_ = l.sendJSON(ctx, errorFrame{Type: "error", errorBody: body})
 }
 
 func (l *terminalLink) hangUp(term skerry.Terminal) {

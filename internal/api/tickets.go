@@ -11,24 +11,23 @@ import (
 )
 
 const (
-	// ticketLife is how long the token of a terminal is good.
+	// ticketLife is how long a token for a terminal is valid.
 	ticketLife = 60 * time.Second
-	// maxTickets bounds the tokens that are out at once, maxTicketsEach
-	// those of one project, so that none can use up the others'.
+	// maxTickets limits the valid tokens, maxTicketsEach those of one project, so that
+	// one project does not block others.
 	maxTickets     = 10000
 	maxTicketsEach = 500
 )
 
-// ticketOffice gives out the tokens that open a terminal's WebSocket. A token
-// stands for an identity and a session, is good once, and is kept as a hash
-// only.
+// ticketOffice issues the tokens for the WebSockets of terminals. A token is for one
+// identity and one session. It can be used once. Only its hash is kept.
 type ticketOffice struct {
 	mu   sync.Mutex
 	out  map[[sha256.Size]byte]ticket
 	each map[string]int // by project id
 }
 
-// ticket is what a token stands for.
+// ticket is the identity and the session of a token.
 type ticket struct {
 	identity *skerry.Identity
 	session  string
@@ -50,15 +49,15 @@ func (o *ticketOffice) issue(id *skerry.Identity, session string) (string, error
 		o.sweep()
 	}
 	if len(o.out) >= maxTickets || o.each[project] >= maxTicketsEach {
-		return "", skerry.Errorf(skerry.CodeRateLimited, "too many terminals were asked for and not opened; they expire after %s", ticketLife)
+		return "", skerry.Errorf(skerry.CodeRateLimited, "too many terminal tokens have not been used; each expires after %s", ticketLife)
 	}
 	o.out[sha256.Sum256([]byte(token))] = ticket{identity: id, session: session, expires: time.Now().Add(ticketLife)}
 	o.each[project]++
 	return token, nil
 }
 
-// redeem takes a token back and returns what it stood for. The table is looked
-// up by hash, so that the time it takes tells nothing about the tokens in it.
+// redeem removes a token and returns its ticket. The lookup is by hash, so its time
+// reveals nothing about other tokens.
 func (o *ticketOffice) redeem(token, session string) (ticket, bool) {
 	key := sha256.Sum256([]byte(token))
 	o.mu.Lock()
@@ -71,8 +70,8 @@ func (o *ticketOffice) redeem(token, session string) (ticket, bool) {
 	return t, t.session == session && time.Now().Before(t.expires)
 }
 
-// sweep drops the tokens that were never used. It runs when they are many, so
-// what an idle server keeps is bounded without a goroutine of its own.
+// sweep removes expired tokens. It runs only if there are many, so that no goroutine is
+// needed.
 func (o *ticketOffice) sweep() {
 	now := time.Now()
 	for key, t := range o.out {

@@ -13,16 +13,15 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// A gzip bomb is a small upload that unpacks to much more than an honest one
-// would. Honest ones reach the factor too, a file of zeros does, so it counts
-// only beyond a size that any machine takes in its stride.
+// A gzip bomb is a small upload that unpacks to a huge size. A file of zeros has such a
+// ratio too, so the ratio is limited only beyond a size that every machine can handle.
 const (
-	bombFree  = 512 << 20 // bytes that may unpack at any ratio
-	bombRatio = 200       // beyond them, bytes out for each byte in
+	bombFree  = 512 << 20 // unpacked bytes without a limit of the ratio
+	bombRatio = 200       // beyond them, unpacked bytes for each byte of the upload
 )
 
-// upload reads the tar stream of an upload, which is gzipped or not, within
-// bounds. It remembers why it failed, in terms that the client understands.
+// upload reads the tar stream of an upload, with or without gzip, and limits its size. It
+// keeps its first error, with a message for the client.
 type upload struct {
 	raw   countingReader
 	plain io.Reader
@@ -44,14 +43,14 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// openUpload looks at the first bytes of r to tell gzip from plain tar.
+// openUpload detects gzip by the first bytes of r.
 func openUpload(r io.Reader, limit int64) (*upload, error) {
 	u := &upload{raw: countingReader{r: r}, limit: limit, free: bombFree}
 	buffered := bufio.NewReaderSize(&u.raw, 64<<10)
 	magic, err := buffered.Peek(2)
 	if err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, skerry.Invalid("", "the body is empty; a tar archive, gzipped or not, is needed")
+			return nil, skerry.Invalid("", "the body is empty; send a tar archive, gzipped or not")
 		}
 		return nil, uploadError(err)
 	}
@@ -74,9 +73,9 @@ func (u *upload) Read(p []byte) (int, error) {
 	u.out += int64(n)
 	switch {
 	case u.out > u.limit:
-		err = skerry.Errorf(skerry.CodeTooLarge, "the upload unpacks to more than %d bytes", u.limit)
+		err = skerry.Errorf(skerry.CodeTooLarge, "the upload must unpack to at most %d bytes", u.limit)
 	case u.gz != nil && u.out > u.free && u.out/bombRatio > u.raw.n:
-		err = skerry.Errorf(skerry.CodeTooLarge, "the upload unpacks to more than %d times its size", bombRatio)
+		err = skerry.Errorf(skerry.CodeTooLarge, "the upload must unpack to at most %d times its size", bombRatio)
 	case err != nil && !errors.Is(err, io.EOF):
 		err = uploadError(err)
 	default:
@@ -86,14 +85,14 @@ func (u *upload) Read(p []byte) (int, error) {
 	return 0, err
 }
 
-// Close gives back the decompressor; the request's body is its owner's.
+// Close releases the decompressor. It does not close the body of the request.
 func (u *upload) Close() {
 	if u.gz != nil {
 		_ = u.gz.Close() // reports only what Read already has
 	}
 }
 
-// uploadError says what is wrong with an upload that cannot be read.
+// uploadError returns the error for an upload that cannot be read.
 func uploadError(err error) error {
 	var known *skerry.Error
 	var corrupt flate.CorruptInputError
@@ -102,7 +101,7 @@ func uploadError(err error) error {
 	case errors.As(err, &known):
 		return known
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return skerry.Errorf(skerry.CodeBadRequest, "the upload is cut short: %w", err)
+		return skerry.Errorf(skerry.CodeBadRequest, "the upload was cut short: %w", err)
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, gzip.ErrChecksum), errors.As(err, &corrupt):
 		return skerry.Errorf(skerry.CodeBadRequest, "the upload is not valid gzip: %w", err)
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -111,8 +110,8 @@ func uploadError(err error) error {
 	return skerry.Errorf(skerry.CodeBadRequest, "the upload could not be read: %w", err)
 }
 
-// steadyReader reads a request's body, however long it takes, as long as it
-// keeps coming.
+// steadyReader reads the body of a request. It fails if nothing arrives for a time,
+// and has no limit for all of the body.
 type steadyReader struct {
 	w     *response
 	r     io.Reader
@@ -121,27 +120,33 @@ type steadyReader struct {
 }
 
 func (s *steadyReader) Read(p []byte) (int, error) {
+	if s.w.severed.Load() {
+		return 0, errRevoked
+	}
 	s.w.readWithin(s.stall)
 	n, err := s.r.Read(p)
+	if err != nil && s.w.severed.Load() {
+		err = errRevoked
+	}
 	if errors.Is(err, io.EOF) {
-		// The deadline is on the connection and must not outlive the body.
+		// The deadline belongs to the connection and must not outlive the body.
 		s.w.readForever()
 	}
 	s.err = err
 	return n, err
 }
 
-// What is read of an upload that was refused, so that a client that sends all
-// of it before it reads an answer gets to read this one.
+// Limits of what is read of a refused upload. Some clients read the response only after
+// they have sent everything.
 const (
 	drainBytes = 64 << 20
 	drainTime  = 5 * time.Second
 )
 
-// drain leaves the deadline as it is unless the body has ended: net/http reads
-// on before it sends the answer.
+// drain reads the rest of a refused upload, within limits. It keeps the deadline unless
+// the body has ended, because net/http reads on before it sends the response.
 func (s *steadyReader) drain() {
-	if s.err != nil { // there is no more of it, or it does not come
+	if s.err != nil { // the body has ended or failed
 		return
 	}
 	s.w.readWithin(drainTime)

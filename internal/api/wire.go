@@ -9,46 +9,44 @@ import (
 // The bodies of requests. Responses are the types of package skerry, in the
 // envelopes at the end.
 
-// scopeFields are what a body may say of its scope; the token decides, so they
-// can only agree with it.
+// scopeFields name the scope. They must be that of the token.
 type scopeFields struct {
 	ProjectID string `json:"projectId,omitempty" doc:"Id or name of the token's own project."`
 	TeamID    string `json:"teamId,omitempty" doc:"Id or slug of the token's own team."`
 }
 
 type resourcesRequest struct {
-	VCPUs    *int `json:"vcpus,omitempty" min:"1" max:"1024" doc:"Virtual CPUs."`
-	MemoryMB *int `json:"memory,omitempty" min:"1" max:"16777216" doc:"Memory in MiB; 2048 for each virtual CPU by default."`
+	VCPUs    *int `json:"vcpus,omitempty" min:"1" doc:"Number of virtual CPUs."`
+	MemoryMB *int `json:"memory,omitempty" min:"1" doc:"Memory in MiB; 2048 for each virtual CPU by default."`
 }
 
 type sourceRequest struct {
-	Type       string `json:"type" required:"true" enum:"git|tarball|snapshot" doc:"What the source is. The files of a snapshot are the whole filesystem; the others are unpacked in the working directory."`
-	URL        string `json:"url,omitempty" doc:"Of the repository or tarball."`
-	Depth      int    `json:"depth,omitempty" min:"1" doc:"Commits to fetch, all by default; git alone."`
-	Revision   string `json:"revision,omitempty" doc:"Branch, tag or commit; git alone."`
-	Username   string `json:"username,omitempty" doc:"For the repository; git alone."`
-	Password   string `json:"password,omitempty" doc:"For the repository; git alone."`
-	SnapshotID string `json:"snapshotId,omitempty" doc:"The snapshot; snapshot alone."`
+	Type       string `json:"type" required:"true" enum:"git|tarball|snapshot" doc:"Kind of the source. A snapshot replaces the whole filesystem. The others are unpacked in the working directory."`
+	URL        string `json:"url,omitempty" doc:"URL of the repository or tarball."`
+	Depth      int    `json:"depth,omitempty" min:"1" doc:"Number of commits to fetch; all by default. For git only."`
+	Revision   string `json:"revision,omitempty" doc:"Branch, tag or commit. For git only."`
+	Username   string `json:"username,omitempty" doc:"User name for the repository. For git only."`
+	Password   string `json:"password,omitempty" doc:"Password or access token for the repository. For git only."`
+	SnapshotID string `json:"snapshotId,omitempty" doc:"Id of the snapshot. For snapshot only."`
 }
 
-// unbuiltFields are the fields of sandboxes whose features are not in this
-// version. Each is refused by name unless what it asks for is what happens
-// anyway.
+// unbuiltFields are fields of features that this version does not support. A value is
+// refused unless it asks for what happens anyway.
 type unbuiltFields struct {
 	NetworkID       any      `json:"networkId,omitempty" doc:"Not supported yet."`
 	Region          string   `json:"region,omitempty" doc:"Only local is supported yet."`
 	FailoverRegions []string `json:"failoverRegions,omitempty" doc:"Only an empty list is supported yet."`
 }
 
-// networkFields say what a sandbox may reach.
+// networkFields are the fields for the network policy.
 type networkFields struct {
-	NetworkPolicy *policyRequest `json:"networkPolicy,omitempty" doc:"What the sandbox may reach; everything by default. In an update it is enforced at once in the session that runs, and in later ones."`
+	NetworkPolicy *policyRequest `json:"networkPolicy,omitempty" doc:"Network policy of the sandbox; by default it may reach everything. An update is enforced at once in the running session, and in later ones."`
 }
 
-// mountRequest is a drive at a path.
+// mountRequest is a drive that is mounted at a path.
 type mountRequest struct {
-	Drive string           `json:"drive" required:"true" doc:"Name of the drive, which must exist."`
-	Mode  skerry.MountMode `json:"mode,omitempty" enum:"read-write|snapshot|read-only" doc:"read-write, the default, has the drive itself, which one session has at a time; snapshot has a copy of it as it is when the session starts, for reading. read-only is an old name of snapshot."`
+	Drive string           `json:"drive" required:"true" doc:"Name of an existing drive."`
+	Mode  skerry.MountMode `json:"mode,omitempty" enum:"read-write|snapshot|read-only" doc:"read-write (the default) mounts the drive itself; only one session at a time can do so. snapshot mounts a read-only copy, made when the session starts. read-only is an old name of snapshot."`
 }
 
 func mountsOf(m map[string]mountRequest) map[string]skerry.Mount {
@@ -62,25 +60,26 @@ func mountsOf(m map[string]mountRequest) map[string]skerry.Mount {
 	return mounts
 }
 
-// stateFields say what becomes of a sandbox's files.
+// stateFields are the fields for what is kept of a sandbox's files.
 type stateFields struct {
-	Persistent         *bool             `json:"persistent,omitempty" doc:"Whether the filesystem is kept when a session ends, for the next one; true by default."`
-	SnapshotExpiration *skerry.Duration  `json:"snapshotExpiration,omitempty" doc:"How long snapshots of the sandbox are kept, in ms; 0 is for ever, 30 days by default."`
-	KeepLastSnapshots  *retentionRequest `json:"keepLastSnapshots,omitempty" null:"ClearRetention" doc:"Which of the sandbox's snapshots are kept. In an update, null lifts it."`
+	Persistent         *bool             `json:"persistent,omitempty" doc:"Whether the filesystem is saved when a session ends, for the next session; true by default."`
+	SnapshotExpiration *skerry.Duration  `json:"snapshotExpiration,omitempty" doc:"How long snapshots of the sandbox are kept, in ms; 30 days by default. 0: for ever."`
+	KeepLastSnapshots  *retentionRequest `json:"keepLastSnapshots,omitempty" null:"ClearRetention" doc:"Rule for which of the sandbox's snapshots are kept. In an update, null removes the rule."`
 	ClearRetention     bool              `json:"-"`
 }
 
 type retentionRequest struct {
-	Count         int              `json:"count" required:"true" min:"1" max:"10" doc:"How many of the newest are kept."`
-	Expiration    *skerry.Duration `json:"expiration,omitempty" doc:"How long those are kept, in ms from their creation; 0 is for ever."`
-	DeleteEvicted *bool            `json:"deleteEvicted,omitempty" doc:"Whether the others are deleted at once; otherwise they are kept as snapshotExpiration says. True by default."`
+	Count         int              `json:"count" required:"true" doc:"Number of newest snapshots to keep."`
+	Expiration    *skerry.Duration `json:"expiration,omitempty" doc:"How long these are kept, in ms from their creation. 0: for ever."`
+	DeleteEvicted *bool            `json:"deleteEvicted,omitempty" doc:"Whether all other snapshots are deleted at once; true by default. Otherwise they are kept for snapshotExpiration."`
 }
 
 func (r *retentionRequest) retention() *skerry.Retention {
 	if r == nil {
 		return nil
 	}
-	return &skerry.Retention{Count: r.Count, Expiration: r.Expiration, DeleteEvicted: r.DeleteEvicted}
+	evicted := r.DeleteEvicted == nil || *r.DeleteEvicted
+	return &skerry.Retention{Count: r.Count, Expiration: r.Expiration, DeleteEvicted: &evicted}
 }
 
 type createRequest struct {
@@ -90,17 +89,17 @@ type createRequest struct {
 	networkFields
 	stateFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
-	Runtime   string                  `json:"runtime,omitempty" enum:"node24|node22|python3.13" doc:"Runtime of the default image that is first on PATH; not together with image."`
-	Image     string                  `json:"image,omitempty" doc:"Reference of an OCI image of the installation, the default image if absent."`
-	Source    *sourceRequest          `json:"source,omitempty" doc:"What the working directory is filled from."`
-	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"How long a session lives, in ms; 300000 by default."`
+	Runtime   string                  `json:"runtime,omitempty" enum:"node24|node26|node22|python3.13" doc:"Runtime of the default image that is first on PATH. It cannot be combined with image."`
+	Image     string                  `json:"image,omitempty" doc:"Reference of an OCI image in the installation; the default image if absent."`
+	Source    *sourceRequest          `json:"source,omitempty" doc:"Source of the files in the working directory."`
+	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"Timeout of a session, in ms; 300000 by default."`
 	Resources *resourcesRequest       `json:"resources,omitempty" doc:"Size of the machine."`
 	Env       map[string]string       `json:"env,omitempty" doc:"Default environment of every command."`
-	Tags      map[string]string       `json:"tags,omitempty" doc:"Labels to find the sandbox by."`
-	Mounts    map[string]mountRequest `json:"mounts,omitempty" doc:"Drives, by the absolute path that each is at."`
+	Tags      map[string]string       `json:"tags,omitempty" doc:"Labels for finding the sandbox."`
+	Mounts    map[string]mountRequest `json:"mounts,omitempty" doc:"Drives by mount path, which must be absolute."`
 }
 
-// forkRequest has what shall be otherwise than in the source.
+// forkRequest has the fields that differ from the source.
 type forkRequest struct {
 	scopeFields
 	unbuiltFields
@@ -108,19 +107,19 @@ type forkRequest struct {
 	networkFields
 	stateFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
-	Image     string                  `json:"image,omitempty" doc:"Can only be the source's: its files stand on it."`
-	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"How long a session lives, in ms."`
+	Image     string                  `json:"image,omitempty" doc:"If given, it must be the source's image, because the source's files are a difference to it."`
+	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"Timeout of a session, in ms."`
 	Resources *resourcesRequest       `json:"resources,omitempty" doc:"Size of the machine."`
 	Env       map[string]string       `json:"env,omitempty" doc:"Replaces the source's environment."`
 	Tags      map[string]string       `json:"tags,omitempty" doc:"Replaces the source's tags."`
-	Mounts    map[string]mountRequest `json:"mounts,omitempty" doc:"Replaces the source's drives, of which the fork has snapshots otherwise."`
-	Live      bool                    `json:"live,omitempty" doc:"Take the files of a running source as they are now, instead of those of its current snapshot. An addition to the public API."`
-	Memory    bool                    `json:"memory,omitempty" doc:"Go on with the processes of a running source, which is not stopped, from this moment, in a network of the fork's own: connections of the source are cut off, its commands are not listed, and what they print is dropped. The size cannot be another. Without a running source its current snapshot must hold memory. A session that was itself started from memory, or that has outlived a restart of the server, cannot be forked so (409 conflict). An addition to the public API."`
+	Mounts    map[string]mountRequest `json:"mounts,omitempty" doc:"Replaces the source's drives. If absent, the fork has snapshots of these drives."`
+	Live      bool                    `json:"live,omitempty" doc:"Use the present files of a running source instead of the files of its current snapshot. An addition to the public API."`
+	Memory    bool                    `json:"memory,omitempty" doc:"Copy the processes of a running source too, with their memory. The source is not stopped. The processes continue in the fork, in a network of its own: their connections are closed, the source's commands are not listed in the fork, and the output of these commands is dropped there. The fork must have the size of the source. If the source is not running, its current snapshot must include memory. A session with drives cannot be forked in this way (409 conflict). An addition to the public API."`
 }
 
 type snapshotRequest struct {
-	Expiration *skerry.Duration `json:"expiration,omitempty" doc:"How long it is kept, in ms; 0 is for ever. As the sandbox says by default."`
-	Memory     bool             `json:"memory,omitempty" doc:"Save what runs too: a session that starts from the snapshot goes on with the processes, in a network and under a name of its own. Connections that they had are cut off; commands belong to the session that they were started in, are not listed in the new one, and what they print there is dropped. It can start in a machine of the same size alone, and only with the version of the isolation that it was taken with (422 snapshot_incompatible). A session that was itself started from memory, or that has outlived a restart of the server, cannot be saved so (409 conflict). An addition to the public API."`
+	Expiration *skerry.Duration `json:"expiration,omitempty" doc:"How long it is kept, in ms. 0: for ever. By default the snapshotExpiration of the sandbox."`
+	Memory     bool             `json:"memory,omitempty" doc:"Save the running processes too, with their memory. They continue in each session that starts from the snapshot, in a network and with a hostname of its own. Their connections are closed. Commands belong to the session in which they were started: they are not listed in the new session, and their output there is dropped. A sandbox that starts from the snapshot must have the same size, and the server the version of the isolation that took the snapshot (422 snapshot_incompatible). A session with drives cannot be saved in this way (409 conflict). An addition to the public API."`
 }
 
 type updateRequest struct {
@@ -129,18 +128,18 @@ type updateRequest struct {
 	portFields
 	networkFields
 	stateFields
-	CurrentSnapshotID *string                 `json:"currentSnapshotId,omitempty" doc:"The snapshot that the next session starts from."`
-	Timeout           *skerry.Duration        `json:"timeout,omitempty" notnull:"true" doc:"How long the next session lives, in ms."`
+	CurrentSnapshotID *string                 `json:"currentSnapshotId,omitempty" doc:"Id of the snapshot that the next session starts from."`
+	Timeout           *skerry.Duration        `json:"timeout,omitempty" notnull:"true" doc:"Timeout of the next session, in ms."`
 	Resources         *resourcesRequest       `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`
 	Env               map[string]string       `json:"env,omitempty" notnull:"true" doc:"Replaces the default environment."`
 	Tags              map[string]string       `json:"tags,omitempty" notnull:"true" doc:"Replaces the tags."`
-	Mounts            map[string]mountRequest `json:"mounts,omitempty" notnull:"true" doc:"Replaces the drives of the next session; an empty object leaves none."`
+	Mounts            map[string]mountRequest `json:"mounts,omitempty" notnull:"true" doc:"Replaces the drives of the next session; an empty object removes all."`
 }
 
 type driveRequest struct {
 	scopeFields
 	Region       string `json:"region,omitempty" doc:"Only local is supported."`
-	MaxSizeBytes int64  `json:"maxSizeBytes,omitempty" min:"1" doc:"Size of a new drive, with what its filesystem needs for itself. The size of one that exists stays as it is."`
+	MaxSizeBytes int64  `json:"maxSizeBytes,omitempty" min:"1" doc:"Size of a new drive in bytes, including the filesystem's own data. The size of an existing drive does not change."`
 }
 
 type forkDriveRequest struct {
@@ -149,48 +148,48 @@ type forkDriveRequest struct {
 }
 
 type extendRequest struct {
-	Duration skerry.Duration `json:"duration" required:"true" doc:"What to add to the session's timeout, in ms."`
+	Duration skerry.Duration `json:"duration" required:"true" doc:"Duration to add to the session's timeout, in ms."`
 }
 
 type runRequest struct {
-	Command     string            `json:"command" required:"true" doc:"Path or name of the program."`
-	Args        []string          `json:"args,omitempty" doc:"Its arguments."`
-	Cwd         string            `json:"cwd,omitempty" doc:"Directory to run in; /vercel/sandbox by default."`
-	Env         map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment, and wins over it."`
+	Command     string            `json:"command" required:"true" minlen:"1" doc:"Path or name of the program."`
+	Args        []string          `json:"args,omitempty" doc:"Arguments of the program."`
+	Cwd         string            `json:"cwd,omitempty" doc:"Working directory; /vercel/sandbox by default."`
+	Env         map[string]string `json:"env,omitempty" doc:"Added to the sandbox's environment; overrides variables of the same name."`
 	Sudo        bool              `json:"sudo,omitempty" doc:"Run as root."`
-	Wait        bool              `json:"wait,omitempty" doc:"Answer with a stream that ends with the command."`
-	Logs        bool              `json:"logs,omitempty" doc:"With wait: stream the output too."`
-	Timeout     *skerry.Duration  `json:"timeout,omitempty" doc:"After how many ms the command is killed with SIGKILL; never if absent."`
-	AttachStdin bool              `json:"attachStdin,omitempty" doc:"Give it a standard input that is written to by calls of its own; without, it is empty."`
+	Wait        bool              `json:"wait,omitempty" doc:"Respond with a stream that ends when the command ends."`
+	Logs        bool              `json:"logs,omitempty" doc:"With wait=true: stream the output too."`
+	Timeout     *skerry.Duration  `json:"timeout,omitempty" doc:"Time in ms after which the command is killed with SIGKILL; never if absent."`
+	AttachStdin bool              `json:"attachStdin,omitempty" doc:"Attach a standard input, to be written with writeStdin. Otherwise standard input is empty."`
 }
 
 type stdinRequest struct {
-	Data   string `json:"data,omitempty" doc:"What to write, in base64; nothing if absent."`
-	Offset *int64 `json:"offset,omitempty" min:"0" doc:"Where in the input data begins. What was taken of it before is skipped, so that a call can be repeated; more than was taken is refused."`
-	Close  bool   `json:"close,omitempty" doc:"End the input after data."`
+	Data   string `json:"data,omitempty" doc:"Bytes to write, in base64; nothing if absent."`
+	Offset *int64 `json:"offset,omitempty" min:"0" doc:"Offset in the input at which data begins. Bytes that were written already are skipped, so a call can be repeated. An offset beyond the bytes written so far is refused."`
+	Close  bool   `json:"close,omitempty" doc:"Close the input after data."`
 }
 
 type stdinResponse struct {
-	BytesWritten int64 `json:"bytesWritten" doc:"How much of the input the command was given in all."`
+	BytesWritten int64 `json:"bytesWritten" doc:"Total number of input bytes written to the command."`
 }
 
 type killRequest struct {
-	Signal signalNumber `json:"signal,omitempty" doc:"Number, or name such as SIGKILL; SIGTERM by default."`
+	Signal signalNumber `json:"signal,omitempty" doc:"Signal number, or a name such as SIGKILL; SIGTERM by default."`
 }
 
 type readRequest struct {
-	Path string `json:"path" required:"true" doc:"File to read."`
-	Cwd  string `json:"cwd,omitempty" doc:"Where a relative path starts; /vercel/sandbox by default."`
+	Path string `json:"path" required:"true" minlen:"1" doc:"File to read."`
+	Cwd  string `json:"cwd,omitempty" doc:"Directory that a relative path starts from; /vercel/sandbox by default."`
 }
 
 type mkdirRequest struct {
-	Path      string `json:"path" required:"true" doc:"Directory to make."`
-	Cwd       string `json:"cwd,omitempty" doc:"Where a relative path starts; /vercel/sandbox by default."`
-	Recursive bool   `json:"recursive,omitempty" doc:"Make parents too, and accept a directory that exists."`
+	Path      string `json:"path" required:"true" minlen:"1" doc:"Directory to create."`
+	Cwd       string `json:"cwd,omitempty" doc:"Directory that a relative path starts from; /vercel/sandbox by default."`
+	Recursive bool   `json:"recursive,omitempty" doc:"Create missing parents too, and accept an existing directory."`
 }
 
 type projectRequest struct {
-	Name string `json:"name" required:"true" doc:"The token's own project, or vercel-sandbox-default-project."`
+	Name string `json:"name" required:"true" minlen:"1" doc:"Id or name of the token's own project, or vercel-sandbox-default-project."`
 }
 
 // Query parameters.
@@ -203,73 +202,96 @@ type scopeQuery struct {
 }
 
 type getSandboxQuery struct {
-	Resume bool `json:"resume" doc:"Start a session if none runs, after the stop in progress."`
+	Resume bool `json:"resume" doc:"Start a session if none is running; wait for a stop in progress first."`
+}
+
+// stopQuery is the query of stopSession.
+type stopQuery struct {
+	Force bool `json:"force" doc:"End the session at once, without saving it. A save in progress is abandoned, and the sandbox keeps its last snapshot. An addition to the public API."`
 }
 
 type deleteSandboxQuery struct {
-	DeleteOrphanSnapshots bool `json:"deleteOrphanSnapshots" doc:"Delete snapshots that nothing else uses."`
+	DeleteOrphanSnapshots bool `json:"deleteOrphanSnapshots" doc:"Also delete snapshots of the sandbox that nothing else uses."`
 }
 
 type listSnapshotsQuery struct {
 	Limit     int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
-	Cursor    string `json:"cursor" doc:"The next of the page before."`
-	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"By creation; desc by default."`
-	Name      string `json:"name" doc:"Snapshots of the sandbox of that name alone."`
+	Cursor    string `json:"cursor" doc:"Value of next from the previous page."`
+	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"Order by creation time; desc by default."`
+	Name      string `json:"name" doc:"Only snapshots of the sandbox with this name."`
+	Deleted   *bool  `json:"deleted" doc:"Whether to include deleted and expired snapshots; true by default. They are listed for 30 days. An addition to the public API."`
 }
 
 type listDrivesQuery struct {
 	Limit      int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
-	Cursor     string `json:"cursor" doc:"The next of the page before."`
-	SortBy     string `json:"sortBy" enum:"createdAt|updatedAt|name" doc:"What to order by, createdAt by default."`
+	Cursor     string `json:"cursor" doc:"Value of next from the previous page."`
+	SortBy     string `json:"sortBy" enum:"createdAt|updatedAt|name" doc:"Field to order by; createdAt by default."`
 	SortOrder  string `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
-	NamePrefix string `json:"namePrefix" doc:"What names start with."`
+	NamePrefix string `json:"namePrefix" doc:"Only items whose name has this prefix."`
 }
 
 type treeQuery struct {
-	SnapshotID string `json:"snapshotId" required:"true" doc:"Where the walk begins, and the next of the page before."`
+	SnapshotID string `json:"snapshotId" required:"true" minlen:"1" doc:"Id of the snapshot to start at, or the value of next from the previous page."`
 	Limit      int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
-	SortOrder  string `json:"sortOrder" enum:"asc|desc" doc:"desc, the default, walks to the ancestors, asc to the descendants."`
+	SortOrder  string `json:"sortOrder" enum:"asc|desc" doc:"desc (the default) lists the ancestors, asc the descendants."`
 }
 
 type listSandboxesQuery struct {
 	Limit      int      `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
-	Cursor     string   `json:"cursor" doc:"The next of the page before."`
-	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt|currentSnapshotId" doc:"What to order by, createdAt by default."`
+	Cursor     string   `json:"cursor" doc:"Value of next from the previous page."`
+	SortBy     string   `json:"sortBy" enum:"createdAt|name|statusUpdatedAt|currentSnapshotId" doc:"Field to order by; createdAt by default."`
 	SortOrder  string   `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
-	NamePrefix string   `json:"namePrefix" doc:"What names start with."`
-	Tags       []string `json:"tags" doc:"key:value that a sandbox must carry; all of them if repeated."`
+	NamePrefix string   `json:"namePrefix" doc:"Only items whose name has this prefix."`
+	Tags       []string `json:"tags" doc:"Only sandboxes with this tag, in the form key:value. If repeated, a sandbox must have all of them."`
 }
 
 type listSessionsQuery struct {
-	Name      string `json:"name" doc:"The only sandbox whose sessions are listed."`
+	Name      string `json:"name" doc:"Only sessions of the sandbox with this name."`
 	Limit     int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
-	Cursor    string `json:"cursor" doc:"The next of the page before."`
+	Cursor    string `json:"cursor" doc:"Value of next from the previous page."`
 	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"desc by default."`
 }
 
+type listCommandsQuery struct {
+	Limit     int    `json:"limit" min:"1" max:"100" doc:"Size of a page, 50 by default."`
+	Cursor    string `json:"cursor" doc:"Value of next from the previous page."`
+	SortOrder string `json:"sortOrder" enum:"asc|desc" doc:"Order by start time; asc by default."`
+}
+
+// outputQuery is the query of calls that respond with the output of a command.
+type outputQuery struct {
+	Offsets bool `json:"offsets" doc:"Add to each output line its offset in its stream and the offset of the next one. An addition to the public API."`
+}
+
+type logsQuery struct {
+	Offsets      bool  `json:"offsets" doc:"Add to each output line its offset in its stream and the offset of the next one. An addition to the public API."`
+	StdoutOffset int64 `json:"stdoutOffset" min:"0" doc:"Skip standard output before this offset, in bytes. An addition to the public API."`
+	StderrOffset int64 `json:"stderrOffset" min:"0" doc:"Skip standard error before this offset, in bytes. An addition to the public API."`
+}
+
 type getCommandQuery struct {
-	Wait bool `json:"wait" doc:"Answer once the command has finished."`
+	Wait bool `json:"wait" doc:"Respond when the command has ended."`
 }
 
 type terminalQuery struct {
-	Token string `json:"token" required:"true" doc:"The token of the interactive call; good once, for 60 seconds."`
+	Token string `json:"token" required:"true" doc:"Token from openInteractive. It can be used once, within 60 seconds."`
 }
 
 // Envelopes of responses.
 
 type pagination struct {
-	Count int     `json:"count" doc:"Items on this page."`
-	Next  *string `json:"next" doc:"Cursor of the next page, null on the last."`
+	Count int     `json:"count" doc:"Number of items on this page."`
+	Next  *string `json:"next" doc:"Cursor of the next page; null on the last page."`
 }
 
-// sessionView is a session as the clients know it.
+// sessionView is a session in a response.
 type sessionView struct {
 	skerry.Session
 	ProjectID string `json:"projectId"`
-	// SourceSandboxName is the name that the Python client reads.
+	// SourceSandboxName is read by the Python client.
 	SourceSandboxName string `json:"sourceSandboxName,omitempty"`
-	// InteractivePort is where terminals are served, which is this server's
-	// own port. The public CLI takes a session without one for broken.
+	// InteractivePort is the port for terminals, which is the server's own port. The
+	// public CLI requires it.
 	InteractivePort int `json:"interactivePort"`
 }
 
@@ -277,7 +299,7 @@ type runResponse struct {
 	Sandbox skerry.Sandbox `json:"sandbox"`
 	Session sessionView    `json:"session"`
 	Routes  []skerry.Route `json:"routes"`
-	Resumed bool           `json:"resumed,omitempty" doc:"This call started the session."`
+	Resumed bool           `json:"resumed,omitempty" doc:"True if this call started the session."`
 }
 
 type sandboxResponse struct {
@@ -295,7 +317,7 @@ type sessionResponse struct {
 	Routes  []skerry.Route `json:"routes"`
 }
 
-// pauseResponse answers pause and resume.
+// pauseResponse is the response of pause and resume.
 type pauseResponse struct {
 	Session sessionView `json:"session"`
 }
@@ -307,7 +329,7 @@ type extendResponse struct {
 type stopResponse struct {
 	Session  sessionView      `json:"session"`
 	Sandbox  skerry.Sandbox   `json:"sandbox"`
-	Snapshot *skerry.Snapshot `json:"snapshot,omitempty" doc:"What the stop has saved, if this call or one that it joined did."`
+	Snapshot *skerry.Snapshot `json:"snapshot,omitempty" doc:"Snapshot taken by this stop, or by a concurrent one that this call joined."`
 }
 
 type createSnapshotResponse struct {
@@ -333,16 +355,16 @@ type drivesResponse struct {
 	Pagination pagination     `json:"pagination"`
 }
 
-// treeNode counts in a string, as the public API does.
+// treeNode has its count in a string, as in the public API.
 type treeNode struct {
 	Snapshot skerry.Snapshot   `json:"snapshot"`
-	Siblings []skerry.Snapshot `json:"siblings" doc:"Up to 10 of the newest others with the same parent."`
-	Count    string            `json:"count" doc:"How many have this parent, this one included."`
+	Siblings []skerry.Snapshot `json:"siblings" doc:"Up to 10 of the newest other snapshots with the same parent."`
+	Count    string            `json:"count" doc:"Number of snapshots with this parent, including this one."`
 }
 
 type treeResponse struct {
 	Snapshots  []treeNode `json:"snapshots"`
-	Anchor     *treeNode  `json:"anchor,omitempty" doc:"The snapshot that the walk began at."`
+	Anchor     *treeNode  `json:"anchor,omitempty" doc:"Snapshot at which the list starts."`
 	Pagination pagination `json:"pagination"`
 }
 
@@ -356,12 +378,13 @@ type commandResponse struct {
 }
 
 type commandsResponse struct {
-	Commands []skerry.Command `json:"commands"`
+	Commands   []skerry.Command `json:"commands"`
+	Pagination pagination       `json:"pagination"`
 }
 
 type interactiveResponse struct {
-	URL   string `json:"url" doc:"WebSocket to open with ?token= and the token."`
-	Token string `json:"token" doc:"Good once, for 60 seconds."`
+	URL   string `json:"url" doc:"URL of the WebSocket. Open it with ?token= and the token."`
+	Token string `json:"token" doc:"Token for the WebSocket. It can be used once, within 60 seconds."`
 }
 
 type emptyResponse struct{}
@@ -370,13 +393,15 @@ type statusResponse struct {
 	Status string `json:"status"`
 }
 
-// logLine is one line of a command's output.
+// logLine is a line of output.
 type logLine struct {
 	Stream string `json:"stream" enum:"stdout|stderr"`
+	Offset *int64 `json:"offset,omitempty" doc:"With offsets=true: offset of data in the stream, in bytes as written by the command."`
+	Next   *int64 `json:"next,omitempty" doc:"With offsets=true: offset in the stream at which the next output begins."`
 	Data   string `json:"data"`
 }
 
-// errorLine ends a stream that failed after it began.
+// errorLine is the last line of a stream that failed after its beginning.
 type errorLine struct {
 	Stream string    `json:"stream" enum:"error"`
 	Data   errorBody `json:"data"`
@@ -392,8 +417,8 @@ type user struct {
 	DefaultTeamID string `json:"defaultTeamId"`
 }
 
-// teamView is a team with what the clients look for when they choose one: a
-// role and a plan under which they may make a project.
+// teamView is a team in a response. The clients check the role and the plan before they
+// use a team.
 type teamView struct {
 	skerry.Team
 	Membership membership `json:"membership"`

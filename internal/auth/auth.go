@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +35,7 @@ const maxToken = 256
 
 // cacheFor is how long a token that was found is trusted without a look into
 // the store, and so how long a token that another process revoked still works.
-const cacheFor = 10 * time.Second
+const cacheFor = 2 * time.Second
 
 // touchEvery is how exactly a token's last use is noted.
 const touchEvery = time.Hour
@@ -91,15 +92,39 @@ func (a *Auth) Authenticate(ctx context.Context, token string) (*skerry.Identity
 		c = cached{id: id, expiresAt: t.ExpiresAt, checked: now}
 		a.remember(h, c)
 		if now.Sub(t.LastUsedAt.Time) > touchEvery {
-			if err := a.store.TouchToken(ctx, t.ID, skerry.At(now)); err != nil {
-				return nil, fmt.Errorf("authenticate: %w", err)
-			}
+			a.touch(ctx, t.ID, now)
 		}
 	}
 	if !c.expiresAt.IsZero() && !now.Before(c.expiresAt.Time) {
 		return nil, errToken
 	}
 	return c.id, nil
+}
+
+// touchTimeout bounds the wait for a database that is busy.
+const touchTimeout = time.Second
+
+// touch notes when a token was last used. Nobody is turned away because that
+// cannot be written, least of all who frees a disk that is full; the next look
+// into the store tries again.
+func (a *Auth) touch(ctx context.Context, id string, now time.Time) {
+	ctx, cancel := context.WithTimeout(ctx, touchTimeout)
+	defer cancel()
+	_ = a.store.TouchToken(ctx, id, skerry.At(now))
+}
+
+// Ended returns those of the tokens, by their ids, that were revoked or have
+// expired.
+func (a *Auth) Ended(ctx context.Context, ids []string) ([]string, error) {
+	tokens, err := a.store.Tokens(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for tokens: %w", err)
+	}
+	now, good := time.Now(), map[string]bool{}
+	for _, t := range tokens {
+		good[t.ID] = t.ExpiresAt.IsZero() || now.Before(t.ExpiresAt.Time)
+	}
+	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return good[id] }), nil
 }
 
 func (a *Auth) remember(h [sha256.Size]byte, c cached) {
@@ -139,8 +164,8 @@ func (a *Auth) Bootstrap(ctx context.Context) (*skerry.Project, error) {
 // CreateToken makes a token for a project and returns it; it cannot be had
 // again. A zero lifetime means that it does not expire.
 func (a *Auth) CreateToken(ctx context.Context, projectID, name string, lifetime time.Duration) (string, error) {
-	if name == "" || len(name) > 128 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r == 0x7f }) {
-		return "", skerry.Invalid("name", "must be 1 to 128 printable bytes")
+	if err := skerry.ValidateTokenName("name", name); err != nil {
+		return "", err
 	}
 	if lifetime < 0 {
 		return "", skerry.Invalid("expires", "must not be negative")

@@ -2,6 +2,8 @@ package auth
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,8 +68,14 @@ func TestTokenLife(t *testing.T) {
 			t.Errorf("%s holds the token", f)
 		}
 	}
+	if ended, err := a.Ended(t.Context(), []string{id.TokenID, "tok_none"}); err != nil || len(ended) != 1 || ended[0] != "tok_none" {
+		t.Errorf("ended %v, %v", ended, err)
+	}
 	if err := a.RevokeToken(t.Context(), id.TokenID); err != nil {
 		t.Fatal(err)
+	}
+	if ended, err := a.Ended(t.Context(), []string{id.TokenID}); err != nil || len(ended) != 1 {
+		t.Errorf("ended after the revocation: %v, %v", ended, err)
 	}
 	if _, err := a.Authenticate(t.Context(), token); skerry.CodeOf(err) != skerry.CodeUnauthorized {
 		t.Errorf("a revoked token: %v", err)
@@ -92,6 +100,13 @@ func TestTokenExpires(t *testing.T) {
 	if _, err := a.Authenticate(t.Context(), token); skerry.CodeOf(err) != skerry.CodeUnauthorized {
 		t.Errorf("an expired token: %v", err)
 	}
+	all, err := a.Tokens(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatal(all, err)
+	}
+	if ended, err := a.Ended(t.Context(), []string{all[0].ID}); err != nil || len(ended) != 1 {
+		t.Errorf("what an expired token has open goes on: %v, %v", ended, err)
+	}
 }
 
 func TestTokenNames(t *testing.T) {
@@ -100,5 +115,32 @@ func TestTokenNames(t *testing.T) {
 		if _, err := a.CreateToken(t.Context(), "p", name, 0); skerry.CodeOf(err) != skerry.CodeBadRequest {
 			t.Errorf("CreateToken(%.10q) = %v, want bad_request", name, err)
 		}
+	}
+}
+
+// fullStore is a store whose disk is full: it can be read.
+type fullStore struct{ *store.Store }
+
+func (fullStore) TouchToken(context.Context, string, skerry.Time) error {
+	return errors.New("database or disk is full")
+}
+
+func TestFullDiskTurnsNobodyAway(t *testing.T) {
+	s, err := store.Open(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	a := New(fullStore{s})
+	p, err := a.Bootstrap(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := a.CreateToken(t.Context(), p.ID, "first", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Authenticate(t.Context(), token); err != nil {
+		t.Errorf("Authenticate() = %v", err)
 	}
 }

@@ -4,7 +4,8 @@
 // A blob is whole or not there: a reader never sees half of one, and what Put
 // returned from is still there after a loss of power. Blobs do not change;
 // whoever puts one again under the same key puts the same bytes, so that it
-// matters to nobody which of two concurrent Puts came last.
+// matters to nobody which of two concurrent Puts came last. (The bytes of a sealed
+// blob differ and mean the same.)
 package blob
 
 import (

@@ -327,6 +327,33 @@ func TestS3GoneAndBack(t *testing.T) {
 	}
 }
 
+// TestS3Silent has storage that takes calls and says nothing, or begins an answer
+// and does not go on.
+func TestS3Silent(t *testing.T) {
+	goOn := make(chan struct{})
+	silent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			w.Header().Set("Content-Length", "1000")
+			w.Header().Set("Last-Modified", time.Now().UTC().Format(http.TimeFormat))
+			w.WriteHeader(http.StatusOK)
+			w.(http.Flusher).Flush()
+		}
+		select {
+		case <-r.Context().Done():
+		case <-goOn:
+		}
+	}))
+	defer silent.Close()
+	defer close(goOn)
+	s := openS3(t, blob.S3Config{Endpoint: silent.URL, Bucket: "bucket", AccessKey: "someone", SecretKey: "secret", Timeout: 200 * time.Millisecond})
+	_, err := s.Get(t.Context(), "chunk/a")
+	for what, err := range map[string]error{"Get": err, "Put": s.Put(t.Context(), "chunk/a", []byte("a"))} {
+		if skerry.CodeOf(err) != skerry.CodeUnavailable {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // TestS3Conflict has the storage say a few times that a call met another, and
 // then say nothing else.
 func TestS3Conflict(t *testing.T) {

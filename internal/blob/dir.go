@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/skerry-dev/skerry/internal/atomicfile"
 )
 
 // Dir keeps blobs in a local directory, for one process at a time:
@@ -50,7 +52,7 @@ func OpenDir(path string) (*Dir, error) {
 		}
 	}
 	for _, folder := range []string{filepath.Dir(root), root} {
-		if err := syncPath(folder); err != nil {
+		if err := atomicfile.Sync(folder); err != nil {
 			return nil, fmt.Errorf("open the blob store: %w", err)
 		}
 	}
@@ -96,31 +98,7 @@ func (d *Dir) put(path string, data []byte) error {
 	if err := d.makeFolder(folder); err != nil {
 		return err
 	}
-	tmp, err := writeSynced(d.tmp(), data)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	return syncPath(folder)
-}
-
-// writeSynced writes data to a new file in a folder and returns its path; if
-// that fails there is none.
-func writeSynced(folder string, data []byte) (path string, err error) {
-	f, err := os.CreateTemp(folder, "put-")
-	if err != nil {
-		return "", err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(err, os.Remove(f.Name()))
-	}
-	return f.Name(), nil
+	return atomicfile.WriteDurable(d.tmp(), path, data)
 }
 
 // makeFolder makes a folder below blobs that will be there after a loss of
@@ -137,7 +115,7 @@ func (d *Dir) makeFolder(folder string) error {
 		return err
 	}
 	// Also if it was there: who made it may have died before the sync.
-	if err := syncPath(parent); err != nil {
+	if err := atomicfile.Sync(parent); err != nil {
 		return err
 	}
 	d.made.Store(folder, true)
@@ -245,12 +223,4 @@ func notGone(err error) error {
 		return nil
 	}
 	return err
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -2,15 +2,18 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-func testManager(t *testing.T) *Manager {
+func testManager(t testing.TB) *Manager {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("cgroups are made as root")
@@ -92,6 +95,63 @@ func TestProcessLimit(t *testing.T) {
 	}
 }
 
+// TestWeights has two groups compute on one CPU.
+func TestWeights(t *testing.T) {
+	m := testManager(t)
+	var own, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &own); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if own.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	busy := func(weight int) *Group {
+		g, err := m.Create(fmt.Sprint(weight), Limits{Weight: weight})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := g.Remove(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		cmd := exec.Command("sh", "-c", "read x; while :; do :; done")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		if err := errors.Join(g.Add(cmd.Process.Pid), unix.SchedSetaffinity(cmd.Process.Pid, &one)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(in)
+		return g
+	}
+	light, heavy := busy(100), busy(1000)
+	used := func(g *Group) time.Duration {
+		u, err := g.Usage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.CPU
+	}
+	first := [2]time.Duration{used(light), used(heavy)}
+	for {
+		if a, b := used(light)-first[0], used(heavy)-first[1]; a+b > 500*time.Millisecond {
+			if b < 3*a {
+				t.Errorf("with weights 100 and 1,000 two groups used %v and %v", a, b)
+			}
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func TestRemoveKills(t *testing.T) {
 	m := testManager(t)
 	g, err := m.Create("busy", Limits{})
@@ -147,9 +207,10 @@ func TestParseMounts(t *testing.T) {
 
 func TestBoundHoldsAllGroupsTogether(t *testing.T) {
 	m := testManager(t)
-	if err := m.Bound(3); err != nil {
+	if err := m.Bound(Limits{Processes: 3}); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan error, 2)
 	for _, name := range []string{"one", "two"} {
 		g, err := m.Create(name, Limits{Processes: 100})
 		if err != nil {
@@ -164,7 +225,7 @@ func TestBoundHoldsAllGroupsTogether(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		defer cmd.Wait()
+		go func() { ended <- cmd.Wait() }()
 		defer cmd.Process.Kill()
 		if err := g.Add(cmd.Process.Pid); err != nil {
 			t.Fatal(err)
@@ -190,9 +251,83 @@ func TestBoundHoldsAllGroupsTogether(t *testing.T) {
 			return
 		}
 		select {
+		case err := <-ended:
+			// A shell that cannot fork ends.
+			if err == nil {
+				t.Error("a shell ended without an error")
+			}
+			return
 		case <-deadline:
 			t.Fatalf("%d processes run, want 3", len(one)+len(two))
 		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+func TestBoundOfMemoryHoldsAllGroupsTogether(t *testing.T) {
+	m := testManager(t)
+	if limit, err := m.MemoryLimit(); err != nil || limit != 0 {
+		t.Errorf("without a bound the limit is %d, %v", limit, err)
+	}
+	if err := m.Bound(Limits{MemoryBytes: 64 << 20, Weight: 50}); err != nil {
+		t.Fatal(err)
+	}
+	if limit, err := m.MemoryLimit(); err != nil || limit != 64<<20 {
+		t.Errorf("under a bound of 64 MiB the limit is %d, %v", limit, err)
+	}
+	g, err := m.Create("greedy", Limits{MemoryBytes: 1 << 30, Weight: 400})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Remove(context.Background())
+	// A line without an end, which tail has to hold.
+	cmd := exec.Command("sh", "-c", "read x; head -c 134217728 /dev/zero | tail -n 1 >/dev/null; echo $?; read y")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	if err := g.Add(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in)
+	var code int
+	if _, err := fmt.Fscan(out, &code); err != nil {
+		// The kernel may take the shell, too.
+		code = 137
+	}
+	if code != 137 {
+		t.Errorf("128 MiB under a bound of 64 ended with %d", code)
+	}
+	if err := m.Bound(Limits{MemoryBytes: 1}); err == nil {
+		t.Error("a bound below what is held was set")
+	}
+}
+
+// BenchmarkMemory reads what a group holds, as the node does for each machine.
+func BenchmarkMemory(b *testing.B) {
+	m := testManager(b)
+	g, err := m.Create("one", Limits{MemoryBytes: 64 << 20})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := g.Remove(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := g.PinnedMemory(1 << 20); err != nil {
+			b.Fatal(err)
 		}
 	}
 }

@@ -68,6 +68,9 @@ func (h *v1) create(name string, l Limits) error {
 			return err
 		}
 	}
+	if err := h.weigh(name, l.Weight); err != nil {
+		return err
+	}
 	if l.MemoryBytes > 0 {
 		limit := strconv.FormatInt(l.MemoryBytes, 10)
 		dir := h.dir("memory", name)
@@ -85,8 +88,26 @@ func (h *v1) create(name string, l Limits) error {
 	return nil
 }
 
-func (h *v1) bound(processes int) error {
-	return write(h.dir("pids", ""), "pids.max", strconv.Itoa(processes))
+// weigh writes a weight as version 1 has it: 1,024 is the default.
+func (h *v1) weigh(name string, weight int) error {
+	if weight == 0 {
+		return nil
+	}
+	return write(h.dir("cpu", name), "cpu.shares", strconv.Itoa(weight*1024/100))
+}
+
+func (h *v1) bound(l Limits) error {
+	if l.MemoryBytes > 0 {
+		if err := h.limitMemory("", l.MemoryBytes); err != nil {
+			return err
+		}
+	}
+	if l.Processes > 0 {
+		if err := write(h.dir("pids", ""), "pids.max", strconv.Itoa(l.Processes)); err != nil {
+			return err
+		}
+	}
+	return h.weigh("", l.Weight)
 }
 
 func (h *v1) usage(name string) (Usage, error) {
@@ -94,7 +115,11 @@ func (h *v1) usage(name string) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	mem, err := readInt(h.dir("memory", name), "memory.usage_in_bytes")
+	mem, err := h.memory(name)
+	if err != nil {
+		return Usage{}, err
+	}
+	peak, err := readInt(h.dir("memory", name), "memory.max_usage_in_bytes")
 	if err != nil {
 		return Usage{}, err
 	}
@@ -102,7 +127,31 @@ func (h *v1) usage(name string) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	return Usage{CPU: time.Duration(cpu), MemoryBytes: mem, OOMKills: kills}, nil
+	return Usage{CPU: time.Duration(cpu), MemoryBytes: mem, PeakBytes: peak, OOMKills: kills}, nil
+}
+
+func (h *v1) memory(name string) (int64, error) {
+	return readInt(h.dir("memory", name), "memory.usage_in_bytes")
+}
+
+// noLimit is less than what version 1 shows for no limit, which is the largest
+// number of whole pages.
+const noLimit = 1 << 62
+
+func (h *v1) memoryLimit(name string) (int64, error) {
+	limit, err := readInt(h.dir("memory", name), "memory.limit_in_bytes")
+	if limit >= noLimit {
+		return 0, err
+	}
+	return limit, err
+}
+
+func (h *v1) limitMemory(name string, bytes int64) error {
+	return write(h.dir("memory", name), "memory.limit_in_bytes", strconv.FormatInt(bytes, 10))
+}
+
+func (h *v1) reclaimable(name string) (int64, error) {
+	return sumFields(h.dir("memory", name), "memory.stat", "total_active_file", "total_inactive_file")
 }
 
 func (h *v1) openForClone(string) (*os.File, error) { return nil, nil }

@@ -89,8 +89,11 @@ func (h *v2) create(name string, l Limits) error {
 			return err
 		}
 	}
+	if err := h.weigh(dir, l.Weight); err != nil {
+		return err
+	}
 	if l.MemoryBytes > 0 {
-		if err := write(dir, "memory.max", strconv.FormatInt(l.MemoryBytes, 10)); err != nil {
+		if err := h.limitMemory(name, l.MemoryBytes); err != nil {
 			return err
 		}
 		// Absent where the kernel has no swap accounting.
@@ -104,8 +107,25 @@ func (h *v2) create(name string, l Limits) error {
 	return nil
 }
 
-func (h *v2) bound(processes int) error {
-	return write(h.base, "pids.max", strconv.Itoa(processes))
+func (h *v2) weigh(dir string, weight int) error {
+	if weight == 0 {
+		return nil
+	}
+	return write(dir, "cpu.weight", strconv.Itoa(weight))
+}
+
+func (h *v2) bound(l Limits) error {
+	if l.MemoryBytes > 0 {
+		if err := h.limitMemory("", l.MemoryBytes); err != nil {
+			return err
+		}
+	}
+	if l.Processes > 0 {
+		if err := write(h.base, "pids.max", strconv.Itoa(l.Processes)); err != nil {
+			return err
+		}
+	}
+	return h.weigh(h.base, l.Weight)
 }
 
 func (h *v2) usage(name string) (Usage, error) {
@@ -114,15 +134,37 @@ func (h *v2) usage(name string) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	mem, err := readInt(dir, "memory.current")
+	mem, err := h.memory(name)
 	if err != nil {
+		return Usage{}, err
+	}
+	peak, err := readInt(dir, "memory.peak")
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // Linux 5.19 has it
 		return Usage{}, err
 	}
 	kills, err := readField(dir, "memory.events", "oom_kill")
 	if err != nil {
 		return Usage{}, err
 	}
-	return Usage{CPU: time.Duration(cpu) * time.Microsecond, MemoryBytes: mem, OOMKills: kills}, nil
+	return Usage{CPU: time.Duration(cpu) * time.Microsecond, MemoryBytes: mem, PeakBytes: peak, OOMKills: kills}, nil
+}
+
+func (h *v2) memory(name string) (int64, error) { return readInt(h.dir(name), "memory.current") }
+
+func (h *v2) memoryLimit(name string) (int64, error) {
+	b, err := os.ReadFile(filepath.Join(h.dir(name), "memory.max"))
+	if err != nil || strings.TrimSpace(string(b)) == "max" {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+}
+
+func (h *v2) limitMemory(name string, bytes int64) error {
+	return write(h.dir(name), "memory.max", strconv.FormatInt(bytes, 10))
+}
+
+func (h *v2) reclaimable(name string) (int64, error) {
+	return sumFields(h.dir(name), "memory.stat", "active_file", "inactive_file")
 }
 
 func (h *v2) openForClone(name string) (*os.File, error) {

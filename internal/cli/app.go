@@ -10,24 +10,29 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // The exit codes of the tool's own making; run, exec, sh and connect pass on
 // that of the remote command.
 const (
 	exitFailure = 1
-	exitUsage   = 2
+	exitUsage   = usage.ExitCode
 	// exitOwnFailure is what commands that pass on an exit code end with when
 	// the failure is not the remote command's: the code that docker and
 	// podman use too.
 	exitOwnFailure = 125
-	exitInterrupt  = 130
-	exitPipe       = 141
+	// exitNotFound is that of a remote command that there is not, as a shell
+	// has it.
+	exitNotFound  = 127
+	exitInterrupt = 130
+	exitPipe      = 141
 )
 
 // Env is what the tool gets from the system.
@@ -40,17 +45,21 @@ type Env struct {
 	Now    func() time.Time
 	// OutTTY and ErrTTY say that a person looks at Out and Err.
 	OutTTY, ErrTTY bool
+	// OutWidth is the columns of the terminal Out, 0 if they are not known.
+	OutWidth int
 	// Version is what --version prints.
 	Version string
 }
 
 // System returns the Env of this process.
 func System(version string) Env {
+	width, _, _ := term.GetSize(int(os.Stdout.Fd())) // 0 if it fails
 	return Env{
 		Args: os.Args[1:], In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		Getenv: os.Getenv, Now: time.Now, Version: version,
-		OutTTY: term.IsTerminal(int(os.Stdout.Fd())),
-		ErrTTY: term.IsTerminal(int(os.Stderr.Fd())),
+		OutTTY:   term.IsTerminal(int(os.Stdout.Fd())),
+		ErrTTY:   term.IsTerminal(int(os.Stderr.Fd())),
+		OutWidth: width,
 	}
 }
 
@@ -59,6 +68,7 @@ type app struct {
 	Env
 	flags   scopeFlags
 	signals *signals
+	written *checkedWriter // what Out is
 	out     painter
 	err     painter
 }
@@ -70,14 +80,34 @@ func Main(env Env) int {
 	sig := watchSignals(cancel)
 	defer sig.close()
 	plain := env.Getenv("NO_COLOR") != "" || env.Getenv("TERM") == "dumb"
+	written := &checkedWriter{Writer: env.Out}
+	env.Out = written
 	a := &app{
-		Env: env, signals: sig,
+		Env: env, signals: sig, written: written,
 		out: painter(env.OutTTY && !plain),
 		err: painter(env.ErrTTY && !plain),
 	}
 	root := a.root()
 	cmd, err := root.ExecuteContextC(ctx)
+	if code, ok := errors.AsType[exitCode](err); written.err != nil && (err == nil || ok && code == 0) {
+		err = written.err
+	}
 	return a.report(ctx, cmd, err)
+}
+
+// checkedWriter keeps the first error of writing, so that what prints need not
+// look for it.
+type checkedWriter struct {
+	io.Writer
+	err error
+}
+
+func (w *checkedWriter) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 const rootHelp = `Run code in isolated sandboxes on a Skerry server.
@@ -101,7 +131,7 @@ const rootExample = `  # A command in a new sandbox that is removed afterwards
   sandbox rm demo`
 
 const scopeHelp = `
-Server and credentials, the first that is set counts:
+Server and credentials (the first one that is set is used):
   server    --url, SKERRY_URL, the configuration file, http://127.0.0.1:7700
   token     --token, SKERRY_TOKEN, the configuration file, VERCEL_AUTH_TOKEN, VERCEL_OIDC_TOKEN
   team      --scope (or --team), SKERRY_TEAM, the configuration file, the token's own
@@ -111,27 +141,27 @@ The configuration file is skerry/config.json in $XDG_CONFIG_HOME (default
 colours off.
 
 Exit codes:
-  run, exec, sh and connect end with the exit code of the remote command, and
-  with 125 if something else went wrong. The other commands end with 0, with 1
-  on failure and with 2 if they were called wrongly. 130 is an interrupt
-  (Ctrl-C).
+  run, exec, attach, sh and connect end with the exit code of the remote command,
+  with 127 if there is no such program in the sandbox, and with 125 after any
+  other error. The other commands end with 0, with 1 on failure, and with 2
+  after a usage error. 130 is an interrupt (Ctrl-C).
 `
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use: "sandbox", Short: "Run code in isolated sandboxes", Long: rootHelp, Example: rootExample,
 		Version: a.Version, SilenceErrors: true, SilenceUsage: true,
-		Args: args(cobra.NoArgs), RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args: usage.Args(cobra.NoArgs), RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetArgs(a.Args)
 	root.SetIn(a.In)
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(usage.FlagError)
 	a.flags.register(root)
 	root.AddCommand(
 		a.createCommand(), a.runCommand(), a.shCommand(),
-		a.execCommand(), a.connectCommand(),
+		a.execCommand(), a.attachCommand(), a.connectCommand(),
 		a.listCommand(), a.stopCommand(), a.removeCommand(), a.copyCommand(),
 		a.pauseCommand(), a.resumeCommand(),
 		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(), a.drivesCommand(),
@@ -139,51 +169,29 @@ func (a *app) root() *cobra.Command {
 		a.loginCommand(), a.logoutCommand(),
 	)
 	completion(root)
+	refuseUnknownTopics(root)
 	root.SetUsageTemplate(root.UsageTemplate() + "{{if not .HasParent}}" + scopeHelp + "{{end}}")
 	return root
 }
 
-// usageError is a mistake in how the tool was called.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
-
-// args says by name which of the arguments in a command's usage is missing, or
-// which is one too many. The usage is what it goes by: words in brackets are
-// optional.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, got []string) error {
-		err := check(cmd, got)
-		if err == nil {
-			return nil
+// refuseUnknownTopics makes it an error to ask for the help of a command that is
+// not there; cobra answers with the help of another one.
+func refuseUnknownTopics(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	help, _, _ := root.Find([]string{"help"})
+	show := help.Run
+	help.Run = nil
+	help.RunE = func(cmd *cobra.Command, topic []string) error {
+		target, rest, err := root.Find(topic)
+		if err != nil {
+			target, rest = root, topic
 		}
-		if cmd.HasSubCommands() {
-			return unknownCommand(cmd, got[0])
+		if target.HasSubCommands() && len(rest) > 0 {
+			return usage.Args(cobra.NoArgs)(target, rest)
 		}
-		var needed []string
-		for _, word := range strings.Fields(cmd.Use)[1:] {
-			if word[0] != '[' {
-				needed = append(needed, word)
-			}
-		}
-		switch left := len(needed) - len(got); {
-		case left == 1:
-			return usagef("%s is missing", needed[len(got)])
-		case left > 1:
-			return usagef("%s are missing", strings.Join(needed[len(got):], " and "))
-		}
-		return usagef("%q is one argument too many", got[len(needed)])
+		show(cmd, topic)
+		return nil
 	}
-}
-
-func unknownCommand(cmd *cobra.Command, name string) error {
-	cmd.SuggestionsMinimumDistance = 2
-	if like := cmd.SuggestionsFor(name); len(like) > 0 {
-		return usagef("there is no command %q; did you mean %q?", name, like[0])
-	}
-	return usagef("there is no command %q", name)
 }
 
 // exitCode is an outcome that was told already: the code alone is left.
@@ -204,6 +212,9 @@ func (a *app) report(ctx context.Context, cmd *cobra.Command, err error) int {
 	}
 	if ctx.Err() != nil { // only a signal ends it before its time
 		fmt.Fprintln(a.Err, "Interrupted.")
+		if lost, ok := errors.AsType[*lostCommand](err); ok {
+			fmt.Fprintf(a.Err, "%s the command could not be killed: %s\n", a.err.yellow("Warning:"), lost.hint())
+		}
 		return exitInterrupt
 	}
 	if isBrokenPipe(err) {
@@ -214,14 +225,19 @@ func (a *app) report(ctx context.Context, cmd *cobra.Command, err error) int {
 	if hint != "" {
 		fmt.Fprintf(a.Err, "%s %s\n", a.err.bold("Hint:"), hint)
 	}
-	_, usage := errors.AsType[usageError](err)
-	if usage {
+	_, misused := errors.AsType[usage.Error](err)
+	if misused {
+		if cmd.Name() == "help" { // its own help is not what was asked for
+			cmd = cmd.Root()
+		}
 		fmt.Fprintf(a.Err, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}
 	switch {
+	case cmd.Annotations[passesOn] != "" && client.IsExecutableNotFound(err):
+		return exitNotFound
 	case cmd.Annotations[passesOn] != "":
 		return exitOwnFailure
-	case usage:
+	case misused:
 		return exitUsage
 	}
 	return exitFailure

@@ -1,6 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry/internal/usage"
+)
 
 func (a *app) connectCommand() *cobra.Command {
 	var f execFlags
@@ -11,12 +15,12 @@ The tool ends with the exit code of the shell. While the shell is open, the
 session's timeout is extended as needed.`,
 		Example: `  sandbox connect demo
   sandbox ssh --sudo --workdir /etc demo`,
-		Args:              args(cobra.ExactArgs(1)),
+		Args:              usage.Args(cobra.ExactArgs(1)),
 		Annotations:       map[string]string{passesOn: "yes"},
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if f.timeout.set {
-				return usagef("--timeout does not go with a shell; it stays until you leave it")
+				return usage.Errorf("--timeout does not go with a shell; it stays until you leave it")
 			}
 			if err := a.needTerminal("a shell"); err != nil {
 				return err

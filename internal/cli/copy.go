@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,24 +11,27 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) copyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "copy SOURCE DESTINATION", Aliases: []string{"cp"}, Short: "Copy files into, out of and between sandboxes",
 		Long: `Copy a file, or a directory with everything in it, into or out of a sandbox, or
-from one sandbox to another. A path in a sandbox is written NAME:PATH; one that is
-not absolute starts at /vercel/sandbox. A local path with a colon is written with
-./ or a drive letter before it.
+from one sandbox to another. A path in a sandbox is written NAME:PATH; a relative
+PATH starts at /vercel/sandbox, and an empty one is that directory. Write a local
+path with a colon with ./ or a drive letter before it.
 
-As with cp, a DESTINATION that is a directory or ends with a slash gets the copy
-put into it, else the copy gets that name. Of a directory that comes out of a
-sandbox, device files and links that lead out of it are left out and named.`,
+As with cp, if DESTINATION is a directory or ends with a slash, the copy is put into
+it; otherwise the copy gets that name. Hard links and pipes (FIFOs) are kept on the
+way into a sandbox, also from another one. Files that cannot be copied are left out
+and listed with the reason: sockets and devices, and on the way to this machine also
+pipes, and symbolic links that lead out of the directory.`,
 		Example: `  sandbox cp ./app demo:app
   sandbox cp demo:/var/log/app.log .
   sandbox cp demo:dist ./dist
   sandbox cp one:data.json two:data.json`,
-		Args: args(cobra.ExactArgs(2)),
+		Args: usage.Args(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			src, err := parsePlace(given[0])
 			if err != nil {
@@ -41,7 +45,7 @@ sandbox, device files and links that lead out of it are left out and named.`,
 			done, err := a.copy(cmd.Context(), src, dst)
 			stop()
 			for _, name := range done.Skipped {
-				fmt.Fprintf(a.Err, "%s left out, for safety: %s\n", a.err.yellow("Warning:"), clean(name))
+				fmt.Fprintf(a.Err, "%s left out: %s\n", a.err.yellow("Warning:"), clean(name))
 			}
 			if err != nil {
 				return err
@@ -66,7 +70,7 @@ func (p place) prefix() string {
 // separator or a Windows drive.
 func parsePlace(s string) (place, error) {
 	if s == "" {
-		return place{}, usagef("a path is empty")
+		return place{}, usage.Errorf("a path is empty")
 	}
 	if filepath.IsAbs(s) || filepath.VolumeName(s) != "" || s[0] == '.' {
 		return place{path: s}, nil
@@ -75,8 +79,8 @@ func parsePlace(s string) (place, error) {
 	if !remote || strings.ContainsAny(name, `/\`) {
 		return place{path: s}, nil
 	}
-	if name == "" || path == "" {
-		return place{}, usagef("%q is not of the form NAME:PATH; write a local path with a colon as ./%s", s, s)
+	if name == "" {
+		return place{}, usage.Errorf("%q is not of the form NAME:PATH; write a local path with a colon as ./%s", s, s)
 	}
 	return place{name, path}, nil
 }
@@ -84,9 +88,12 @@ func parsePlace(s string) (place, error) {
 func (a *app) copy(ctx context.Context, src, dst place) (client.Copied, error) {
 	switch {
 	case src.sandbox == "" && dst.sandbox == "":
-		return client.Copied{}, usagef("neither path is in a sandbox; write one as NAME:PATH")
+		return client.Copied{}, usage.Errorf("neither path is in a sandbox; write one as NAME:PATH")
 	case src.sandbox == "":
 		if _, err := os.Stat(src.path); err != nil { // before a session is started for it
+			if errors.Is(err, os.ErrNotExist) {
+				err = fmt.Errorf("there is no file %s on this machine", clean(src.path))
+			}
 			return client.Copied{}, err
 		}
 		sb, err := a.sandbox(ctx, dst.sandbox, true)
@@ -97,7 +104,7 @@ func (a *app) copy(ctx context.Context, src, dst place) (client.Copied, error) {
 	case dst.sandbox == "":
 		return a.copyFrom(ctx, src, dst.path)
 	}
-	return a.copyAcross(ctx, src, dst)
+	return a.copyBetween(ctx, src, dst)
 }
 
 func (a *app) copyFrom(ctx context.Context, src place, local string) (client.Copied, error) {
@@ -106,29 +113,26 @@ func (a *app) copyFrom(ctx context.Context, src place, local string) (client.Cop
 		return client.Copied{}, err
 	}
 	done, err := sb.CopyFrom(ctx, src.path, local)
-	if client.IsNotFound(err) {
-		err = fmt.Errorf("there is no file %s in the sandbox %s", clean(src.path), clean(src.sandbox))
-	}
-	return done, err
+	return done, src.explain(err)
 }
 
-// copyAcross goes through a directory of this machine: what one sandbox hands
-// out is checked before another takes it in.
-func (a *app) copyAcross(ctx context.Context, src, dst place) (done client.Copied, err error) {
-	dir, err := os.MkdirTemp("", "sandbox-cp-")
-	if err != nil {
-		return done, err
+// explain says what is not there, if that is the error.
+func (p place) explain(err error) error {
+	if client.IsNotFound(err) {
+		return fmt.Errorf("there is no file %s in the sandbox %s", clean(p.path), clean(p.sandbox))
 	}
-	defer os.RemoveAll(dir)
-	from, err := a.copyFrom(ctx, src, dir)
+	return err
+}
+
+func (a *app) copyBetween(ctx context.Context, src, dst place) (client.Copied, error) {
+	from, err := a.sandbox(ctx, src.sandbox, true)
 	if err != nil {
-		return from, err
+		return client.Copied{}, err
 	}
-	sb, err := a.sandbox(ctx, dst.sandbox, true)
+	to, err := a.sandbox(ctx, dst.sandbox, true)
 	if err != nil {
-		return from, err
+		return client.Copied{}, err
 	}
-	done, err = sb.CopyTo(ctx, from.Path, dst.path)
-	done.Skipped = from.Skipped
-	return done, err
+	done, err := from.CopyBetween(ctx, src.path, to, dst.path)
+	return done, src.explain(err)
 }

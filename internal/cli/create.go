@@ -11,6 +11,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // createFlags are those of every command that creates a sandbox.
@@ -27,16 +28,18 @@ type createFlags struct {
 	keepLast                           int
 	deleteEvicted, policy              choice
 	allowDomains, allowCIDRs, denyCIDR []string
+	// given reports whether a flag was given.
+	given func(name string) bool
 }
 
 func (f *createFlags) register(cmd *cobra.Command, a *app) {
 	f.registerShared(cmd, a.Getenv)
 	fs := cmd.Flags()
-	fs.StringVar(&f.runtime, "runtime", "", "what comes first on PATH in the default image: node24 (default), node22, python3.13")
-	fs.StringVar(&f.image, "image", "", "OCI image to start from, in place of the default one")
-	fs.StringVarP(&f.snapshot, "snapshot", "s", "", "start from the snapshot of this id")
+	fs.StringVar(&f.runtime, "runtime", "", "runtime that comes first on PATH in the default image: node24 (default), node26, node22, python3.13")
+	fs.StringVar(&f.image, "image", "", "OCI image to start from, instead of the default one")
+	fs.StringVarP(&f.snapshot, "snapshot", "s", "", "id of the snapshot to start from")
 	fs.StringArrayVar(&f.mounts, "mount", nil, "attach a drive: drive:/path[:read-write|snapshot] (repeatable)")
-	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"node24", "node22", "python3.13"}, cobra.ShellCompDirectiveNoFileComp))
+	cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(skerry.Runtimes, cobra.ShellCompDirectiveNoFileComp))
 	cmd.RegisterFlagCompletionFunc("snapshot", func(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		return a.completeSnapshots(cmd, nil, prefix)
 	})
@@ -44,29 +47,30 @@ func (f *createFlags) register(cmd *cobra.Command, a *app) {
 
 // registerShared is for the flags that creating and forking have in common.
 func (f *createFlags) registerShared(cmd *cobra.Command, getenv func(string) string) {
+	f.given = cmd.Flags().Changed
 	fs := cmd.Flags()
 	f.env.getenv = getenv
 	f.snapshotExpiration.none, f.keepFor.none = true, true
 	f.deleteEvicted.choices = []string{"true", "false"}
 	f.policy.choices = []string{"allow-all", "deny-all"}
-	fs.StringVar(&f.name, "name", "", "name, unique in the project (default: made up)")
+	fs.StringVar(&f.name, "name", "", "name, unique in the project (default: generated)")
 	fs.Var(&f.timeout, "timeout", "how long a session may last, such as 30s, 5m or 2h (default 5m)")
 	fs.IntVar(&f.vcpus, "vcpus", 0, "number of virtual CPUs, with 2048 MiB of memory each (default 2)")
 	fs.IntSliceVarP(&f.ports, "publish-port", "p", nil, "make a port reachable from outside (repeatable)")
-	fs.IntSliceVar(&f.privatePorts, "private-port", nil, "the same, for who has a link from \"sandbox url\" alone (repeatable)")
-	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the value from here (repeatable)")
+	fs.IntSliceVar(&f.privatePorts, "private-port", nil, "make a port reachable only for holders of a link from \"sandbox url\" (repeatable)")
+	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the local value (repeatable)")
 	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
 	fs.StringVar(&f.region, "region", "", "region to run in")
 	fs.StringVar(&f.failover, "failover-regions", "", "comma-separated regions to fail over to, or none")
 	fs.StringVar(&f.networkID, "network-id", "", "private network to connect to")
 	fs.Var(&f.snapshotExpiration, "snapshot-expiration", "how long snapshots are kept, or none for ever")
-	fs.IntVar(&f.keepLast, "keep-last-snapshots", 0, "keep only so many snapshots (1 to 10)")
-	fs.Var(&f.keepFor, "keep-last-snapshots-for", "how long those are kept, or none for ever")
-	fs.Var(&f.deleteEvicted, "delete-evicted-snapshots", "delete the others at once (default) or let them expire")
+	fs.IntVar(&f.keepLast, "keep-last-snapshots", 0, "number of snapshots to keep (1 to 10)")
+	fs.Var(&f.keepFor, "keep-last-snapshots-for", "how long the snapshots of --keep-last-snapshots are kept, or none for ever")
+	fs.Var(&f.deleteEvicted, "delete-evicted-snapshots", "delete the snapshots beyond --keep-last-snapshots at once (default) or let them expire")
 	registerPolicy(cmd, &f.policy, &f.allowDomains, &f.allowCIDRs, &f.denyCIDR)
 	fs.BoolVar(&f.nonPersistent, "non-persistent", false, "drop the files when a session ends")
 	fs.BoolVar(&f.persistent, "persistent", false, "keep the files when a session ends, for the next one (default)")
-	fs.BoolVar(&f.silent, "silent", false, "say nothing about the sandbox")
+	fs.BoolVar(&f.silent, "silent", false, "print nothing about the sandbox")
 }
 
 func registerPolicy(cmd *cobra.Command, mode *choice, domains, allow, deny *[]string) {
@@ -75,7 +79,7 @@ func registerPolicy(cmd *cobra.Command, mode *choice, domains, allow, deny *[]st
 	fs.Var(mode, "network-policy", "what the sandbox may reach")
 	fs.StringArrayVar(domains, "allowed-domain", nil, "allow this domain and deny what is not listed; * stands for a label (repeatable)")
 	fs.StringArrayVar(allow, "allowed-cidr", nil, "allow these addresses and deny what is not listed (repeatable)")
-	fs.StringArrayVar(deny, "denied-cidr", nil, "deny these addresses, whatever else is allowed (repeatable)")
+	fs.StringArrayVar(deny, "denied-cidr", nil, "deny these addresses, whatever is allowed, and everything that is not allowed; --allowed-domain '*' allows all other domains (repeatable)")
 }
 
 // policy puts the network flags together; nil if there are none.
@@ -83,11 +87,20 @@ func policy(mode string, domains, allow, deny []string) (*client.NetworkPolicy, 
 	custom := len(domains)+len(allow)+len(deny) > 0
 	switch {
 	case mode != "" && custom:
-		return nil, usagef("--network-policy cannot be combined with --allowed-domain, --allowed-cidr or --denied-cidr")
+		return nil, usage.Errorf("--network-policy cannot be combined with --allowed-domain, --allowed-cidr or --denied-cidr")
 	case mode == "" && !custom:
 		return nil, nil
 	}
 	return &client.NetworkPolicy{Mode: mode, AllowDomains: domains, AllowCIDRs: allow, DenyCIDRs: deny}, nil
+}
+
+// hintPolicy tells that networks which are denied are not all that is, if
+// nothing is allowed.
+func (a *app) hintPolicy(domains, allow, deny []string) {
+	if len(deny) > 0 && len(domains)+len(allow) == 0 {
+		fmt.Fprintf(a.Err, "%s this policy denies everything, because it allows nothing; --allowed-domain '*' allows all domains at other addresses.\n",
+			a.err.bold("Hint:"))
+	}
 }
 
 // options turns the flags into what the client takes.
@@ -97,17 +110,28 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 		Env: f.env.m, Tags: f.tags.m, Ports: allPorts(f.ports, f.privatePorts), PrivatePorts: f.privatePorts, Region: f.region, NetworkID: f.networkID,
 		FailoverRegions: regions(f.failover),
 	}
+	// As it happens when the command that should have given an id has failed.
+	for _, flag := range []struct{ name, value string }{
+		{"name", f.name}, {"snapshot", f.snapshot}, {"image", f.image}, {"runtime", f.runtime},
+		{"region", f.region}, {"failover-regions", f.failover}, {"network-id", f.networkID},
+	} {
+		if flag.value == "" && f.given(flag.name) {
+			return o, usage.Errorf("--%s is empty", flag.name)
+		}
+	}
 	switch {
 	case f.runtime != "" && f.image != "":
-		return o, usagef("--runtime and --image cannot be combined")
+		return o, usage.Errorf("--runtime and --image cannot be combined")
 	case f.snapshot != "" && f.image != "":
-		return o, usagef("--snapshot and --image cannot be combined: a snapshot has its own image")
+		return o, usage.Errorf("--snapshot and --image cannot be combined: a snapshot has its own image")
 	case f.persistent && f.nonPersistent:
-		return o, usagef("--persistent and --non-persistent cannot be combined")
-	case f.vcpus < 0:
-		return o, usagef("--vcpus must be a positive number")
+		return o, usage.Errorf("--persistent and --non-persistent cannot be combined")
+	case f.vcpus < 1 && f.given("vcpus"):
+		return o, usage.Errorf("--vcpus must be a positive number")
+	case (f.keepLast < 1 || f.keepLast > skerry.MaxKeepLast) && f.given("keep-last-snapshots"):
+		return o, usage.Errorf("--keep-last-snapshots must be from 1 to %d; leave it out to keep all", skerry.MaxKeepLast)
 	case f.timeout.set && f.timeout.d <= 0:
-		return o, usagef("--timeout must be longer than nothing")
+		return o, usage.Errorf("--timeout must be positive")
 	}
 	if f.snapshot != "" {
 		o.Source = client.FromSnapshot(f.snapshot)
@@ -135,7 +159,7 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 func (f *createFlags) keep() (*client.KeepLastSnapshots, error) {
 	if f.keepLast == 0 {
 		if f.keepFor.set || f.deleteEvicted.value != "" {
-			return nil, usagef("--keep-last-snapshots-for and --delete-evicted-snapshots need --keep-last-snapshots")
+			return nil, usage.Errorf("--keep-last-snapshots-for and --delete-evicted-snapshots need --keep-last-snapshots")
 		}
 		return nil, nil
 	}
@@ -169,7 +193,7 @@ func mounts(list []string) (map[string]client.Mount, error) {
 	for _, s := range list {
 		parts := strings.Split(s, ":")
 		if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || !strings.HasPrefix(parts[1], "/") {
-			return nil, usagef("--mount %q is not of the form drive:/path or drive:/path:mode", s)
+			return nil, usage.Errorf("--mount %q is not of the form drive:/path or drive:/path:mode", s)
 		}
 		mount := client.Mount{Drive: parts[0]}
 		if len(parts) == 3 {
@@ -184,7 +208,7 @@ func (a *app) createCommand() *cobra.Command {
 	var f createFlags
 	var connect, asJSON bool
 	cmd := &cobra.Command{
-		Use: "create [flags]", Short: "Create a sandbox", Args: args(cobra.NoArgs),
+		Use: "create [flags]", Short: "Create a sandbox", Args: usage.Args(cobra.NoArgs),
 		Long: `Create a sandbox, start its first session, and print its name.
 
 The name goes to standard output, all else to standard error, so that
@@ -192,7 +216,7 @@ The name goes to standard output, all else to standard error, so that
 are saved as a snapshot; the next "sandbox exec" goes on from there. With
 --non-persistent they are dropped, and each session starts anew.
 
-Flags for what the server cannot do yet are passed to it, and it says so.`,
+The server refuses flags for features that it does not have yet.`,
 		Example: `  sandbox create --name demo --timeout 1h --tag team=web
   sandbox create --runtime python3.13 --env API_URL=http://example.com
   sandbox create --snapshot snap_… --keep-last-snapshots 3
@@ -260,6 +284,7 @@ func (a *app) create(ctx context.Context, f *createFlags) (*client.Sandbox, erro
 		return nil, err
 	}
 	if !f.silent {
+		defer a.hintPolicy(f.allowDomains, f.allowCIDRs, f.denyCIDR)
 		took := a.Now().Sub(begin).Round(time.Millisecond)
 		fmt.Fprintf(a.Err, "%s Created sandbox %s in %s.\n", a.err.green("✔"), a.err.cyan(clean(sb.Name())), took)
 		for _, r := range sb.Routes() {

@@ -6,23 +6,25 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) drivesCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "drives", Short: "Make, see and delete drives",
-		Long: `Make, see and delete drives: folders that outlive the sandboxes that they are
-mounted in. One running sandbox has a drive for writing at a time; any number of
-others can have a snapshot of it, which is the drive as it was when they started.`,
+		Use: "drives", Short: "Create, list and delete drives",
+		Long: `Create, list and delete drives. A drive is a folder that outlives the sandboxes in
+which it is mounted. One running sandbox at a time can write to it. Any number of
+others can mount a snapshot of it: a read-only copy, made when they started.`,
 		Example: `  sandbox drives create data --max-size 5GiB
   sandbox create --mount data:/data
   sandbox create --mount data:/data:snapshot`,
-		Args: args(cobra.NoArgs),
+		Args: usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.drivesListCommand(), a.drivesGetCommand(), a.drivesCreateCommand(), a.drivesForkCommand(), a.drivesDeleteCommand())
@@ -34,10 +36,10 @@ func (a *app) drivesListCommand() *cobra.Command {
 	var prefix string
 	sortBy := choice{choices: []string{"createdAt", "updatedAt", "name"}}
 	cmd := &cobra.Command{
-		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List drives", Args: args(cobra.NoArgs),
-		Long: `List the project's drives, the latest first. On a terminal it is a table; piped,
-each line has its fields separated by tabs, and --json gives everything the
-server tells.`,
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List drives", Args: usage.Args(cobra.NoArgs),
+		Long: `List the project's drives, the latest first. On a terminal it is a table of the
+columns that fit; piped, the fields of each line are separated by tabs, and --json
+prints everything that the server returns.`,
 		Example: `  sandbox drives list --name-prefix data-
   sandbox drives ls --json | jq -r '.drives[].name'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -72,7 +74,7 @@ server tells.`,
 		},
 	}
 	f.registerPage(cmd)
-	cmd.Flags().StringVar(&prefix, "name-prefix", "", "only names that begin so")
+	cmd.Flags().StringVar(&prefix, "name-prefix", "", "only names with this prefix")
 	cmd.Flags().Var(&sortBy, "sort-by", "what to sort by (default createdAt, with --name-prefix name)")
 	return cmd
 }
@@ -95,7 +97,8 @@ func (a *app) driveTable(list []skerry.Drive) {
 			plain(or(d.CurrentSandboxName)), plain(or(d.CurrentSessionID)),
 		})
 	}
-	a.table([]string{"NAME", "REGION", "CREATED", "UPDATED", "SIZE", "ATTACHED SANDBOX", "ATTACHED SESSION"}, rows)
+	a.table([]string{"NAME", "REGION", "CREATED", "UPDATED", "SIZE", "ATTACHED SANDBOX", "ATTACHED SESSION"}, rows,
+		"ATTACHED SESSION", "REGION", "UPDATED", "CREATED", "SIZE")
 }
 
 // showDrive prints a drive as fields or as JSON.
@@ -126,8 +129,8 @@ func (a *app) showDrive(d *skerry.Drive, asJSON bool) error {
 func (a *app) drivesGetCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "get [flags] NAME", Short: "Show a drive", Args: args(cobra.ExactArgs(1)),
-		Long:              "Show a drive: its size and the sandbox that has it for writing, if one has.",
+		Use: "get [flags] NAME", Short: "Show a drive", Args: usage.Args(cobra.ExactArgs(1)),
+		Long:              "Show a drive: its size and the sandbox that can write to it, if there is one.",
 		Example:           "  sandbox drives get data",
 		ValidArgsFunction: a.completeDrives,
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -150,9 +153,9 @@ func (a *app) drivesCreateCommand() *cobra.Command {
 	var max, region string
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "get-or-create [flags] NAME", Aliases: []string{"create"}, Short: "Make a drive if there is none of that name", Args: args(cobra.ExactArgs(1)),
-		Long: `Make a drive, unless there is one of that name, and print its name. One that
-exists stays as it is, whatever its size.
+		Use: "get-or-create [flags] NAME", Aliases: []string{"create"}, Short: "Create a drive, unless it exists", Args: usage.Args(cobra.ExactArgs(1)),
+		Long: `Create a drive, unless one of that name exists, and print its name. An existing
+drive is left as it is, whatever its size.
 
 The name goes to standard output, all else to standard error.`,
 		Example: `  sandbox drives create data
@@ -162,7 +165,7 @@ The name goes to standard output, all else to standard error.`,
 			var err error
 			if max != "" {
 				if opts.MaxSizeBytes, err = parseSize(max); err != nil {
-					return usagef("--max-size: %w", err)
+					return usage.Errorf("--max-size: %w", err)
 				}
 			}
 			c, err := a.client()
@@ -175,6 +178,9 @@ The name goes to standard output, all else to standard error.`,
 			stop()
 			if err != nil {
 				return err
+			}
+			if opts.MaxSizeBytes != 0 && d.MaxSizeBytes != opts.MaxSizeBytes {
+				fmt.Fprintf(a.Err, "%s the drive exists, and keeps its size; --max-size is for a new one.\n", a.err.yellow("Warning:"))
 			}
 			return a.showNewDrive(&d, asJSON)
 		},
@@ -198,9 +204,9 @@ func (a *app) showNewDrive(d *skerry.Drive, asJSON bool) error {
 func (a *app) drivesForkCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "fork [flags] SOURCE NAME", Short: "Make a drive with what another has", Args: args(cobra.ExactArgs(2)),
-		Long: `Make a drive with what another has at this moment, as large as that. A sandbox
-that writes to the other goes on, after waiting for the copy.`,
+		Use: "fork [flags] SOURCE NAME", Short: "Create a copy of a drive", Args: usage.Args(cobra.ExactArgs(2)),
+		Long: `Create a drive with the present content and the size of another. A sandbox that
+writes to the source waits for the copy, and then continues.`,
 		Example:           "  sandbox drives fork data data-experiment",
 		ValidArgsFunction: a.completeDrives,
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -227,7 +233,7 @@ var sizeUnits = []string{"", "K", "M", "G", "T"}
 
 // parseSize reads a number of bytes, or one with a unit.
 func parseSize(s string) (int64, error) {
-	bad := fmt.Errorf("%q is not a size; write bytes, or such as 512MiB or 5GiB", s)
+	bad := fmt.Errorf("%q is not a size; write a number of bytes, or a size such as 512MiB or 5GiB", s)
 	digits := strings.TrimRight(s, "KMGTiB")
 	letters := strings.TrimSuffix(s[len(digits):], "B")
 	if len(letters) == 2 {
@@ -243,18 +249,65 @@ func parseSize(s string) (int64, error) {
 
 func (a *app) drivesDeleteCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete NAME [NAME...]", Aliases: []string{"rm", "remove"}, Short: "Delete drives for good", Args: args(cobra.MinimumNArgs(1)),
+		Use: "delete NAME [NAME...]", Aliases: []string{"rm", "remove"}, Short: "Delete drives for good", Args: usage.Args(cobra.MinimumNArgs(1)),
 		Long: `Delete one or more drives, with all files in them, for good. A drive that a
-running sandbox has for writing is refused: stop that one first. If one cannot be
-deleted, the others are all the same, and the tool ends with 1.`,
+running sandbox can write to is refused: stop the sandbox first. If one cannot be
+deleted, the others are deleted anyway, and the tool ends with 1. Sandboxes that
+mount a deleted drive are named: they cannot be resumed without it.`,
 		Example:           "  sandbox drives rm data",
 		ValidArgsFunction: a.completeDrives,
 		RunE: func(cmd *cobra.Command, names []string) error {
-			return a.each(cmd.Context(), "Deleting", "drives", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
+			var mu sync.Mutex
+			var deleted []string
+			err := a.each(cmd.Context(), "Deleting", "drives", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
 				_, err := c.DeleteDrive(ctx, name)
+				if err == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					deleted = append(deleted, name)
+				}
 				return "Deleted " + a.err.cyan(clean(name)) + ".", err
 			})
+			slices.Sort(deleted)
+			a.warnMounted(cmd.Context(), deleted)
+			return err
 		},
+	}
+}
+
+// maxMountedPages bounds the sandboxes that warnMounted looks at.
+const maxMountedPages = 10
+
+// warnMounted names the sandboxes that mount drives which were deleted.
+func (a *app) warnMounted(ctx context.Context, drives []string) {
+	c, err := a.client()
+	if err != nil || len(drives) == 0 {
+		return
+	}
+	users := map[string][]string{}
+	opts := client.ListOptions{Limit: skerry.MaxPageSize}
+	for range maxMountedPages {
+		page, err := c.ListSandboxesPage(ctx, opts)
+		if err != nil {
+			return // the drives are deleted all the same
+		}
+		for i := range page.Items {
+			box := &page.Items[i]
+			for _, m := range box.Mounts {
+				if slices.Contains(drives, m.Drive) && !slices.Contains(users[m.Drive], clean(box.Name)) {
+					users[m.Drive] = append(users[m.Drive], clean(box.Name))
+				}
+			}
+		}
+		if opts.Cursor = page.Next; opts.Cursor == "" {
+			break
+		}
+	}
+	for _, drive := range drives {
+		if list := users[drive]; len(list) > 0 {
+			fmt.Fprintf(a.Err, "%s %s is mounted by %s, which cannot be resumed without it; 'sandbox config mounts NAME' changes what a sandbox mounts.\n",
+				a.err.yellow("Warning:"), clean(drive), strings.Join(list, ", "))
+		}
 	}
 }
 

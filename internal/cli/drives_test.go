@@ -5,13 +5,12 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 func TestDrivesGolden(t *testing.T) {
 	home(t)
-	s := clienttest.New(t)
-	s.Add("demo", skerry.StatusRunning)
+	s := servertest.New(t)
 	for i, test := range []struct {
 		name string
 		tty  bool
@@ -22,6 +21,7 @@ func TestDrivesGolden(t *testing.T) {
 		{"drives-create-tty", true, []string{"drives", "get-or-create", "cache"}},
 		{"drives-create-json", false, []string{"drives", "create", "data", "--json"}},
 		{"drives-create-bad", false, []string{"drives", "create", "data", "--max-size", "5 apples"}},
+		{"drives-create-other-size", false, []string{"drives", "create", "data", "--max-size", "7GiB"}},
 		{"drives-table", true, []string{"drives", "ls"}},
 		{"drives-lines", false, []string{"drives", "ls", "--sort-order", "asc"}},
 		{"drives-prefix", false, []string{"drives", "ls", "--name-prefix", "c"}},
@@ -34,12 +34,15 @@ func TestDrivesGolden(t *testing.T) {
 		{"drives-fork-get", true, []string{"drives", "get", "copy"}},
 		{"drives-get-none", false, []string{"drives", "get", "none"}},
 		{"drives-delete", false, []string{"drives", "delete", "data", "cache", "none"}},
+		{"drives-delete-attached", false, []string{"drives", "delete", "data"}},
 	} {
-		if i == 5 {
-			s.AttachDrive("data", "demo")
+		if i == 6 {
+			// Both sandboxes mount data; the one that runs has it.
+			s.Stop(t, s.Create(t, skerry.CreateParams{Name: "stopped", Mounts: map[string]skerry.Mount{"/c": {Drive: "cache"}, "/d": {Drive: "data"}}}).Session.ID)
+			s.Create(t, skerry.CreateParams{Name: "demo", Mounts: map[string]skerry.Mount{"/d": {Drive: "data"}}})
 		}
 		got := invocation{server: s, tty: test.tty}.run(t, test.argv...)
-		golden(t, test.name, "exit code "+strconv.Itoa(got.code)+"\n--- stdout\n"+got.out+"--- stderr\n"+got.err)
+		golden(t, test.name, s.Mask(t, "exit code "+strconv.Itoa(got.code)+"\n--- stdout\n"+got.out+"--- stderr\n"+got.err))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // execFlags are those of every command that runs a command.
@@ -36,12 +38,12 @@ func (f *execFlags) register(cmd *cobra.Command) {
 func (f *execFlags) registerInteractive(cmd *cobra.Command, short string) {
 	fs := cmd.Flags()
 	fs.BoolVarP(&f.interactive, "interactive", "i", false, "run on a terminal of its own, connected to this one")
-	fs.BoolVarP(&f.tty, "tty", short, false, "accepted for likeness with docker; --interactive does it all")
+	fs.BoolVarP(&f.tty, "tty", short, false, "accepted for compatibility with docker; --interactive is enough")
 }
 
 func (f *execFlags) registerEnv(cmd *cobra.Command, getenv func(string) string) {
 	f.env.getenv = getenv
-	cmd.Flags().VarP(&f.env, "env", "e", "variable KEY=value for the command; KEY alone takes the value from here (repeatable)")
+	cmd.Flags().VarP(&f.env, "env", "e", "variable KEY=value for the command; KEY alone takes the local value (repeatable)")
 }
 
 func (f *execFlags) registerTimeout(cmd *cobra.Command) {
@@ -57,15 +59,16 @@ func (a *app) execCommand() *cobra.Command {
 A sandbox whose session has ended is resumed. Standard output and standard
 error of the command stay apart. The first Ctrl-C interrupts the remote command,
 the second kills it. The command's standard input is empty; use --interactive
-for one that you want to type into.
+to type into it. Piped or redirected input is refused, on Linux: the command
+would not receive it. A shell loop ("while read") may keep its own input.
 
-What follows COMMAND belongs to it, flags included. Output passes as text: bytes
-that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
+Everything after COMMAND is passed to it, also flags. The output is text: bytes that
+are not UTF-8 are replaced. Copy binary files with "sandbox cp".`,
 		Example: `  sandbox exec demo ls -la
   sandbox exec demo --workdir app --env CI=1 -- npm test
   sandbox exec --sudo demo apt-get install -y jq
   sandbox exec -i demo python3`,
-		Args:              args(cobra.MinimumNArgs(1)),
+		Args:              usage.Args(cobra.MinimumNArgs(1)),
 		Annotations:       map[string]string{passesOn: "yes"},
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -74,10 +77,10 @@ that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
 				return err
 			}
 			if f.interactive && f.timeout.set {
-				return usagef("--timeout cannot be combined with --interactive")
+				return usage.Errorf("--timeout cannot be combined with --interactive")
 			}
 			if f.timeout.set && f.timeout.d <= 0 {
-				return usagef("--timeout must be longer than nothing")
+				return usage.Errorf("--timeout must be positive")
 			}
 			sb, err := a.resumed(cmd.Context(), name, f.silent)
 			if err != nil {
@@ -91,7 +94,7 @@ that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
 	f.registerInteractive(cmd, "t")
 	f.registerEnv(cmd, a.Getenv)
 	f.registerTimeout(cmd)
-	cmd.Flags().BoolVar(&f.silent, "silent", false, "say nothing besides what the command says")
+	cmd.Flags().BoolVar(&f.silent, "silent", false, "print nothing but the command's output")
 	return cmd
 }
 
@@ -100,14 +103,14 @@ that are not UTF-8 are replaced; fetch binary files with "sandbox cp".`,
 func splitCommand(cmd *cobra.Command, given []string) (name string, argv []string, err error) {
 	name = given[0]
 	if err := cmd.Flags().Parse(given[1:]); err != nil {
-		return "", nil, usageError{err}
+		return "", nil, usage.Error{Err: err}
 	}
 	if help, _ := cmd.Flags().GetBool("help"); help {
 		return "", nil, errors.Join(cmd.Help(), exitCode(0))
 	}
 	argv = cmd.Flags().Args()
 	if len(argv) == 0 {
-		return "", nil, usagef("COMMAND is missing; for a shell: sandbox connect %s", clean(name))
+		return "", nil, usage.Errorf("COMMAND is missing; for a shell: sandbox connect %s", clean(name))
 	}
 	return name, argv, nil
 }
@@ -149,10 +152,14 @@ func (a *app) exec(ctx context.Context, sb *client.Sandbox, f *execFlags, argv [
 			argv: argv, sudo: f.sudo, dir: f.dir, env: f.env.m, noExtend: f.noExtend, silent: f.silent,
 		})
 	}
-	a.hint(!f.silent, "$ %s", clean(strings.Join(argv, " ")))
+	if givenInput(a.In) {
+		return usage.Errorf("standard input is not passed on to the command: copy the input into the sandbox with 'sandbox cp' and read it there, or add </dev/null")
+	}
+	a.hint(!f.silent, "$ %s", clean(quoted(argv)))
 	cmd := sb.Command(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env, cmd.Sudo, cmd.Timeout = f.dir, f.env.m, f.sudo, f.timeout.d
 	cmd.Stdout, cmd.Stderr = a.Out, a.Err
+	cmd.Reconnect = a.tellReconnect(cmd, f.silent)
 	begin := a.Now()
 	if err := cmd.Start(); err != nil {
 		return err
@@ -160,14 +167,72 @@ func (a *app) exec(ctx context.Context, sb *client.Sandbox, f *execFlags, argv [
 	release := a.signals.handle(a.forward(ctx, cmd, f.silent))
 	err := cmd.Wait()
 	release()
+	if givenInput(a.In) { // it came later
+		fmt.Fprintf(a.Err, "%s standard input was not passed on to the command.\n", a.err.yellow("Warning:"))
+	}
+	return a.ended(ctx, sb, err, f.timeout, a.Now().Sub(begin))
+}
+
+// bare is a word that a shell takes as it is.
+var bare = regexp.MustCompile(`^[\w@%+=:,./-]+$`)
+
+// quoted writes a command as it would be typed into a shell.
+func quoted(argv []string) string {
+	words := make([]string, len(argv))
+	for i, word := range argv {
+		if words[i] = word; !bare.MatchString(word) {
+			words[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// ended returns what the tool ends with after a command that has run for some
+// time, or was waited for in vain.
+func (a *app) ended(ctx context.Context, sb *client.Sandbox, err error, timeout duration, after time.Duration) error {
+	if lost, ok := errors.AsType[*client.LostError](err); ok {
+		return a.lost(sb, lost)
+	}
 	exit, failed := errors.AsType[*client.ExitError](err)
 	if !failed {
 		return err
 	}
 	if exit.Code == 128+int(client.SIGKILL) {
-		a.tellWhyKilled(ctx, sb, f.timeout, a.Now().Sub(begin))
+		a.tellWhyKilled(ctx, sb, timeout, after)
 	}
 	return exitCode(exit.Code)
+}
+
+// tellReconnect returns what says that the connection to a command broke, and
+// that there is one again.
+func (a *app) tellReconnect(cmd *client.Cmd, silent bool) func(error) {
+	return func(err error) {
+		if silent {
+			return
+		}
+		if err == nil {
+			fmt.Fprintf(a.Err, "%s reconnected.\n", a.err.green("✔"))
+			return
+		}
+		fmt.Fprintf(a.Err, "%s the connection broke; the command keeps running as %s. Reconnecting…\n", a.err.yellow("Warning:"), clean(cmd.ID()))
+	}
+}
+
+// lostCommand is a command that cannot be reached, and may run on.
+type lostCommand struct {
+	sandbox string
+	*client.LostError
+}
+
+func (e *lostCommand) Unwrap() error { return e.LostError }
+
+func (a *app) lost(sb *client.Sandbox, err *client.LostError) error {
+	return &lostCommand{sandbox: sb.Name(), LostError: err}
+}
+
+// hint says how to get back to the command.
+func (e *lostCommand) hint() string {
+	return fmt.Sprintf("it may still run; to follow it again: sandbox attach %s %s", clean(e.sandbox), clean(e.Command.ID))
 }
 
 // tellWhyKilled says what killed a command, if it was its own timeout or the

@@ -9,22 +9,25 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) forkCommand() *cobra.Command {
 	var f createFlags
 	var live, memory, connect, asJSON bool
 	cmd := &cobra.Command{
-		Use: "fork [flags] SOURCE", Short: "Create a sandbox from another one", Args: args(cobra.ExactArgs(1)),
+		Use: "fork [flags] SOURCE", Short: "Create a sandbox from another one", Args: usage.Args(cobra.ExactArgs(1)),
 		Long: `Create a sandbox with the configuration and the files of another, start it, and
-print its name. Each flag is in place of what the source has; --env and --tag
-replace all variables and all tags.
+print its name. Flags override the source's configuration; --env and --tag replace
+all variables and all tags.
 
 The files are those of the source's last stop or snapshot, or of its image if
-there was none. With --live they are those of this moment, and the source runs
-on. With --memory the programs go on in the fork too, from this moment: with what
-they have in memory, but in a network of their own, in which connections of the
-source are cut off. The fork has the size of the source then.`,
+there was none. With --live they are the source's present files, and the source
+keeps running. With --memory the fork also continues the source's running programs,
+with their memory but in a network of its own: open connections are cut. The fork
+then has the vCPUs and memory of the source. Random numbers that a program derives
+from a seed in its memory (OpenSSL, Math.random, UUID pools) are the same in source
+and fork; the kernel's are not.`,
 		Example: `  sandbox fork demo --name attempt
   sandbox fork --live demo --vcpus 4 --tag stage=test
   sandbox fork --memory demo
@@ -45,6 +48,9 @@ source are cut off. The fork has the size of the source then.`,
 			sb, err := a.fork(cmd.Context(), given[0], opts, f.silent)
 			if err != nil {
 				return err
+			}
+			if !f.silent {
+				a.hintPolicy(f.allowDomains, f.allowCIDRs, f.denyCIDR)
 			}
 			if asJSON {
 				err = a.json(described(sb))

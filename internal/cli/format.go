@@ -73,8 +73,9 @@ func or(s string) string {
 }
 
 // table writes rows in aligned columns on a terminal, and as lines with tabs
-// between their fields when piped.
-func (a *app) table(title []string, rows [][]cell) {
+// between their fields when piped. The columns in spare, the least important
+// first, are left out on a terminal that is too narrow for them.
+func (a *app) table(title []string, rows [][]cell, spare ...string) {
 	if !a.OutTTY {
 		fmt.Fprintln(a.Out, strings.Join(title, "\t"))
 		for _, row := range rows {
@@ -86,31 +87,68 @@ func (a *app) table(title []string, rows [][]cell) {
 		}
 		return
 	}
-	widths := make([]int, len(title))
 	head := make([]cell, len(title))
 	for i, t := range title {
 		head[i] = cell{t, a.out.bold}
 	}
 	all := append([][]cell{head}, rows...)
+	widths := make([]int, len(title))
 	for _, row := range all {
 		for i, c := range row {
 			widths[i] = max(widths[i], utf8.RuneCountInString(c.text))
 		}
 	}
+	shown := fit(title, widths, a.OutWidth, spare)
 	for _, row := range all {
 		var line strings.Builder
+		gap := 0
 		for i, c := range row {
+			if !shown[i] {
+				continue
+			}
+			line.WriteString(strings.Repeat(" ", gap))
 			text := c.text
 			if c.paint != nil {
 				text = c.paint(text)
 			}
 			line.WriteString(text)
-			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+3))
-			}
+			gap = widths[i] - utf8.RuneCountInString(c.text) + columnGap
 		}
 		fmt.Fprintln(a.Out, strings.TrimRight(line.String(), " "))
 	}
+}
+
+// columnGap is the blanks between two columns.
+const columnGap = 3
+
+// fit says which columns are shown in a terminal of this width: all of them if it
+// is 0. It leaves out those in spare, from the first on, until the others fit,
+// and takes back what one wide column has made room for.
+func fit(title []string, widths []int, width int, spare []string) []bool {
+	shown := make([]bool, len(title))
+	need := -columnGap
+	for i, w := range widths {
+		shown[i] = true
+		need += w + columnGap
+	}
+	if width == 0 {
+		return shown
+	}
+	var out []int
+	for _, name := range spare {
+		if i := slices.Index(title, name); i >= 0 && need > width {
+			shown[i] = false
+			need -= widths[i] + columnGap
+			out = append(out, i)
+		}
+	}
+	for _, i := range slices.Backward(out) {
+		if more := widths[i] + columnGap; need+more <= width {
+			shown[i] = true
+			need += more
+		}
+	}
+	return shown
 }
 
 // json writes v for programs.
@@ -195,6 +233,18 @@ func size(n int64) string {
 		return fmt.Sprintf("%.1f %s", value, units[0])
 	}
 	return fmt.Sprintf("%.0f %s", value, units[0])
+}
+
+// exactSize writes a size without rounding it.
+func exactSize(n int64) string {
+	units := []string{"bytes", "KiB", "MiB", "GiB", "TiB"}
+	for n > 0 && n%1024 == 0 && len(units) > 1 {
+		n, units = n/1024, units[1:]
+	}
+	if n == 1 && units[0] == "bytes" {
+		return "1 byte"
+	}
+	return fmt.Sprintf("%d %s", n, units[0])
 }
 
 // tagList writes tags as k=v, sorted.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // listFlags are those of every listing.
@@ -30,36 +31,53 @@ func (f *listFlags) registerPage(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	f.order.choices = []string{"asc", "desc"}
 	fs.Var(&f.order, "sort-order", "ascending or descending (default desc)")
-	fs.IntVar(&f.limit, "limit", skerry.DefaultPageSize, "how many at most")
-	fs.StringVar(&f.cursor, "cursor", "", "go on where a listing before ended")
+	fs.IntVar(&f.limit, "limit", skerry.DefaultPageSize, "maximum number of rows")
+	fs.StringVar(&f.cursor, "cursor", "", "continue an earlier listing")
 	fs.BoolVar(&f.json, "json", false, "print JSON")
 }
 
 func (f *listFlags) check() error {
 	if f.limit < 1 || f.limit > skerry.MaxPageSize {
-		return usagef("--limit must be between 1 and %d", skerry.MaxPageSize)
+		return usage.Errorf("--limit must be between 1 and %d", skerry.MaxPageSize)
 	}
 	return nil
 }
 
-// firstPage gets pages until one has an item to show, so that what runs is
-// found behind any number of what does not.
-func firstPage[T any](cursor string, get func(cursor string) (client.Page[T], error), show func(T) bool) (client.Page[T], error) {
-	for {
-		page, err := get(cursor)
+// fillPage gets pages until limit items were found that are to be shown, so that
+// what runs is found behind any number of what does not. The cursor of the
+// result is "" if nothing more is to be shown.
+func fillPage[T any](cursor string, limit int, get func(cursor string, limit int) (client.Page[T], error), show func(T) bool) (client.Page[T], error) {
+	out := client.Page[T]{Items: []T{}}
+	for size := skerry.MaxPageSize; ; {
+		page, err := get(cursor, size)
 		if err != nil {
 			return page, err
 		}
-		shown := client.Page[T]{Items: []T{}, Next: page.Next}
+		var found []T
 		for _, item := range page.Items {
 			if show(item) {
-				shown.Items = append(shown.Items, item)
+				found = append(found, item)
 			}
 		}
-		if len(shown.Items) > 0 || page.Next == "" || page.Next == cursor {
-			return shown, nil
+		left := limit - len(out.Items)
+		if left == 0 && len(found) > 0 {
+			return out, nil // there is more, after out.Next
 		}
-		cursor = page.Next
+		if len(found) > left && size > left {
+			// A cursor is at the end of a page: a smaller one is needed.
+			size = left
+			continue
+		}
+		out.Items = append(out.Items, found...)
+		last := page.Next == "" || page.Next == cursor
+		cursor, size = page.Next, skerry.MaxPageSize
+		switch {
+		case last:
+			out.Next = ""
+			return out, nil
+		case left > 0 && left == len(found):
+			out.Next = cursor
+		}
 	}
 }
 
@@ -80,7 +98,7 @@ func paginate[T any](p client.Page[T]) pagination {
 // more tells how to see what follows.
 func (a *app) more(cmd *cobra.Command, next string) {
 	if next != "" {
-		fmt.Fprintf(a.Err, "There is more: add --cursor %s to the command.\n", clean(next))
+		fmt.Fprintf(a.Err, "There is more: repeat the command with\n--cursor %s\n", clean(next))
 	}
 }
 
@@ -90,10 +108,10 @@ func (a *app) listCommand() *cobra.Command {
 	var tags pairs
 	sortBy := choice{choices: []string{"createdAt", "name", "statusUpdatedAt", "currentSnapshotId"}}
 	cmd := &cobra.Command{
-		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List sandboxes", Args: args(cobra.NoArgs),
-		Long: `List the project's sandboxes: those that run, the latest first, unless flags say
-otherwise. On a terminal it is a table; piped, each line has its fields separated
-by tabs, and --json gives everything the server tells.`,
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List sandboxes", Args: usage.Args(cobra.NoArgs),
+		Long: `List the project's running sandboxes, the latest first; flags change both. On a
+terminal it is a table of the columns that fit; when piped, the fields of each line
+are separated by tabs, and --json prints everything that the server returns.`,
 		Example: `  sandbox list --all
   sandbox ls --name-prefix demo- --sort-order asc
   sandbox ls --tag team=web --json | jq -r '.sandboxes[].name'`,
@@ -102,10 +120,10 @@ by tabs, and --json gives everything the server tells.`,
 				return err
 			}
 			if prefix != "" && sortBy.value != "" && sortBy.value != "name" {
-				return usagef("--name-prefix sorts by name; --sort-by %s does not go with it", sortBy.value)
+				return usage.Errorf("--name-prefix sorts by name; --sort-by %s does not go with it", sortBy.value)
 			}
 			opts := client.ListOptions{
-				Limit: f.limit, SortBy: sortBy.value, Ascending: f.order.value == "asc", NamePrefix: prefix, Tags: tags.m,
+				SortBy: sortBy.value, Ascending: f.order.value == "asc", NamePrefix: prefix, Tags: tags.m,
 			}
 			if prefix != "" {
 				opts.SortBy = "name"
@@ -127,7 +145,7 @@ by tabs, and --json gives everything the server tells.`,
 	}
 	f.register(cmd, "sandboxes")
 	fs := cmd.Flags()
-	fs.StringVar(&prefix, "name-prefix", "", "only names that begin so")
+	fs.StringVar(&prefix, "name-prefix", "", "only names with this prefix")
 	fs.Var(&sortBy, "sort-by", "what to sort by (default createdAt)")
 	fs.Var(&tags, "tag", "only those with this tag key=value (repeatable)")
 	return cmd
@@ -139,11 +157,11 @@ func (a *app) listSandboxes(ctx context.Context, opts client.ListOptions, f *lis
 		return client.Page[skerry.Sandbox]{}, err
 	}
 	defer a.spin("Fetching sandboxes…", false)()
-	get := func(cursor string) (client.Page[skerry.Sandbox], error) {
-		opts.Cursor = cursor
+	get := func(cursor string, limit int) (client.Page[skerry.Sandbox], error) {
+		opts.Cursor, opts.Limit = cursor, limit
 		return c.ListSandboxesPage(ctx, opts)
 	}
-	return firstPage(f.cursor, get, func(sb skerry.Sandbox) bool { return f.all || sb.Status == skerry.StatusRunning })
+	return fillPage(f.cursor, f.limit, get, func(sb skerry.Sandbox) bool { return f.all || sb.Status == skerry.StatusRunning })
 }
 
 func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
@@ -158,7 +176,7 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 			timeout = a.ago(sb.ExpiresAt)
 		}
 		row := []cell{
-			plain(sb.Name), a.statusCell(sb.Status), plain(a.ago(sb.CreatedAt)), plain(number(sb.VCPUs)), plain(memory(sb.MemoryMB)),
+			plain(sb.Name), a.statusCell(sb.Status, sb.PausedAt), plain(a.ago(sb.CreatedAt)), plain(number(sb.VCPUs)), plain(memory(sb.MemoryMB)),
 			plain(image(sb.Image, sb.Runtime)), plain(timeout), plain(or(tagList(sb.Tags))),
 		}
 		if all {
@@ -170,7 +188,7 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 		a.nothing("sandbox", all, "sandbox list --all")
 		return
 	}
-	a.table(title, rows)
+	a.table(title, rows, "MEMORY", "TIMEOUT", "VCPUS", "NETWORK (OUT/IN)", "CPU", "IMAGE/RUNTIME", "TAGS", "PORTS", "CREATED")
 }
 
 // nothing says to a person that a listing is empty, in place of a table that
@@ -183,7 +201,10 @@ func (a *app) nothing(what string, all bool, showAll string) {
 	fmt.Fprintf(a.Err, "No %s is running; '%s' shows those that have ended too.\n", what, showAll)
 }
 
-func (a *app) statusCell(s skerry.SessionStatus) cell {
+func (a *app) statusCell(s skerry.SessionStatus, pausedAt skerry.Time) cell {
+	if s == skerry.StatusRunning && !pausedAt.IsZero() {
+		return cell{"paused", a.out.yellow}
+	}
 	return cell{clean(string(s)), func(string) string { return a.out.status(s) }}
 }
 

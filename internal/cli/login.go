@@ -16,6 +16,7 @@ import (
 
 	"github.com/skerry-dev/skerry/client"
 	"github.com/skerry-dev/skerry/internal/config"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 const (
@@ -27,14 +28,14 @@ const (
 
 func (a *app) loginCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "login [flags]", Short: "Store an access token", Args: args(cobra.NoArgs),
+		Use: "login [flags]", Short: "Store an access token", Args: usage.Args(cobra.NoArgs),
 		Long: `Store an access token, and the address of the server it is for, in the
-configuration file, which only you can read. The token is that of --token, or is
-asked for without showing it, or read from standard input; it is checked with the
-server first. --project and --scope are stored too.
+configuration file, which only you can read. The token comes from --token, from a
+prompt that does not show it, or from standard input. It is checked with the server
+first. --project and --scope are stored too.
 
-An administrator of the server makes tokens. "make run" stores the first one by
-itself.`,
+An administrator of the server creates tokens. "make run" stores the first one
+automatically.`,
 		Example: `  sandbox login
   sandbox login --url https://sandboxes.example.com
   sandbox login --token "$TOKEN"
@@ -86,7 +87,7 @@ func (a *app) login(ctx context.Context) error {
 func checkToken(ctx context.Context, c config.Config) error {
 	cl, err := client.New(client.Options{URL: c.URL, Token: c.Token, Team: c.Team, Project: c.Project})
 	if err != nil {
-		return usageError{err}
+		return usage.Error{Err: err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, loginWait)
 	defer cancel()
@@ -111,7 +112,7 @@ func (a *app) askToken(ctx context.Context, server string) (string, error) {
 		return "", err
 	}
 	if token = strings.TrimSpace(token); token == "" {
-		return "", usageError{errors.New("there is no token; give one with --token or type it")}
+		return "", usage.Error{Err: errors.New("there is no token; give one with --token or type it")}
 	}
 	return token, nil
 }

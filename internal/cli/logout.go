@@ -6,11 +6,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry/internal/config"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) logoutCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "logout", Short: "Forget the stored access token", Args: args(cobra.NoArgs),
+		Use: "logout", Short: "Forget the stored access token", Args: usage.Args(cobra.NoArgs),
 		Long: `Remove the access token, the team and the project from the configuration file.
 The server's address stays. The token itself stays valid: have it revoked on the
 server if someone else may know it.`,

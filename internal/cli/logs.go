@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) logsCommand() *cobra.Command {
@@ -14,17 +15,16 @@ func (a *app) logsCommand() *cobra.Command {
 	var session string
 	var limit int
 	cmd := &cobra.Command{
-		Use: "logs --network [flags] NAME", Short: "See what a sandbox was let reach", Args: args(cobra.ExactArgs(1)),
-		Long: `See what the proxy has allowed and denied to a sandbox whose network policy
-lists domains: connections, requests and queries, the latest last. What is denied
-by its address alone is not among them. What a command has printed, "sandbox exec"
-shows.`,
+		Use: "logs --network [flags] NAME", Short: "Show what the network policy of a sandbox allowed and denied", Args: usage.Args(cobra.ExactArgs(1)),
+		Long: `Show what the network policy of a sandbox allowed and denied: connections, requests
+and DNS queries that the proxy decided on, and packets that were denied by their
+address; the latest last. For the output of a command, see "sandbox attach".`,
 		Example: `  sandbox logs --network demo
   sandbox logs --network demo --limit 1000 --json | jq 'select(.allowed | not)'`,
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if !network {
-				return usagef("give --network: it is the only log that a sandbox has")
+				return usage.Errorf("--network is missing: it is the only log of a sandbox")
 			}
 			sb, err := a.sandbox(cmd.Context(), given[0], false)
 			if err != nil {
@@ -50,10 +50,10 @@ shows.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&network, "network", false, "the decisions of the proxy")
-	cmd.Flags().StringVar(&session, "session", "", "of this session of the sandbox (default: the last)")
-	cmd.Flags().IntVar(&limit, "limit", 100, "how many of the newest (1 to 1000)")
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print a line of JSON for each")
+	cmd.Flags().BoolVar(&network, "network", false, "show the network policy's decisions")
+	cmd.Flags().StringVar(&session, "session", "", "session of the sandbox (default: the last)")
+	cmd.Flags().IntVar(&limit, "limit", 100, "number of newest events (1 to 1000)")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print each event as a line of JSON")
 	return cmd
 }
 
@@ -72,5 +72,6 @@ func (a *app) eventTable(events []skerry.NetworkEvent) {
 			plain(e.Reason), plain(out), plain(in),
 		})
 	}
-	a.table([]string{"TIME", "VERDICT", "PROTOCOL", "DOMAIN", "DESTINATION", "REASON", "OUT", "IN"}, rows)
+	a.table([]string{"TIME", "VERDICT", "PROTOCOL", "DOMAIN", "DESTINATION", "REASON", "OUT", "IN"}, rows,
+		"OUT", "IN", "PROTOCOL", "REASON", "TIME")
 }

@@ -6,11 +6,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 func TestNetworkLog(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	home(t)
 	s.Intercept = func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasSuffix(r.URL.Path, "/network-events") {

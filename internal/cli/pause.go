@@ -2,27 +2,33 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) pauseCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "pause NAME [NAME...]", Short: "Have sandboxes stand still, so that they use no CPU", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Have the programs of running sandboxes stand still, in memory: they use no CPU
-until "sandbox resume", or until the next command, file or shell needs them. The
-timeout goes on, and when it is up the sandbox is stopped as ever.`,
+		Use: "pause NAME [NAME...]", Short: "Pause sandboxes, so that they use no CPU", Args: usage.Args(cobra.MinimumNArgs(1)),
+		Long: `Pause running sandboxes: their programs stay in memory and use no CPU until
+"sandbox resume", or until the next command, file transfer or shell resumes them. The
+timeout keeps running, and the sandbox stops when it expires.`,
 		Example:           "  sandbox pause demo\n  sandbox resume demo",
 		ValidArgsFunction: a.completeAll,
 		RunE: func(cmd *cobra.Command, names []string) error {
 			return a.each(cmd.Context(), "Pausing", "sandboxes", names, func(ctx context.Context, c *client.Client, name string) (string, error) {
 				sb, err := c.GetSandbox(ctx, name, client.GetOptions{})
-				if err == nil {
-					err = sb.Pause(ctx)
+				if err != nil {
+					return "", err
 				}
+				if sb.Info().Status.Ended() {
+					return "", fmt.Errorf("%s is not running", clean(name))
+				}
+				err = sb.Pause(ctx)
 				return "Paused " + a.err.cyan(clean(name)) + ".", err
 			})
 		},
@@ -31,10 +37,10 @@ timeout goes on, and when it is up the sandbox is stopped as ever.`,
 
 func (a *app) resumeCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "resume NAME [NAME...]", Short: "Let sandboxes go on", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Let paused sandboxes go on. One that has stopped is started: with the files of
-its last stop or snapshot, and if that was a snapshot with --memory, with the
-programs that ran. Whatever uses a sandbox does the same by itself.`,
+		Use: "resume NAME [NAME...]", Short: "Resume paused or stopped sandboxes", Args: usage.Args(cobra.MinimumNArgs(1)),
+		Long: `Resume paused sandboxes. A stopped one is started from the files of its last stop
+or snapshot and, if that was a snapshot with --memory, with its running programs.
+Commands, file transfers and shells resume a sandbox by themselves.`,
 		Example:           "  sandbox resume demo",
 		ValidArgsFunction: a.completeAll,
 		RunE: func(cmd *cobra.Command, names []string) error {

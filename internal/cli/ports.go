@@ -10,6 +10,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // allPorts are the public and the private ports; nil if there are none.
@@ -26,40 +27,54 @@ func allPorts(public, private []int) []int {
 func (a *app) configPortsCommand() *cobra.Command {
 	var public, private []int
 	cmd := &cobra.Command{
-		Use: "ports [flags] NAME", Short: "Replace the published ports", Args: args(cobra.ExactArgs(1)),
-		Long: `Replace the published ports with those given; with none, publish none. A port
-that was published before keeps its URL. What comes by --private-port is reached
-only with a link that "sandbox url" makes; all others are public.`,
-		Example:           "  sandbox config ports demo -p 3000 --private-port 8080",
-		ValidArgsFunction: a.completeFirst,
-		RunE: func(cmd *cobra.Command, given []string) error {
-			opts := client.UpdateOptions{Ports: allPorts(public, private), PrivatePorts: private}
-			if opts.Ports == nil {
-				opts.Ports = []int{}
+		Use: "ports [flags] NAME", Short: "Show or replace the published ports",
+		Long: `Replace the published ports with those given, or remove them with --none. A port
+that was published before keeps its URL. A port given with --private-port can be
+reached only with a link from "sandbox url"; all others are public. Without flags,
+show them.`,
+		Example: "  sandbox config ports demo\n  sandbox config ports demo -p 3000 --private-port 8080\n  sandbox config ports demo --none",
+	}
+	cmd.Flags().IntSliceVarP(&public, "publish-port", "p", nil, "port to publish (repeatable)")
+	cmd.Flags().IntSliceVar(&private, "private-port", nil, "port to publish for holders of a link (repeatable)")
+	return a.replace(cmd, replacing{
+		what: "published ports", flags: []string{"publish-port", "private-port"},
+		show: func(sb *client.Sandbox) ([]string, [][]cell) {
+			var rows [][]cell
+			for _, r := range sb.Routes() {
+				access := "public"
+				if r.Private {
+					access = "private"
+				}
+				rows = append(rows, []cell{plain(strconv.Itoa(r.Port)), plain(access), plain(r.URL)})
 			}
+			return []string{"PORT", "ACCESS", "URL"}, rows
+		},
+		options: func() (client.UpdateOptions, string, error) {
+			opts := client.UpdateOptions{Ports: allPorts(public, private), PrivatePorts: private}
 			if private == nil {
 				opts.PrivatePorts = []int{}
 			}
-			return a.update(cmd, given[0], opts, "ports "+portList(opts.Ports))
+			if len(opts.Ports) == 0 {
+				opts.Ports = []int{}
+				return opts, "no published ports", nil
+			}
+			return opts, "ports " + portList(opts.Ports), nil
 		},
-	}
-	cmd.Flags().IntSliceVarP(&public, "publish-port", "p", nil, "port to publish (repeatable)")
-	cmd.Flags().IntSliceVar(&private, "private-port", nil, "port to publish for who has a link (repeatable)")
-	return cmd
+	})
 }
 
 func (a *app) urlCommand() *cobra.Command {
 	life := duration{}
 	cmd := &cobra.Command{
-		Use: "url [flags] NAME PORT", Short: "Print the URL of a published port", Args: args(cobra.ExactArgs(2)),
-		Long: `Print the URL at which a published port is reached. That of a private port has a
-token in it: whoever has the link gets in until it expires.`,
+		Use: "url [flags] NAME PORT", Short: "Print the URL of a published port", Args: usage.Args(cobra.ExactArgs(2)),
+		Long: `Print the URL of a published port. The URL of a private port contains a token:
+anyone with the link has access until it expires.`,
 		Example:           "  sandbox url demo 3000\n  curl \"$(sandbox url demo 8080 --expires 1h)\"",
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			port, err := strconv.Atoi(given[1])
 			if err != nil {
-				return usagef("%q is not a port", given[1])
+				return usage.Errorf("%q is not a port", given[1])
 			}
 			sb, err := a.sandbox(cmd.Context(), given[0], false)
 			if err != nil {
@@ -80,7 +95,7 @@ token in it: whoever has the link gets in until it expires.`,
 			return nil
 		},
 	}
-	cmd.Flags().Var(&life, "expires", "how long the link to a private port is good (default 24h)")
+	cmd.Flags().Var(&life, "expires", "how long the link to a private port is valid (default 24h)")
 	return cmd
 }
 

@@ -13,8 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 // beTool makes this test binary the tool, for the tests that need a process of
@@ -30,11 +29,11 @@ func TestMain(m *testing.M) {
 
 // tool returns a process of the tool, which is killed if the test takes too
 // long.
-func tool(t *testing.T, s *clienttest.Server, argv ...string) *exec.Cmd {
+func tool(t *testing.T, s *servertest.Server, argv ...string) *exec.Cmd {
 	t.Helper()
 	home(t)
 	cmd := exec.CommandContext(t.Context(), os.Args[0], argv...)
-	cmd.Env = append(os.Environ(), beTool+"=1", "SKERRY_URL="+s.URL, "SKERRY_TOKEN="+clienttest.Token, "NO_COLOR=1")
+	cmd.Env = append(os.Environ(), beTool+"=1", "SKERRY_URL="+s.URL, "SKERRY_TOKEN="+s.Token, "NO_COLOR=1")
 	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
 	t.Cleanup(func() { timer.Stop() })
 	return cmd
@@ -72,7 +71,7 @@ func code(err error) int {
 }
 
 func TestInterruptReachesTheRemoteCommand(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	cmd := tool(t, s, "run", "--rm", "sh", "-c", `trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.02; done`)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -94,7 +93,7 @@ func TestInterruptReachesTheRemoteCommand(t *testing.T) {
 }
 
 func TestSecondInterruptKills(t *testing.T) {
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	cmd := tool(t, s, "run", "--rm", "sh", "-c", `trap 'echo ignored' INT; echo ready; while :; do sleep 0.02; done`)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -111,15 +110,15 @@ func TestSecondInterruptKills(t *testing.T) {
 	if got := code(cmd.Wait()); got != 137 {
 		t.Errorf("exit code %d", got)
 	}
-	s.WaitCommands()
+	s.Node.AwaitCommands()
 	if len(s.Requests("DELETE")) != 1 {
 		t.Error("--rm was forgotten")
 	}
 }
 
 func TestTerminateIsForwarded(t *testing.T) {
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusRunning)
+	s := servertest.New(t)
+	s.Add(t, "box")
 	cmd := tool(t, s, "exec", "box", "sh", "-c", `echo ready; exec sleep 60`)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -136,8 +135,8 @@ func TestTerminateIsForwarded(t *testing.T) {
 }
 
 func TestClosedPipeEndsTheRemoteCommand(t *testing.T) {
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusRunning)
+	s := servertest.New(t)
+	s.Add(t, "box")
 	cmd := tool(t, s, "exec", "box", "sh", "-c", "while :; do echo y; sleep 0.01; done")
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
@@ -153,12 +152,12 @@ func TestClosedPipeEndsTheRemoteCommand(t *testing.T) {
 	if got := code(cmd.Wait()); got != exitPipe || errs.Len() != 0 {
 		t.Errorf("exit code %d, stderr %q", got, errs.String())
 	}
-	s.WaitCommands()
+	s.Node.AwaitCommands()
 }
 
 func TestOutputIsStreamedByteByByte(t *testing.T) {
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusRunning)
+	s := servertest.New(t)
+	s.Add(t, "box")
 	cmd := tool(t, s, "exec", "box", "sh", "-c", `printf 'no newline'; while [ ! -e go ]; do sleep 0.01; done; printf '\0\033\r\n'`)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -169,7 +168,7 @@ func TestOutputIsStreamedByteByByte(t *testing.T) {
 	}
 	r := bufio.NewReader(out)
 	reads(t, r, "no newline")
-	if err := os.WriteFile(s.WorkDir("box")+"/go", nil, 0o644); err != nil {
+	if err := os.WriteFile(s.WorkDir(t, "box")+"/go", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	rest, err := io.ReadAll(r)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // leaveWait bounds what --rm and --stop do at the end, also when the command
@@ -24,22 +25,22 @@ func (a *app) runCommand() *cobra.Command {
 		Long: `Create a sandbox, run a command in it, and end with the command's exit code.
 
 With --name, an existing sandbox of that name is used if there is one. The
-sandbox stays until its timeout unless --rm or --stop is given. The command's
-output is all that goes to standard output. The first Ctrl-C interrupts the
-remote command, the second kills it; --rm and --stop are honoured all the same.
+sandbox stays until its timeout unless --rm or --stop is given. Only the command's
+output goes to standard output. The first Ctrl-C interrupts the
+remote command, the second kills it; --rm and --stop still apply.
 
-What follows COMMAND belongs to it, flags included. Different from the npm tool,
-the sandbox's name is not written to standard output. A sandbox that is made for
---rm is not persistent: nothing of it is saved.`,
+Everything after COMMAND is passed to it, also flags. Unlike the npm tool, this one
+does not print the sandbox's name to standard output. A sandbox created with --rm is
+not persistent: nothing of it is saved.`,
 		Example: `  sandbox run --rm -- node -e 'console.log(1 + 1)'
   sandbox run --runtime python3.13 --rm python3 -c 'print(1 + 1)'
   sandbox run --name demo --timeout 1h --stop npm test
   sandbox run --rm -i bash`,
-		Args:        args(cobra.MinimumNArgs(1)),
+		Args:        usage.Args(cobra.MinimumNArgs(1)),
 		Annotations: map[string]string{passesOn: "yes"},
 		RunE: func(cmd *cobra.Command, argv []string) error {
 			if remove && stop {
-				return usagef("--rm and --stop exclude each other")
+				return usage.Errorf("--rm and --stop cannot be combined")
 			}
 			if f.interactive || connect {
 				if err := a.needTerminal("an interactive command"); err != nil {
@@ -94,6 +95,10 @@ func (a *app) runSandbox(ctx context.Context, f *createFlags) (*client.Sandbox, 
 func (a *app) leave(ctx context.Context, sb *client.Sandbox, remove, stop, silent bool, fn func() error) error {
 	err := fn()
 	if !remove && !stop {
+		return err
+	}
+	if _, lost := errors.AsType[*lostCommand](err); lost && ctx.Err() == nil {
+		fmt.Fprintf(a.Err, "%s the sandbox %s was left as it is, because its command may still run.\n", a.err.yellow("Warning:"), clean(sb.Name()))
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveWait)

@@ -7,14 +7,15 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) sessionsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "sessions", Short: "See the sessions of a sandbox",
-		Long:    "See the sessions of a sandbox: each is one run of it, from its start to its stop.",
+		Use: "sessions", Short: "List the sessions of a sandbox",
+		Long:    "List the sessions of a sandbox: each is one run of it, from its start to its stop.",
 		Example: "  sandbox sessions list demo --all",
-		Args:    args(cobra.NoArgs),
+		Args:    usage.Args(cobra.NoArgs),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.sessionsListCommand())
@@ -24,7 +25,7 @@ func (a *app) sessionsCommand() *cobra.Command {
 func (a *app) sessionsListCommand() *cobra.Command {
 	var f listFlags
 	cmd := &cobra.Command{
-		Use: "list [flags] NAME", Aliases: []string{"ls"}, Short: "List the sessions of a sandbox", Args: args(cobra.ExactArgs(1)),
+		Use: "list [flags] NAME", Aliases: []string{"ls"}, Short: "List the sessions of a sandbox", Args: usage.Args(cobra.ExactArgs(1)),
 		Long: `List the sessions of a sandbox: the one that runs, or with --all those that have
 ended too, the latest first.`,
 		Example: `  sandbox sessions list demo --all
@@ -42,12 +43,12 @@ ended too, the latest first.`,
 			if err != nil {
 				return err
 			}
-			get := func(cursor string) (client.Page[skerry.Session], error) {
+			get := func(cursor string, limit int) (client.Page[skerry.Session], error) {
 				return c.ListSessionsPage(cmd.Context(), sb.Name(), client.SessionOptions{
-					Limit: f.limit, Cursor: cursor, Ascending: f.order.value == "asc",
+					Limit: limit, Cursor: cursor, Ascending: f.order.value == "asc",
 				})
 			}
-			page, err := firstPage(f.cursor, get, func(s skerry.Session) bool { return f.all || s.Status == skerry.StatusRunning })
+			page, err := fillPage(f.cursor, f.limit, get, func(s skerry.Session) bool { return f.all || s.Status == skerry.StatusRunning })
 			if err != nil {
 				return err
 			}
@@ -85,7 +86,7 @@ func (a *app) sessionTable(list []skerry.Session, all bool) {
 			duration = span(time.Duration(s.Duration))
 		}
 		row := []cell{
-			plain(s.ID), a.statusCell(s.Status), plain(a.ago(s.CreatedAt)), plain(number(s.VCPUs)), plain(memory(s.MemoryMB)),
+			plain(s.ID), a.statusCell(s.Status, s.PausedAt), plain(a.ago(s.CreatedAt)), plain(number(s.VCPUs)), plain(memory(s.MemoryMB)),
 			plain(image(s.Image, s.Runtime)), plain(timeout), plain(duration),
 		}
 		if all {
@@ -97,5 +98,5 @@ func (a *app) sessionTable(list []skerry.Session, all bool) {
 		}
 		rows = append(rows, row)
 	}
-	a.table(title, rows)
+	a.table(title, rows, "MEMORY", "TIMEOUT", "VCPUS", "NETWORK (OUT/IN)", "CPU", "IMAGE/RUNTIME", "STARTED FROM", "DURATION", "CREATED")
 }

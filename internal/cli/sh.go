@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) shCommand() *cobra.Command {
@@ -18,7 +20,7 @@ shell. While the shell is open, the session's timeout is extended as needed.`,
 		Annotations: map[string]string{passesOn: "yes"},
 		Args: func(_ *cobra.Command, given []string) error {
 			if len(given) > 0 {
-				return usagef("sh opens a plain shell and takes no command; for a command of your own: sandbox run -i %s",
+				return usage.Errorf("sh opens a plain shell and takes no command; for a command of your own: sandbox run -i %s",
 					strings.Join(given, " "))
 			}
 			return nil

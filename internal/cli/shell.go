@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // shellOptions describe an interactive command; sh without argv.
@@ -30,7 +31,7 @@ const endOfInput = "\x04"
 // shows.
 func (a *app) needTerminal(what string) error {
 	if !a.OutTTY {
-		return usagef("%s needs a terminal, and standard output is none", what)
+		return usage.Errorf("%s needs a terminal, but standard output is not a terminal", what)
 	}
 	return nil
 }
@@ -38,7 +39,7 @@ func (a *app) needTerminal(what string) error {
 // shell connects this terminal with an interactive command in the sandbox,
 // and returns the exit code as an error.
 func (a *app) shell(ctx context.Context, sb *client.Sandbox, opts shellOptions) error {
-	screen, ok := a.Out.(*os.File)
+	screen, ok := a.written.Writer.(*os.File)
 	if !ok {
 		return errors.New("standard output is not a terminal")
 	}
@@ -91,6 +92,9 @@ func (a *app) shell(ctx context.Context, sb *client.Sandbox, opts shellOptions) 
 	}
 	code, err := show(a.Out, t)
 	restore()
+	if _, refused := errors.AsType[*client.Error](err); refused {
+		return exitCode(exitOwnFailure) // the terminal has shown why
+	}
 	if err != nil {
 		return err
 	}
@@ -103,10 +107,11 @@ func (a *app) shell(ctx context.Context, sb *client.Sandbox, opts shellOptions) 
 
 // show writes what the terminal shows until its command ends.
 func show(out io.Writer, t *client.Terminal) (int, error) {
-	if _, err := io.Copy(out, t); err != nil {
-		return 0, err
+	_, err := io.Copy(out, t)
+	if code, werr := t.Wait(); err == nil || client.CodeOf(werr) != "" {
+		return code, werr
 	}
-	return t.Wait()
+	return 0, err
 }
 
 // rawMode hands every key to the remote terminal. The returned function, which

@@ -7,23 +7,24 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) snapshotCommand() *cobra.Command {
 	var stop, silent, asJSON, memory bool
 	expiration := duration{none: true}
 	cmd := &cobra.Command{
-		Use: "snapshot [flags] NAME", Short: "Save the files of a running sandbox, and stop it", Args: args(cobra.ExactArgs(1)),
-		Long: `Save the files of a running sandbox as a snapshot, and stop its session: --stop
-says that you know. The snapshot's id goes to standard output.
+		Use: "snapshot [flags] NAME", Short: "Save the files of a running sandbox, and stop it", Args: usage.Args(cobra.ExactArgs(1)),
+		Long: `Save the files of a running sandbox as a snapshot, and stop its session; --stop
+confirms that. The snapshot's id goes to standard output.
 
-New sandboxes can start from it with "sandbox create --snapshot", and a sandbox
-that is persistent (the default) goes on from it at its next "sandbox exec". Every
-stop of such a one takes a snapshot by itself. "sandbox fork --live" copies a
-sandbox without stopping it.
+New sandboxes can start from it with "sandbox create --snapshot". A persistent
+sandbox (the default) starts from it at its next "sandbox exec", and takes a snapshot
+at every stop by itself. "sandbox fork --live" copies a sandbox without stopping it.
 
-With --memory the snapshot has the running programs too, and what starts from it
-goes on with them where they were, in a network of its own.`,
+With --memory the snapshot includes the running programs. Sandboxes that start from
+it continue them where they were, in a network of their own. Random numbers that a
+program derives from a seed in its memory are the same in all of them.`,
 		Example: `  sandbox snapshot --stop demo
   id=$(sandbox snapshot --stop --expiration 7d demo)
   sandbox create --snapshot "$id"
@@ -31,7 +32,7 @@ goes on with them where they were, in a network of its own.`,
 		ValidArgsFunction: a.completeFirst,
 		RunE: func(cmd *cobra.Command, given []string) error {
 			if !stop {
-				return usagef("a snapshot stops the session of %s; confirm that with --stop", clean(given[0]))
+				return usage.Errorf("a snapshot stops the session of %s; confirm that with --stop", clean(given[0]))
 			}
 			opts := client.TakeOptions{Memory: memory}
 			if expiration.set {
@@ -54,7 +55,7 @@ goes on with them where they were, in a network of its own.`,
 	fs.BoolVar(&stop, "stop", false, "confirm that the session ends")
 	fs.Var(&expiration, "expiration", "how long the snapshot is kept, or none for ever (default as the sandbox says)")
 	fs.BoolVar(&memory, "memory", false, "keep the running programs too")
-	fs.BoolVar(&silent, "silent", false, "say nothing, not the id either")
+	fs.BoolVar(&silent, "silent", false, "print nothing, not even the id")
 	fs.BoolVar(&asJSON, "json", false, "print the snapshot as JSON in place of its id")
 	return cmd
 }

@@ -7,44 +7,62 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 // history returns a server with a sandbox "demo" that has been saved three
-// times, and "twin" that was made from the first of these.
-func history(t *testing.T) *clienttest.Server {
+// times, and "twin" that was made from the first of these, with the snapshots.
+func history(t *testing.T) (s *servertest.Server, snapshots []string) {
 	t.Helper()
-	s := clienttest.New(t)
+	s = servertest.New(t)
 	v := invocation{server: s}
-	for i, argv := range [][]string{
-		{"create", "--name", "demo", "--tag", "team=web"},
-		{"stop", "demo"},
-		{"create", "--name", "twin", "--snapshot", "snap_000000000000000000000001", "--snapshot-expiration", "none"},
-		{"exec", "demo", "true"},
-		{"snapshot", "--stop", "--expiration", "5m", "demo"},
-		{"stop", "twin"},
-		{"exec", "demo", "true"},
-		{"stop", "demo"},
-		{"create", "--name", "fresh", "--non-persistent"},
-	} {
-		if i == 1 {
-			if err := os.WriteFile(filepath.Join(s.WorkDir("demo"), "data"), make([]byte, 5000), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
+	run := func(argv ...string) {
+		t.Helper()
 		if got := v.run(t, argv...); got.code != 0 {
 			t.Fatalf("%q: %+v", argv, got)
 		}
 	}
-	return s
+	run("create", "--name", "demo", "--tag", "team=web")
+	if err := os.WriteFile(filepath.Join(s.WorkDir(t, "demo"), "data"), make([]byte, 5000), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	saved := func(name string) {
+		t.Helper()
+		s.Edit(t, name, func(sb *skerry.Sandbox, session *skerry.Session) {
+			session.Duration = skerry.Duration(90 * time.Second)
+			snapshots = append(snapshots, sb.CurrentSnapshotID)
+			s.Mask(t, session.ID+" "+sb.CurrentSnapshotID) // numbered in this order
+		})
+	}
+	run("stop", "demo")
+	saved("demo")
+	run("create", "--name", "twin", "--snapshot", snapshots[0], "--snapshot-expiration", "none")
+	run("exec", "demo", "true")
+	run("snapshot", "--stop", "--expiration", "5m", "demo")
+	saved("demo")
+	_, err := s.Store.UpdateSnapshot(t.Context(), snapshots[1], func(snap *skerry.Snapshot) error {
+		snap.ExpiresAt = skerry.At(s.Started.Add(later + 2*time.Minute))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run("stop", "twin")
+	saved("twin")
+	run("exec", "demo", "true")
+	run("stop", "demo")
+	saved("demo")
+	run("create", "--name", "fresh", "--non-persistent")
+	return s, snapshots
 }
 
 func TestSnapshotsGolden(t *testing.T) {
 	home(t)
-	s := history(t)
-	const first, second, last = "snap_000000000000000000000001", "snap_000000000000000000000002", "snap_000000000000000000000004"
+	s, snapshots := history(t)
+	first, second, last := snapshots[0], snapshots[1], snapshots[3]
 	for _, test := range []struct {
 		name string
 		tty  bool
@@ -94,18 +112,18 @@ func TestSnapshotsGolden(t *testing.T) {
 		{"create-exclusive", false, []string{"create", "--snapshot", last, "--image", "alpine:3"}},
 	} {
 		got := invocation{server: s, tty: test.tty}.run(t, test.argv...)
-		golden(t, test.name, "exit code "+strconv.Itoa(got.code)+"\n--- stdout\n"+got.out+"--- stderr\n"+got.err)
+		golden(t, test.name, s.Mask(t, "exit code "+strconv.Itoa(got.code)+"\n--- stdout\n"+got.out+"--- stderr\n"+got.err))
 	}
 }
 
 func TestRetentionKeepsWhatIsNotChanged(t *testing.T) {
 	home(t)
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusRunning)
+	s := servertest.New(t)
+	s.Add(t, "box")
 	v := invocation{server: s}
 	for _, test := range []struct{ setting, value, want string }{
 		{"keep-last-snapshots", "3", `{"keepLastSnapshots":{"count":3}}`},
-		{"keep-last-snapshots-for", "none", `{"keepLastSnapshots":{"count":3,"expiration":0}}`},
+		{"keep-last-snapshots-for", "none", `{"keepLastSnapshots":{"count":3,"expiration":0,"deleteEvicted":true}}`},
 		{"delete-evicted-snapshots", "false", `{"keepLastSnapshots":{"count":3,"expiration":0,"deleteEvicted":false}}`},
 		{"keep-last-snapshots", "5", `{"keepLastSnapshots":{"count":5,"expiration":0,"deleteEvicted":false}}`},
 		{"keep-last-snapshots", "0", `{"keepLastSnapshots":null}`},
@@ -123,15 +141,15 @@ func TestRetentionKeepsWhatIsNotChanged(t *testing.T) {
 
 func TestForkAndSnapshotBodies(t *testing.T) {
 	home(t)
-	s := clienttest.New(t)
+	s := servertest.New(t)
 	v := invocation{server: s}
 	v.run(t, "create", "--name", "box", "--silent")
-	got := v.run(t, "fork", "--live", "box", "--name", "copy", "--timeout", "1h", "--vcpus", "4", "-e", "A=b", "-t", "k=v",
+	got := v.run(t, "fork", "--live", "box", "--name", "copy", "--timeout", "1h", "--vcpus", "2", "-e", "A=b", "-t", "k=v",
 		"--non-persistent", "--keep-last-snapshots", "2", "--snapshot-expiration", "7d", "--memory", "--silent")
 	if got != (result{}) {
 		t.Errorf("%+v", got)
 	}
-	want := `{"name":"copy","timeout":3600000,"resources":{"vcpus":4},"env":{"A":"b"},"tags":{"k":"v"},"persistent":false,` +
+	want := `{"name":"copy","timeout":3600000,"resources":{"vcpus":2},"env":{"A":"b"},"tags":{"k":"v"},"persistent":false,` +
 		`"snapshotExpiration":604800000,"keepLastSnapshots":{"count":2},"live":true,"memory":true}`
 	if body := s.LastBody("POST /v2/sandboxes/box/fork"); body != want {
 		t.Errorf("body %s, want %s", body, want)
@@ -141,7 +159,7 @@ func TestForkAndSnapshotBodies(t *testing.T) {
 	if err := json.Unmarshal([]byte(got.out), &snap); err != nil || snap.SandboxName != "box" || !snap.ExpiresAt.IsZero() {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if got := v.run(t, "fork", "box", "--memory", "--json"); got.code != 0 || !strings.Contains(got.out, `"sourceSnapshotId": "`+snap.ID) {
+	if got := v.run(t, "fork", "box", "--json"); got.code != 0 || !strings.Contains(got.out, `"sourceSnapshotId": "`+snap.ID) {
 		t.Errorf("%+v", got)
 	}
 	if got := v.run(t, "rm", "--delete-orphan-snapshots", "copy"); got.code != 0 || len(s.Requests("DELETE /v2/sandboxes/copy?deleteOrphanSnapshots=true")) != 1 {

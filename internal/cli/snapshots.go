@@ -8,17 +8,18 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 func (a *app) snapshotsCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "snapshots", Short: "See and delete snapshots",
-		Long: `See and delete snapshots: the files of sandboxes as they were at a moment. They
-stay until they expire (30 days unless the sandbox says otherwise), also when
-their sandbox is removed.`,
+		Use: "snapshots", Short: "List and delete snapshots",
+		Long: `List and delete snapshots: the files of sandboxes as they were at one moment. They
+are kept until they expire (after 30 days by default), even if their sandbox is
+removed.`,
 		Example: `  sandbox snapshots list --name demo
   sandbox snapshots tree demo`,
-		Args: args(cobra.NoArgs),
+		Args: usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.snapshotsListCommand(), a.snapshotsGetCommand(), a.snapshotsDeleteCommand(), a.snapshotsTreeCommand())
@@ -28,18 +29,20 @@ their sandbox is removed.`,
 func (a *app) snapshotsListCommand() *cobra.Command {
 	var f listFlags
 	var name string
+	var deleted bool
 	cmd := &cobra.Command{
-		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List snapshots", Args: args(cobra.NoArgs),
-		Long: `List the project's snapshots, the latest first. On a terminal it is a table;
-piped, each line has its fields separated by tabs, and --json gives everything
-the server tells. Those that are deleted or have expired are not listed.`,
+		Use: "list [flags]", Aliases: []string{"ls"}, Short: "List snapshots", Args: usage.Args(cobra.NoArgs),
+		Long: `List the project's snapshots, the latest first. On a terminal it is a table of the
+columns that fit; piped, the fields of each line are separated by tabs, and --json
+prints everything that the server returns. With --deleted, snapshots that were
+deleted or have expired in the last 30 days are listed too.`,
 		Example: `  sandbox snapshots list --name demo
   sandbox snapshots ls --json | jq -r '.snapshots[].id'`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
 				return err
 			}
-			page, err := a.listSnapshots(cmd.Context(), name, &f)
+			page, err := a.listSnapshots(cmd.Context(), name, deleted, &f)
 			if err != nil {
 				return err
 			}
@@ -62,17 +65,18 @@ the server tells. Those that are deleted or have expired are not listed.`,
 		},
 	}
 	f.registerPage(cmd)
-	cmd.Flags().StringVar(&name, "name", "", "only those of the sandbox of this name, which may be gone")
+	cmd.Flags().BoolVar(&deleted, "deleted", false, "list deleted and expired ones too")
+	cmd.Flags().StringVar(&name, "name", "", "only snapshots of the sandbox with this name, which may be deleted")
 	return cmd
 }
 
-func (a *app) listSnapshots(ctx context.Context, name string, f *listFlags) (client.Page[skerry.Snapshot], error) {
+func (a *app) listSnapshots(ctx context.Context, name string, deleted bool, f *listFlags) (client.Page[skerry.Snapshot], error) {
 	c, err := a.client()
 	if err != nil {
 		return client.Page[skerry.Snapshot]{}, err
 	}
 	defer a.spin("Fetching snapshots…", false)()
-	return c.ListSnapshotsPage(ctx, name, client.SnapshotOptions{Limit: f.limit, Cursor: f.cursor, Ascending: f.order.value == "asc"})
+	return c.ListSnapshotsPage(ctx, name, client.SnapshotOptions{Limit: f.limit, Cursor: f.cursor, Ascending: f.order.value == "asc", Deleted: deleted})
 }
 
 func (a *app) snapshotTable(list []skerry.Snapshot) {
@@ -84,7 +88,8 @@ func (a *app) snapshotTable(list []skerry.Snapshot) {
 			plain(or(string(s.CreationMethod))), plain(s.SourceSessionID),
 		})
 	}
-	a.table([]string{"ID", "SANDBOX", "CREATED", "EXPIRES", "SIZE", "TAKEN", "SOURCE SESSION"}, rows)
+	a.table([]string{"ID", "SANDBOX", "CREATED", "EXPIRES", "SIZE", "TAKEN", "SOURCE SESSION"}, rows,
+		"SOURCE SESSION", "TAKEN", "SIZE", "CREATED", "EXPIRES")
 }
 
 // expiresCell says when a snapshot goes, in red if that is soon.
@@ -105,8 +110,8 @@ func (a *app) expiresCell(s *skerry.Snapshot) cell {
 func (a *app) snapshotsGetCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "get [flags] SNAPSHOT", Short: "Show a snapshot", Args: args(cobra.ExactArgs(1)),
-		Long:              "Show a snapshot, one that is deleted too.",
+		Use: "get [flags] SNAPSHOT", Short: "Show a snapshot", Args: usage.Args(cobra.ExactArgs(1)),
+		Long:              "Show a snapshot, also a deleted one.",
 		Example:           "  sandbox snapshots get snap_…",
 		ValidArgsFunction: a.completeSnapshots,
 		RunE: func(cmd *cobra.Command, given []string) error {
@@ -159,11 +164,11 @@ func (a *app) snapshotFields(s *skerry.Snapshot) {
 
 func (a *app) snapshotsDeleteCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "delete SNAPSHOT [SNAPSHOT...]", Aliases: []string{"rm", "remove"}, Short: "Delete snapshots for good", Args: args(cobra.MinimumNArgs(1)),
+		Use: "delete SNAPSHOT [SNAPSHOT...]", Aliases: []string{"rm", "remove"}, Short: "Delete snapshots for good", Args: usage.Args(cobra.MinimumNArgs(1)),
 		Long: `Delete one or more snapshots for good. A sandbox that would start from one of
-them cannot be resumed any more, until it is given another one with "sandbox
-config current-snapshot". If one cannot be deleted, the others are all the same,
-and the tool ends with 1.`,
+them cannot be resumed until it is given another one with "sandbox config
+current-snapshot". If one cannot be deleted, the others are deleted anyway, and the
+tool ends with 1.`,
 		Example: `  sandbox snapshots rm snap_…
   sandbox snapshots ls --name demo --json | jq -r '.snapshots[1:][].id' | xargs sandbox snapshots rm`,
 		ValidArgsFunction: a.completeSnapshots,

@@ -12,19 +12,23 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // atOnce bounds how many sandboxes are stopped or removed at a time.
 const atOnce = 8
 
 func (a *app) stopCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, force bool
 	cmd := &cobra.Command{
-		Use: "stop NAME [NAME...]", Short: "Stop the session of sandboxes", Args: args(cobra.MinimumNArgs(1)),
-		Long: `Stop the current session of one or more sandboxes. The names stay, the files are
-saved unless the sandbox is not persistent, and the next "sandbox exec" goes on
-with them. Stopping what has stopped is no failure. If one cannot be stopped, the
-others are all the same, and the tool ends with 1.`,
+		Use: "stop NAME [NAME...]", Short: "Stop sandboxes, and save their files", Args: usage.Args(cobra.MinimumNArgs(1)),
+		Long: `Stop the current session of one or more sandboxes. The sandboxes stay. Their files
+are saved, unless the sandbox is not persistent, and the next "sandbox exec" starts
+from them. Stopping a stopped sandbox is not an error. If one cannot be stopped, the
+others are stopped anyway, and the tool ends with 1.
+
+A sandbox that cannot be saved keeps running. --force stops it without saving: the
+next session starts from the files of the last stop.`,
 		Example:           "  sandbox stop demo other",
 		ValidArgsFunction: a.completeAll,
 		RunE: func(cmd *cobra.Command, names []string) error {
@@ -35,14 +39,19 @@ others are all the same, and the tool ends with 1.`,
 				if err != nil {
 					return "", err
 				}
-				stopped, err := sb.Stop(ctx)
+				before := sb.Info()
+				stopped, err := sb.StopWith(ctx, client.StopOptions{Force: force})
 				if err != nil {
 					return "", err
 				}
 				mu.Lock()
 				defer mu.Unlock()
 				results[name] = stopped
-				return "Stopped " + a.err.cyan(clean(name)) + a.outcome(stopped) + ".", nil
+				if before.Status.Ended() {
+					return a.err.cyan(clean(name)) + " was stopped already.", nil
+				}
+				unsaved := force && before.Persistent && stopped.Snapshot == nil
+				return "Stopped " + a.err.cyan(clean(name)) + a.outcome(stopped, unsaved) + ".", nil
 			})
 			if !asJSON {
 				return err
@@ -62,14 +71,19 @@ others are all the same, and the tool ends with 1.`,
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "stop without saving the files")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the stopped sessions, and the snapshots that were taken, as JSON")
 	return cmd
 }
 
-// outcome says what a session came to, and what is kept of it.
-func (a *app) outcome(stopped client.Stopped) string {
+// outcome says what a session came to, and what is kept of it. unsaved is one
+// whose files would have been saved.
+func (a *app) outcome(stopped client.Stopped, unsaved bool) string {
 	s := stopped.Session
 	var parts []string
+	if unsaved {
+		parts = append(parts, "its changes were not saved")
+	}
 	if snap := stopped.Snapshot; snap != nil {
 		parts = append(parts, "saved "+size(snap.Info().SizeBytes)+" as "+a.err.cyan(clean(snap.ID())))
 	}

@@ -11,8 +11,7 @@ import (
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
-	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/clienttest"
+	"github.com/skerry-dev/skerry/internal/servertest"
 )
 
 // termios returns the settings of a terminal.
@@ -26,11 +25,12 @@ func termios(t *testing.T, f *os.File) unix.Termios {
 }
 
 // onTerminal starts the tool on a pseudo-terminal of 100 by 30 characters and
-// returns both ends of it. The tool's end is kept open, so that its settings
+// returns both ends of it and its settings before. The tool's end is kept open, so that its settings
 // can be looked at afterwards.
-func onTerminal(t *testing.T, s *clienttest.Server, argv ...string) (master, slave *os.File, wait func() int, signal func(os.Signal)) {
+func onTerminal(t *testing.T, s *servertest.Server, argv ...string) (master, slave *os.File, before unix.Termios, wait func() int, signal func(os.Signal)) {
 	t.Helper()
-	t.Setenv("PS1", "$ ") // a root's shell has another prompt
+	t.Setenv("PS1", "$ ")        // a root's shell has another prompt
+	t.Setenv("SHELL", "/bin/sh") // bash reads files of this machine
 	master, slave, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
@@ -39,6 +39,7 @@ func onTerminal(t *testing.T, s *clienttest.Server, argv ...string) (master, sla
 	if err := pty.Setsize(master, &pty.Winsize{Cols: 100, Rows: 30}); err != nil {
 		t.Fatal(err)
 	}
+	before = termios(t, slave) // the tool may be quick to change them
 	cmd := tool(t, s, argv...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -49,13 +50,12 @@ func onTerminal(t *testing.T, s *clienttest.Server, argv ...string) (master, sla
 	// vain fails.
 	vain := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill(); slave.Close() })
 	t.Cleanup(func() { vain.Stop() })
-	return master, slave, func() int { return code(cmd.Wait()) }, func(sig os.Signal) { cmd.Process.Signal(sig) }
+	return master, slave, before, func() int { return code(cmd.Wait()) }, func(sig os.Signal) { cmd.Process.Signal(sig) }
 }
 
 func TestShellOnTerminal(t *testing.T) {
-	s := clienttest.New(t)
-	master, slave, wait, _ := onTerminal(t, s, "sh", "--rm", "--name", "box")
-	before := termios(t, slave)
+	s := servertest.New(t)
+	master, slave, before, wait, _ := onTerminal(t, s, "sh", "--rm", "--name", "box")
 	r := bufio.NewReader(master)
 	reads(t, r, "$ ") // the prompt of sh
 	if raw := termios(t, slave); raw.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) != 0 {
@@ -87,10 +87,9 @@ func TestShellOnTerminal(t *testing.T) {
 }
 
 func TestTerminalIsRestoredAfterSignal(t *testing.T) {
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusRunning)
-	master, slave, wait, signal := onTerminal(t, s, "connect", "box")
-	before := termios(t, slave)
+	s := servertest.New(t)
+	s.Add(t, "box")
+	master, slave, before, wait, signal := onTerminal(t, s, "connect", "box")
 	reads(t, bufio.NewReader(master), "$ ")
 	signal(syscall.SIGTERM)
 	if got := wait(); got != exitInterrupt {
@@ -102,13 +101,12 @@ func TestTerminalIsRestoredAfterSignal(t *testing.T) {
 }
 
 func TestTerminalIsRestoredAfterBrokenConnection(t *testing.T) {
-	s := clienttest.New(t)
-	s.Add("box", skerry.StatusRunning)
-	master, slave, wait, _ := onTerminal(t, s, "connect", "box")
-	before := termios(t, slave)
+	s := servertest.New(t)
+	s.Add(t, "box")
+	master, slave, before, wait, _ := onTerminal(t, s, "connect", "box")
 	r := bufio.NewReader(master)
 	reads(t, r, "$ ")
-	s.DropConnections()
+	s.CutConnections()
 	reads(t, r, "connection to the terminal broke")
 	if got := wait(); got != exitOwnFailure {
 		t.Errorf("exit code %d", got)
@@ -118,10 +116,26 @@ func TestTerminalIsRestoredAfterBrokenConnection(t *testing.T) {
 	}
 }
 
+// TestTerminalOfStoppedSession ends with another code than any of its command's.
+func TestTerminalOfStoppedSession(t *testing.T) {
+	s := servertest.New(t)
+	session := s.Add(t, "box").Session.ID
+	master, slave, before, wait, _ := onTerminal(t, s, "connect", "box")
+	r := bufio.NewReader(master)
+	reads(t, r, "$ ")
+	s.Stop(t, session)
+	reads(t, r, "sandbox: session "+session+" has stopped")
+	if got := wait(); got != exitOwnFailure {
+		t.Errorf("exit code %d", got)
+	}
+	if after := termios(t, slave); after != before {
+		t.Errorf("the terminal was left as %+v, was %+v", after, before)
+	}
+}
+
 func TestLoginEndsAtCtrlC(t *testing.T) {
-	s := clienttest.New(t)
-	master, slave, wait, _ := onTerminal(t, s, "login")
-	before := termios(t, slave)
+	s := servertest.New(t)
+	master, slave, before, wait, _ := onTerminal(t, s, "login")
 	r := bufio.NewReader(master)
 	reads(t, r, "Access token for")
 	master.WriteString("half\x03")
@@ -135,14 +149,13 @@ func TestLoginEndsAtCtrlC(t *testing.T) {
 }
 
 func TestLoginDoesNotShowTheToken(t *testing.T) {
-	s := clienttest.New(t)
-	master, slave, wait, _ := onTerminal(t, s, "login")
-	before := termios(t, slave)
+	s := servertest.New(t)
+	master, slave, before, wait, _ := onTerminal(t, s, "login")
 	r := bufio.NewReader(master)
 	reads(t, r, "Access token for")
-	master.WriteString(clienttest.Token + "\r")
+	master.WriteString(s.Token + "\r")
 	shown, err := untilText(r, "Logged in")
-	if err != nil || strings.Contains(shown, clienttest.Token) {
+	if err != nil || strings.Contains(shown, s.Token) {
 		t.Errorf("shown %q, %v", shown, err)
 	}
 	if got := wait(); got != 0 {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // treeLimit is how far a tree goes each way unless --limit says.
@@ -18,10 +19,10 @@ const treeLimit = 10
 func (a *app) snapshotsTreeCommand() *cobra.Command {
 	f := listFlags{limit: treeLimit}
 	cmd := &cobra.Command{
-		Use: "tree [flags] NAME", Short: "Show what a sandbox's snapshots were made from", Args: args(cobra.ExactArgs(1)),
-		Long: `Show the snapshots around the one that a sandbox starts from: above it what was
-made from it, below it what it was made from, down to the image, and beside each
-the others that have the same parent. Piped, each snapshot is a line with its
+		Use: "tree [flags] NAME", Short: "Show the ancestors and descendants of a sandbox's snapshot", Args: usage.Args(cobra.ExactArgs(1)),
+		Long: `Show the snapshot that a sandbox starts from, with the snapshots related to it. Its
+descendants are above it, and its ancestors below it, down to the image. Snapshots
+with the same parent are beside each other. Piped, each snapshot is a line with its
 fields separated by tabs.`,
 		Example: `  sandbox snapshots tree demo
   sandbox snapshots tree demo --limit 3 --sort-order asc --cursor snap_…`,
@@ -31,7 +32,7 @@ fields separated by tabs.`,
 				return err
 			}
 			if f.order.value != "" && f.cursor == "" {
-				return usagef("--sort-order says which way to go from --cursor, which is missing")
+				return usage.Errorf("--sort-order needs --cursor: it is the direction from there")
 			}
 			t, err := a.fetchTree(cmd.Context(), given[0], &f)
 			if err != nil {
@@ -55,9 +56,9 @@ fields separated by tabs.`,
 	}
 	fs := cmd.Flags()
 	f.order.choices = []string{"asc", "desc"}
-	fs.Var(&f.order, "sort-order", "desc (default) goes to what --cursor was made from, asc to what was made from it")
-	fs.IntVar(&f.limit, "limit", treeLimit, "how many at most each way")
-	fs.StringVar(&f.cursor, "cursor", "", "go on from the snapshot of this id, where a tree before ended")
+	fs.Var(&f.order, "sort-order", "direction from --cursor: desc (default) to its ancestors, asc to its descendants")
+	fs.IntVar(&f.limit, "limit", treeLimit, "maximum number of snapshots in each direction")
+	fs.StringVar(&f.cursor, "cursor", "", "continue at the snapshot with this id, where an earlier tree ended")
 	fs.BoolVar(&f.json, "json", false, "print JSON")
 	return cmd
 }
@@ -223,7 +224,7 @@ func (a *app) moreTree(name string, t *tree, f *listFlags) {
 		limit = fmt.Sprintf(" --limit %d", f.limit)
 	}
 	for _, way := range []struct{ what, order, cursor string }{
-		{"made from these", "asc", t.MoreDescendants}, {"that these were made from", "desc", t.MoreAncestors},
+		{"descendants", "asc", t.MoreDescendants}, {"ancestors", "desc", t.MoreAncestors},
 	} {
 		if way.cursor != "" {
 			fmt.Fprintf(a.Err, "There are more %s: sandbox snapshots tree %s%s --sort-order %s --cursor %s\n",

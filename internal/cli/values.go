@@ -2,11 +2,10 @@ package cli
 
 import (
 	"fmt"
-	"math"
-	"regexp"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/usage"
 )
 
 // duration is a flag such as 30s, "5 minutes", 2h, 1d or 1h30m. A number alone
@@ -32,40 +31,11 @@ func (v *duration) Set(s string) error {
 		v.d, v.set = 0, true
 		return nil
 	}
-	d, err := parseDuration(s)
+	d, err := usage.ParseDuration(s)
 	if err == nil {
 		v.d, v.set = d, true
 	}
 	return err
-}
-
-var durationForm = regexp.MustCompile(`^(\d+) ?(ms|milliseconds?|msecs?|s|sec|secs|seconds?|m|min|mins|minutes?|h|hrs?|hours?|d|days?)?$`)
-
-func parseDuration(s string) (time.Duration, error) {
-	m := durationForm.FindStringSubmatch(strings.TrimSpace(s))
-	if m == nil {
-		if d, err := time.ParseDuration(s); err == nil && d >= 0 {
-			return d, nil
-		}
-		return 0, fmt.Errorf("%q is not a duration; write a number and a unit, such as 30s, 5m, 2h or 1d", s)
-	}
-	unit := time.Millisecond
-	switch {
-	case strings.HasPrefix(m[2], "ms"), strings.HasPrefix(m[2], "mil"), m[2] == "":
-	case m[2][0] == 's':
-		unit = time.Second
-	case m[2][0] == 'm':
-		unit = time.Minute
-	case m[2][0] == 'h':
-		unit = time.Hour
-	case m[2][0] == 'd':
-		unit = 24 * time.Hour
-	}
-	n, err := strconv.ParseInt(m[1], 10, 64)
-	if err != nil || n > math.MaxInt64/int64(unit) {
-		return 0, fmt.Errorf("%q is too long a duration", s)
-	}
-	return time.Duration(n) * unit, nil
 }
 
 // pairs is a flag key=value that may be given many times.
@@ -116,7 +86,7 @@ func (v *choice) Set(s string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%q is none of %s", s, strings.Join(v.choices, ", "))
+	return fmt.Errorf("%q is not one of %s", s, strings.Join(v.choices, ", "))
 }
 
 // warnMissing says which variables --env named that are not set here.

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/skerry-dev/skerry/internal/atomicfile"
 )
 
 // DefaultURL is where a server started without settings listens.
@@ -77,20 +79,10 @@ func (c Config) Save(path string) error {
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
-	f, err := os.CreateTemp(dir, ".config-*.json") // mode 0600
-	if err != nil {
-		return fmt.Errorf("write configuration: %w", err)
-	}
-	defer os.Remove(f.Name()) // nothing is left there once it is renamed
-	_, err = f.Write(append(b, '\n'))
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("write configuration: %w", err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := atomicfile.Write(path, append(b, '\n')); err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	return nil

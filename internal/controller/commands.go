@@ -4,13 +4,33 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// command is a command of a live session.
+// commandStore is what commands need of the store.
+type commandStore interface {
+	Session(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
+	SaveCommands(ctx context.Context, cmds []skerry.Command) error
+	Command(ctx context.Context, sessionID, id string) (*skerry.Command, error)
+	ListCommands(ctx context.Context, sessionID string, page skerry.Page) ([]skerry.Command, string, error)
+	DeleteCommands(ctx context.Context, ids []string) error
+}
+
+// commands runs commands in sessions, and moves files in and out of them.
+type commands struct {
+	*sessions
+	store commandStore
+}
+
+// command is a command that runs. One that has ended is in the store, or on its
+// way there.
 type command struct {
 	// done is closed when the command has ended.
 	done chan struct{}
@@ -47,127 +67,188 @@ const execTimeout = 30 * time.Second
 const lostExitCode = 128 + 9
 
 // RunCommand implements api.Service.
-func (c *Controller) RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error) {
-	if err := validateCommand(&p); err != nil {
+func (c *commands) RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error) {
+	if err := p.Validate(); err != nil {
 		return nil, nil, err
 	}
-	l, err := c.awake(ctx, scope, sessionID)
+	s, err := c.resumedSession(ctx, scope, sessionID)
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := c.saver.failing(); err != nil {
+		return nil, nil, unavailable(err)
 	}
 	started := time.Now()
 	cmd := &command{done: make(chan struct{}), cmd: skerry.Command{
 		ID:        skerry.NewID(skerry.PrefixCommand),
-		SessionID: l.id,
+		SessionID: s.id,
 		Name:      p.Name,
 		Args:      p.Args,
 		Cwd:       resolveCwd(p.Cwd),
 		StartedAt: skerry.At(started),
 	}}
-	if cmd.cmd.Args == nil {
-		cmd.cmd.Args = []string{}
-	}
+	cmd.cmd = cmd.cmd.Kept()
 	// A client that goes away now must not leave a command that nobody knows.
-	execCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execTimeout)
+	execCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.execTimeout)
 	defer cancel()
 	id := cmd.cmd.ID
-	output, err := c.cfg.Node.Exec(execCtx, l.id, CommandSpec{ID: id, CommandParams: p}, attach)
+	s.expect(cmd)
+	output, err := c.node.Exec(execCtx, s.id, nodeapi.CommandSpec{ID: id, CommandParams: p}, attach)
 	if err != nil {
-		return nil, nil, c.failure(ctx, l, err)
-	}
-	l.add(cmd)
-	first := cmd.get()
-	c.saver.save(first)
-	if err := c.spawn(func() { c.await(l, id, cmd, started) }); err != nil {
-		if output != nil {
-			err = errors.Join(err, output.Close())
+		c.expected.forgetCommand(id)
+		if nodeapi.OutcomeUnknown(err) {
+			s.disown(id)
 		}
-		return nil, nil, err
+		return nil, nil, c.failure(ctx, s, err)
 	}
+	s.commands.add(cmd)
+	first := cmd.get()
+	first.Args = p.Args // the caller is told all of them, once
+	first.Name, first.ArgsTruncated = p.Name, false
+	if first.Args == nil {
+		first.Args = []string{}
+	}
+	c.saver.save(cmd.get())
+	c.expected.confirmCommand(id)
 	return &first, output, nil
 }
 
-func (l *live) add(cmd *command) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.commands[cmd.cmd.ID] = cmd
-}
-
-// await records a command's end.
-func (c *Controller) await(l *live, id string, cmd *command, started time.Time) {
-	exit, err := c.cfg.Node.Wait(c.ctx, l.id, id)
-	if c.ctx.Err() != nil {
-		return // the next process waits for it
-	}
-	if err != nil {
-		if skerry.CodeOf(err) != skerry.CodeSandboxStopped {
-			c.cfg.Log.Error("cannot wait for a command", "session", l.id, "command", id, "error", err)
+// expect has the end of a command recorded when the node tells it.
+func (s *session) expect(cmd *command) {
+	first := cmd.get()
+	s.expected.command(s.id, first.ID, func(exit *nodeapi.Exit) {
+		if exit == nil {
+			exit = &nodeapi.Exit{Code: lostExitCode, Duration: time.Since(first.StartedAt.Time)}
 		}
-		exit = Exit{Code: lostExitCode, Duration: time.Since(started)}
-	}
-	if last, first := cmd.end(exit.Code, exit.Duration); first {
-		c.saver.save(last)
-		c.retire(l, id)
-	}
+		if last, once := cmd.end(exit.Code, exit.Duration); once {
+			s.saver.save(last)
+			s.retire(last.ID)
+		}
+	})
 }
 
-// retire keeps the number of a session's ended commands bounded.
-func (c *Controller) retire(l *live, id string) {
-	l.mu.Lock()
-	l.finished = append(l.finished, id)
-	var oldest string
-	if len(l.finished) > keepCommands {
-		oldest = l.finished[0]
-		l.finished = l.finished[1:]
-		delete(l.commands, oldest)
-	}
-	l.mu.Unlock()
+// retire moves a command to those that have ended, and has the oldest of them
+// forgotten if there are too many.
+func (s *session) retire(id string) {
+	oldest := s.commands.retire(id)
 	if oldest == "" {
 		return
 	}
-	err := errors.Join(c.cfg.Store.DeleteCommands(c.ctx, []string{oldest}), c.cfg.Node.Drop(c.ctx, l.id, oldest))
-	if err != nil && c.ctx.Err() == nil {
-		c.cfg.Log.Error("cannot forget an old command", "session", l.id, "command", oldest, "error", err)
-	}
+	s.inBackground("forget an old command of session "+s.id, func(ctx context.Context) error {
+		// A save that is pending would bring the command back.
+		if err := s.saver.flush(ctx); err != nil {
+			return err
+		}
+		err := s.node.Drop(ctx, s.id, oldest)
+		if isGone(err) {
+			err = nil
+		}
+		return errors.Join(s.store.DeleteCommands(ctx, []string{oldest}), err)
+	})
+}
+
+// disown ends a command that a failed call may have started. No client knows its id.
+func (s *session) disown(id string) {
+	s.inBackground("end command "+id, func(ctx context.Context) error {
+		err := s.node.Signal(ctx, s.id, id, int(syscall.SIGKILL))
+		if err == nil {
+			err = s.node.Drop(ctx, s.id, id)
+		}
+		if isGone(err) {
+			return nil
+		}
+		return err
+	})
 }
 
 // endCommands marks the commands that run as ended with their session.
-func (c *Controller) endCommands(l *live) {
-	l.mu.Lock()
-	var running []*command
-	for _, cmd := range l.commands {
-		running = append(running, cmd)
-	}
-	l.mu.Unlock()
-	for _, cmd := range running {
+func (s *session) endCommands() {
+	for _, cmd := range s.commands.all() {
 		now := cmd.get()
 		if last, first := cmd.end(lostExitCode, time.Since(now.StartedAt.Time)); first {
-			c.saver.save(last)
+			s.saver.save(last)
+			s.commands.remove(last.ID)
 		}
 	}
 }
 
-// command returns a command of a session: a live one's from memory (cmd), a
-// past one's from the store.
-func (c *Controller) command(ctx context.Context, scope skerry.Scope, sessionID, id string) (*command, *skerry.Command, error) {
-	if l := c.liveSession(sessionID); l != nil && l.scope == scope {
-		l.mu.Lock()
-		cmd := l.commands[id]
-		l.mu.Unlock()
-		if cmd == nil {
-			return nil, nil, skerry.Errorf(skerry.CodeNotFound, "there is no command %q in session %q", id, sessionID)
+// commandSet is the commands of a session.
+type commandSet struct {
+	mu      sync.Mutex
+	running map[string]*command
+	// ended are the ids of those that have ended, the oldest first.
+	ended []string
+}
+
+func (c *commandSet) add(cmd *command) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running[cmd.cmd.ID] = cmd
+}
+
+func (c *commandSet) remove(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.running, id)
+}
+
+// get returns a command that runs, or nil.
+func (c *commandSet) get(id string) *command {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running[id]
+}
+
+func (c *commandSet) all() []*command {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Values(c.running))
+}
+
+// adopt takes over commands that ended before this process began.
+func (c *commandSet) adopt(ended []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range ended {
+		if !slices.Contains(c.ended, id) {
+			c.ended = append(c.ended, id)
 		}
-		return cmd, nil, nil
 	}
-	if _, err := c.cfg.Store.Session(ctx, scope, sessionID); err != nil {
+}
+
+// retire moves a command to those that have ended. It returns the oldest of them if
+// there are more than are kept, which is forgotten.
+func (c *commandSet) retire(id string) (oldest string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.running, id)
+	c.ended = append(c.ended, id)
+	if len(c.ended) > keepCommands {
+		oldest = c.ended[0]
+		c.ended = c.ended[1:]
+	}
+	return oldest
+}
+
+// command returns a command of a session: one that runs (cmd), or one that has
+// ended.
+func (c *commands) command(ctx context.Context, scope skerry.Scope, sessionID, id string) (*command, *skerry.Command, error) {
+	if s := c.session(sessionID); s != nil && s.scope == scope {
+		if cmd := s.commands.get(id); cmd != nil {
+			return cmd, nil, nil
+		}
+	} else if _, err := c.store.Session(ctx, scope, sessionID); err != nil {
 		return nil, nil, err
 	}
-	past, err := c.cfg.Store.Command(ctx, sessionID, id)
+	if past, ok := c.saver.latest(id); ok && past.SessionID == sessionID {
+		return nil, &past, nil
+	}
+	past, err := c.store.Command(ctx, sessionID, id)
 	return nil, past, err
 }
 
 // GetCommand implements api.Service.
-func (c *Controller) GetCommand(ctx context.Context, scope skerry.Scope, sessionID, id string) (*skerry.Command, error) {
+func (c *commands) GetCommand(ctx context.Context, scope skerry.Scope, sessionID, id string) (*skerry.Command, error) {
 	cmd, past, err := c.command(ctx, scope, sessionID, id)
 	if cmd == nil {
 		return past, err
@@ -177,7 +258,7 @@ func (c *Controller) GetCommand(ctx context.Context, scope skerry.Scope, session
 }
 
 // WaitCommand implements api.Service.
-func (c *Controller) WaitCommand(ctx context.Context, scope skerry.Scope, sessionID, id string) (*skerry.Command, error) {
+func (c *commands) WaitCommand(ctx context.Context, scope skerry.Scope, sessionID, id string) (*skerry.Command, error) {
 	cmd, past, err := c.command(ctx, scope, sessionID, id)
 	if cmd == nil {
 		return past, err
@@ -189,34 +270,36 @@ func (c *Controller) WaitCommand(ctx context.Context, scope skerry.Scope, sessio
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-c.ctx.Done():
-		return nil, skerry.Errorf(skerry.CodeUnavailable, "the service is shutting down")
+		return nil, skerry.Errorf(skerry.CodeUnavailable, "the server is shutting down")
 	}
 }
 
 // ListCommands implements api.Service.
-func (c *Controller) ListCommands(ctx context.Context, scope skerry.Scope, sessionID string) ([]skerry.Command, error) {
-	if _, err := c.sessionOf(ctx, scope, sessionID); err != nil {
-		return nil, err
+func (c *commands) ListCommands(ctx context.Context, scope skerry.Scope, sessionID string, page skerry.Page) ([]skerry.Command, string, error) {
+	if _, err := c.readSession(ctx, scope, sessionID); err != nil {
+		return nil, "", err
 	}
-	c.saver.flush()
-	return c.cfg.Store.Commands(ctx, sessionID)
+	if err := c.saver.flush(ctx); err != nil {
+		return nil, "", err
+	}
+	return c.store.ListCommands(ctx, sessionID, page)
 }
 
 // CommandOutput implements api.Service.
-func (c *Controller) CommandOutput(ctx context.Context, scope skerry.Scope, sessionID, id string) (skerry.OutputReader, error) {
+func (c *commands) CommandOutput(ctx context.Context, scope skerry.Scope, sessionID, id string) (skerry.OutputReader, error) {
 	if _, _, err := c.command(ctx, scope, sessionID, id); err != nil {
 		return nil, err
 	}
-	return c.cfg.Node.Output(ctx, sessionID, id)
+	return c.node.Output(ctx, sessionID, id)
 }
 
 // maxSignal is the highest signal number of Linux.
 const maxSignal = 64
 
 // KillCommand implements api.Service.
-func (c *Controller) KillCommand(ctx context.Context, scope skerry.Scope, sessionID, id string, signal int) (*skerry.Command, error) {
+func (c *commands) KillCommand(ctx context.Context, scope skerry.Scope, sessionID, id string, signal int) (*skerry.Command, error) {
 	if signal < 1 || signal > maxSignal {
-		return nil, skerry.Invalid("signal", "must be a number from 1 to %d", maxSignal)
+		return nil, skerry.Invalid("signal", "must be a signal number from 1 to %d", maxSignal)
 	}
 	cmd, past, err := c.command(ctx, scope, sessionID, id)
 	if cmd == nil {
@@ -226,12 +309,12 @@ func (c *Controller) KillCommand(ctx context.Context, scope skerry.Scope, sessio
 	if now.Finished() {
 		return &now, nil
 	}
-	if l := c.liveSession(sessionID); l != nil {
-		if err := c.wake(context.WithoutCancel(ctx), l); err != nil {
+	if s := c.session(sessionID); s != nil {
+		if err := s.resume(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if err := c.cfg.Node.Signal(ctx, sessionID, id, signal); err != nil {
+	if err := c.node.Signal(ctx, sessionID, id, signal); err != nil {
 		return nil, err
 	}
 	now = cmd.get()
@@ -239,98 +322,103 @@ func (c *Controller) KillCommand(ctx context.Context, scope skerry.Scope, sessio
 }
 
 // WriteStdin implements api.Service.
-func (c *Controller) WriteStdin(ctx context.Context, scope skerry.Scope, sessionID, id string, p skerry.StdinParams) (int64, error) {
+func (c *commands) WriteStdin(ctx context.Context, scope skerry.Scope, sessionID, id string, p skerry.StdinParams) (int64, error) {
 	cmd, past, err := c.command(ctx, scope, sessionID, id)
 	if err != nil {
 		return 0, err
 	}
-	l := c.liveSession(sessionID)
-	if past != nil || l == nil {
+	s := c.session(sessionID)
+	if past != nil || s == nil {
 		return 0, skerry.Errorf(skerry.CodeStdinUnavailable, "the command has ended")
 	}
 	if now := cmd.get(); now.Finished() {
 		return 0, skerry.Errorf(skerry.CodeStdinUnavailable, "the command has ended")
 	}
-	if err := c.wake(ctx, l); err != nil {
+	if err := s.resume(ctx); err != nil {
 		return 0, err
 	}
-	return c.cfg.Node.WriteStdin(ctx, sessionID, id, p)
+	return c.node.WriteStdin(ctx, sessionID, id, p)
 }
 
 // OpenTerminal implements api.Service.
-func (c *Controller) OpenTerminal(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error) {
-	if err := validateTerminal(&p); err != nil {
+func (c *commands) OpenTerminal(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error) {
+	if err := p.Validate(); err != nil {
 		return nil, err
 	}
-	l, err := c.awake(ctx, scope, sessionID)
+	s, err := c.resumedSession(ctx, scope, sessionID)
 	if err != nil {
 		return nil, err
 	}
-	t, err := c.cfg.Node.Terminal(ctx, sessionID, p)
+	t, err := c.node.Terminal(ctx, sessionID, p)
 	if err != nil {
-		return nil, c.failure(ctx, l, err)
+		return nil, c.failure(ctx, s, err)
 	}
 	return t, nil
 }
 
 // WriteFiles implements api.Service.
-func (c *Controller) WriteFiles(ctx context.Context, scope skerry.Scope, sessionID, dir string, tar io.Reader) error {
-	if err := validatePath("x-cwd", dir); err != nil {
+func (c *commands) WriteFiles(ctx context.Context, scope skerry.Scope, sessionID, dir string, tar io.Reader) error {
+	if err := skerry.ValidatePath("x-cwd", dir); err != nil {
 		return err
 	}
-	l, err := c.awake(ctx, scope, sessionID)
+	s, err := c.resumedSession(ctx, scope, sessionID)
 	if err != nil {
 		return err
 	}
-	return c.failure(ctx, l, c.cfg.Node.WriteFiles(ctx, sessionID, dir, tar))
+	return c.failure(ctx, s, c.node.WriteFiles(ctx, sessionID, dir, tar))
 }
 
 // ReadFile implements api.Service.
-func (c *Controller) ReadFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (io.ReadCloser, error) {
-	l, err := c.checkFile(ctx, scope, sessionID, cwd, path)
+func (c *commands) ReadFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (io.ReadCloser, error) {
+	s, err := c.checkFile(ctx, scope, sessionID, cwd, path)
 	if err != nil {
 		return nil, err
 	}
-	r, err := c.cfg.Node.ReadFile(ctx, sessionID, cwd, path)
+	r, err := c.node.ReadFile(ctx, sessionID, cwd, path)
 	if err != nil {
-		return nil, c.failure(ctx, l, err)
+		return nil, c.failure(ctx, s, err)
 	}
 	return r, nil
 }
 
 // MakeDir implements api.Service.
-func (c *Controller) MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string, recursive bool) error {
-	l, err := c.checkFile(ctx, scope, sessionID, cwd, path)
+func (c *commands) MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string, recursive bool) error {
+	s, err := c.checkFile(ctx, scope, sessionID, cwd, path)
 	if err != nil {
 		return err
 	}
-	return c.failure(ctx, l, c.cfg.Node.MakeDir(ctx, sessionID, cwd, path, recursive))
+	return c.failure(ctx, s, c.node.MakeDir(ctx, sessionID, cwd, path, recursive))
 }
 
-func (c *Controller) checkFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (*live, error) {
-	if path == "" {
-		return nil, skerry.Invalid("path", "is empty")
-	}
-	if err := errors.Join(validatePath("path", path), validatePath("cwd", cwd)); err != nil {
+func (c *commands) checkFile(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string) (*session, error) {
+	if err := skerry.ValidateFile(cwd, path); err != nil {
 		return nil, err
 	}
-	return c.awake(ctx, scope, sessionID)
+	return c.resumedSession(ctx, scope, sessionID)
 }
 
 // failure is what a client is told of an error of the node. A node knows that
 // a session is lost before its end is recorded; the client hears of it
 // afterwards, for what it does then is to ask for a new session, and it must
 // not be given this one again.
-func (c *Controller) failure(ctx context.Context, l *live, err error) error {
+func (c *sessions) failure(ctx context.Context, s *session, err error) error {
 	if skerry.CodeOf(err) != skerry.CodeSandboxStopped {
 		return err
 	}
 	select {
-	case <-l.ended:
-		run := l.session()
+	case <-s.ended:
+		run := s.state()
 		return errEnded(&run)
+	case <-s.held:
+		return errHeld(s.id)
 	case <-ctx.Done():
 	case <-c.ctx.Done():
 	}
 	return err
+}
+
+// unavailable is what a client is told of what the server cannot do at the
+// moment.
+func unavailable(err error) error {
+	return &skerry.Error{Code: skerry.CodeUnavailable, Message: "the server cannot write to its database at the moment; try again later", Err: err}
 }

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
 	"github.com/skerry-dev/skerry/internal/store"
 )
 
@@ -21,9 +24,11 @@ var scope = skerry.Scope{TeamID: "team_a", ProjectID: "prj_a"}
 type lab struct {
 	*Controller
 	t     *testing.T
-	node  *processNode
+	node  *processnode.Node
 	store *store.Store
 	conf  Config
+	// restarted says that the node has seen more than one controller.
+	restarted bool
 }
 
 func newLab(t *testing.T, change ...func(*Config)) *lab {
@@ -32,8 +37,8 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lab{t: t, node: newProcessNode(t.TempDir()), store: s}
-	l.conf = Config{Store: s, Node: l.node, Images: oneImage{}, Log: slog.New(slog.DiscardHandler)}
+	l := &lab{t: t, node: processnode.New(t.TempDir()), store: s}
+	l.conf = Config{Store: s, Node: l.node, Collector: l.node, Images: processnode.Images{}, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&l.conf)
 	}
@@ -43,8 +48,11 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		l.node.onStop = nil
-		if err := errors.Join(l.StopAll(context.Background()), l.Close()); err != nil {
+		l.node.On(processnode.Stop, nil)
+		if report := l.StopAll(context.Background(), true); len(report.Left) != 0 {
+			t.Errorf("sessions do not stop: %+v", report)
+		}
+		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 		l.eventually("the goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
@@ -58,6 +66,7 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 // restart is what a crash and a new process do to the controller's memory.
 func (l *lab) restart() {
 	l.t.Helper()
+	l.restarted = true
 	if err := l.Close(); err != nil {
 		l.t.Fatal(err)
 	}
@@ -136,7 +145,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	if err != nil || *done.ExitCode != 3 || done.Cwd != skerry.WorkDir {
 		t.Errorf("WaitCommand() = %+v, %v", done, err)
 	}
-	stopped, err := l.StopSession(t.Context(), scope, run.Session.ID)
+	stopped, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{})
 	if err != nil || stopped.Session.Status != skerry.StatusStopped || stopped.Session.ActiveCPU.Std() != time.Second || stopped.Sandbox.TotalEgressBytes != 20 {
 		t.Errorf("stopped as %+v, %v", stopped, err)
 	}
@@ -154,7 +163,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	}
 	_, err = l.GetSandbox(t.Context(), scope, "one", true)
 	wantCode(t, "a deleted sandbox", err, skerry.CodeNotFound)
-	_, err = l.StopSession(t.Context(), scope, resumed.Session.ID)
+	_, err = l.StopSession(t.Context(), scope, resumed.Session.ID, skerry.StopParams{})
 	wantCode(t, "a deleted sandbox's session", err, skerry.CodeNotFound)
 }
 
@@ -169,7 +178,7 @@ func TestOthersSeeNothing(t *testing.T) {
 		"delete":  func() error { _, err := l.DeleteSandbox(ctx, other, "one", false); return err },
 		"update":  func() error { _, err := l.UpdateSandbox(ctx, other, "one", skerry.UpdateParams{}); return err },
 		"session": func() error { _, err := l.GetSession(ctx, other, run.Session.ID); return err },
-		"stop":    func() error { _, err := l.StopSession(ctx, other, run.Session.ID); return err },
+		"stop":    func() error { _, err := l.StopSession(ctx, other, run.Session.ID, skerry.StopParams{}); return err },
 		"extend":  func() error { _, err := l.ExtendTimeout(ctx, other, run.Session.ID, 1000); return err },
 		"command": func() error { _, err := l.GetCommand(ctx, other, run.Session.ID, cmd.ID); return err },
 		"kill":    func() error { _, err := l.KillCommand(ctx, other, run.Session.ID, cmd.ID, 9); return err },
@@ -193,13 +202,14 @@ func TestStopsJoinAndCallsMeanwhileAreRefused(t *testing.T) {
 	cmd := l.run(run.Session.ID, "sleep", "100")
 	reached, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	l.node.onStop = func(string) {
+	l.node.On(processnode.Stop, func(context.Context, string) error {
 		once.Do(func() { close(reached); <-release })
-	}
+		return nil
+	})
 	var stops sync.WaitGroup
 	for range 5 {
 		stops.Go(func() {
-			if r, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil || r.Session.Status != skerry.StatusStopped {
+			if r, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil || r.Session.Status != skerry.StatusStopped {
 				t.Errorf("StopSession() = %+v, %v", r, err)
 			}
 		})
@@ -228,8 +238,8 @@ func TestStopsJoinAndCallsMeanwhileAreRefused(t *testing.T) {
 	for id := range ids {
 		seen[id] = true
 	}
-	if len(seen) != 1 || seen[run.Session.ID] || l.node.starts != 2 {
-		t.Errorf("five resumes gave sessions %v, %d were started", seen, l.node.starts)
+	if len(seen) != 1 || seen[run.Session.ID] || l.node.Starts() != 2 {
+		t.Errorf("five resumes gave sessions %v, %d were started", seen, l.node.Starts())
 	}
 	if past, err := l.GetCommand(t.Context(), scope, run.Session.ID, cmd.ID); err != nil || *past.ExitCode != 137 {
 		t.Errorf("the command that ran: %+v, %v", past, err)
@@ -238,13 +248,13 @@ func TestStopsJoinAndCallsMeanwhileAreRefused(t *testing.T) {
 
 func TestFailedCreationLeavesNothing(t *testing.T) {
 	l := newLab(t)
-	l.node.onStart = func(context.Context, string) error { return errors.New("boom") }
+	l.node.On(processnode.Start, func(context.Context, string) error { return errors.New("boom") })
 	_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one"})
 	if err == nil || !strings.Contains(err.Error(), "boom") {
 		t.Errorf("CreateSandbox() = %v", err)
 	}
 	l.assertEmpty()
-	l.node.onStart = nil
+	l.node.On(processnode.Start, nil)
 	l.create("one")
 }
 
@@ -257,21 +267,76 @@ func (l *lab) assertEmpty() {
 	if ids, err := l.store.SessionIDs(l.t.Context(), ""); err != nil || len(ids) != 0 {
 		l.t.Errorf("sessions are left: %v, %v", ids, err)
 	}
-	l.node.mu.Lock()
-	defer l.node.mu.Unlock()
-	if len(l.node.sessions) != 0 {
-		l.t.Errorf("the node still has %d sessions", len(l.node.sessions))
+	if n := l.node.Running(); n != 0 {
+		l.t.Errorf("the node still has %d sessions", n)
+	}
+}
+
+// TestStartThatTakesTooLong fails the session, and the sandbox can start later.
+func TestStartThatTakesTooLong(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.StartTimeout = 20 * time.Millisecond })
+	l.stop(l.create("one").Session.ID)
+	l.node.On(processnode.Start, func(ctx context.Context, _ string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if _, err := l.GetSandbox(t.Context(), scope, "one", true); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a start that hangs: %v", err)
+	}
+	if got := l.status("one"); got != skerry.StatusFailed {
+		t.Errorf("the session is %s", got)
+	}
+	l.conf.StartTimeout = time.Minute
+	l.node.On(processnode.Start, nil)
+	l.restart()
+	l.resume("one")
+}
+
+// TestSourceThatTakesTooLong fetches from a server that never answers.
+func TestSourceThatTakesTooLong(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	l := newLab(t, func(c *Config) { c.SourceTimeout = 100 * time.Millisecond })
+	source := &skerry.Source{Type: "tarball", URL: "http://" + silent.Addr().String() + "/x.tar"}
+	_, err = l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one", Source: source})
+	wantCode(t, "a source that never comes", err, skerry.CodeSourceFailed)
+	if err == nil || !strings.Contains(err.Error(), "took longer than 100ms") {
+		t.Errorf("the error does not say why: %v", err)
+	}
+	l.assertEmpty()
+}
+
+// TestOldSessionsAreForgotten: of a sandbox's ended sessions the newest are kept.
+func TestOldSessionsAreForgotten(t *testing.T) {
+	l := newLab(t)
+	first := l.create("one")
+	for range keepSessions {
+		l.stop(l.resume("one").Session.ID)
+	}
+	ids, err := l.store.SessionIDs(t.Context(), first.Sandbox.ID)
+	if err != nil || len(ids) != keepSessions || !slices.Contains(ids, first.Session.ID) {
+		t.Errorf("%d sessions are kept, %v", len(ids), err)
+	}
+	l.stop(l.resume("one").Session.ID)
+	if _, err := l.GetSession(t.Context(), scope, first.Session.ID); skerry.CodeOf(err) != skerry.CodeNotFound || l.node.Knows(first.Session.ID) {
+		t.Errorf("the oldest: %v", err)
+	}
+	if ids, err := l.store.SessionIDs(t.Context(), first.Sandbox.ID); err != nil || len(ids) != keepSessions {
+		t.Errorf("%d sessions are kept, %v", len(ids), err)
 	}
 }
 
 func TestCreatorGoesAway(t *testing.T) {
 	l := newLab(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	l.node.onStart = func(ctx context.Context, _ string) error {
+	l.node.On(processnode.Start, func(ctx context.Context, _ string) error {
 		cancel()
 		<-ctx.Done()
 		return ctx.Err()
-	}
+	})
 	if _, err := l.CreateSandbox(ctx, scope, skerry.CreateParams{Name: "one"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("CreateSandbox() = %v", err)
 	}
@@ -283,11 +348,11 @@ func TestDeleteAndStopWhileStarting(t *testing.T) {
 		t.Run(what, func(t *testing.T) {
 			l := newLab(t)
 			starting := make(chan string, 1)
-			l.node.onStart = func(ctx context.Context, id string) error {
+			l.node.On(processnode.Start, func(ctx context.Context, id string) error {
 				starting <- id
 				<-ctx.Done()
 				return ctx.Err()
-			}
+			})
 			created := make(chan error, 1)
 			go func() {
 				_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one"})
@@ -298,7 +363,7 @@ func TestDeleteAndStopWhileStarting(t *testing.T) {
 			if what == "delete" {
 				_, err = l.DeleteSandbox(t.Context(), scope, "one", false)
 			} else {
-				_, err = l.StopSession(t.Context(), scope, id)
+				_, err = l.StopSession(t.Context(), scope, id, skerry.StopParams{})
 			}
 			// The creation cleans up after itself, maybe before this call.
 			if err != nil && skerry.CodeOf(err) != skerry.CodeNotFound {
@@ -309,6 +374,53 @@ func TestDeleteAndStopWhileStarting(t *testing.T) {
 			}
 			l.assertEmpty()
 		})
+	}
+}
+
+// TestStopBeforeTheStart has a session stopped that is known, and whose start has
+// not begun.
+func TestStopBeforeTheStart(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	if _, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil {
+		t.Fatal(err)
+	}
+	l.node.On(processnode.Start, func(ctx context.Context, _ string) error {
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	from, err := l.basisOf(t.Context(), scope, "", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := l.newSession(newRun(&run.Sandbox, skerry.NewID(skerry.PrefixSession), from, skerry.At(time.Now())))
+	pending := next.state()
+	_, _, err = l.store.AddSession(t.Context(), run.Sandbox.ID, func(sandbox *skerry.Sandbox) (*skerry.Session, error) {
+		sandbox.CurrentSessionID = pending.ID
+		return &pending, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.admit(next.room), l.spawn(next.reconcile)); err != nil {
+		t.Fatal(err)
+	}
+	l.list(next)
+	stop, _, err := next.stop(t.Context(), discarding, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !next.tell(func() { next.start(func(ctx context.Context) error { return l.bringUp(ctx, next, from) }) }) {
+		t.Fatal("the session has ended before its start")
+	}
+	if err := l.awaitStart(t.Context(), next); !errors.Is(err, context.Canceled) {
+		t.Errorf("the start: %v", err)
+	}
+	if err := stop.wait(t.Context()); err != nil {
+		t.Errorf("the stop: %v", err)
+	}
+	if got := next.state().Status; got != skerry.StatusStopped {
+		t.Errorf("the session is %s", got)
 	}
 }
 
@@ -336,7 +448,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("%d of four creations of one name succeeded", won)
 	}
 	run, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{})
-	if err != nil || validateName(run.Sandbox.Name) != nil || strings.Count(run.Sandbox.Name, "-") != 2 {
+	if err != nil || skerry.ValidateName("name", run.Sandbox.Name) != nil || strings.Count(run.Sandbox.Name, "-") != 2 {
 		t.Errorf("a generated name: %v, %v", run, err)
 	}
 }
@@ -368,14 +480,14 @@ func TestTimeoutStopsTheSession(t *testing.T) {
 		wantCode(t, "beyond the maximum", err, skerry.CodeTimeoutInvalid)
 	}
 	_, err = l.ExtendTimeout(t.Context(), scope, long.Session.ID, 0)
-	wantCode(t, "by nothing", err, skerry.CodeBadRequest)
+	wantCode(t, "by nothing", err, skerry.CodeTimeoutInvalid)
 }
 
 func TestLostMachineAbortsTheSession(t *testing.T) {
 	l := newLab(t)
 	run := l.create("one")
 	cmd := l.run(run.Session.ID, "sleep", "100")
-	l.node.lose(run.Session.ID, "the power went out")
+	l.node.Lose(run.Session.ID, "the power went out")
 	l.eventually("the session to be aborted", func() bool { return l.status("one") == skerry.StatusAborted })
 	past, err := l.GetSession(t.Context(), scope, run.Session.ID)
 	if err != nil || past.Session.Reason != "the power went out" || past.Session.AbortedAt.IsZero() {
@@ -398,7 +510,7 @@ func TestUpdateIsForTheNextSession(t *testing.T) {
 	if err != nil || run.Sandbox.VCPUs != 4 || run.Sandbox.MemoryMB != 8192 || run.Session.VCPUs != 2 || run.Session.Timeout == timeout {
 		t.Errorf("UpdateSandbox() = %+v, %v", run, err)
 	}
-	if _, err := l.StopSession(t.Context(), scope, first.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, first.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	next, err := l.GetSandbox(t.Context(), scope, "one", true)
@@ -413,7 +525,7 @@ func TestLimitOfSessions(t *testing.T) {
 	two := l.create("two")
 	_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "three"})
 	wantCode(t, "one too many", err, skerry.CodeRateLimited)
-	if _, err := l.StopSession(t.Context(), scope, two.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, two.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	l.create("three")
@@ -424,7 +536,7 @@ func TestRecoverAdopts(t *testing.T) {
 	run := l.create("one")
 	cmd := l.run(run.Session.ID, "sh", "-c", "sleep 0.2; exit 5")
 	lost := l.create("lost")
-	l.node.lose(lost.Session.ID, "")
+	l.node.Lose(lost.Session.ID, "")
 	l.restart()
 	if got := l.status("one"); got != skerry.StatusRunning {
 		t.Errorf("the adopted session is %s", got)
@@ -436,7 +548,7 @@ func TestRecoverAdopts(t *testing.T) {
 	if err != nil || *done.ExitCode != 5 {
 		t.Errorf("the adopted command ended as %+v, %v", done, err)
 	}
-	l.node.lose(run.Session.ID, "later")
+	l.node.Lose(run.Session.ID, "later")
 	l.eventually("the adopted session to be watched", func() bool { return l.status("one") == skerry.StatusAborted })
 }
 
@@ -466,22 +578,22 @@ func TestRecoverSettlesWhatWasInBetween(t *testing.T) {
 func TestOldCommandsAreForgotten(t *testing.T) {
 	l := newLab(t)
 	run := l.create("one")
-	live := l.liveSession(run.Session.ID)
+	live := l.session(run.Session.ID)
 	first := l.run(run.Session.ID, "true")
 	if _, err := l.WaitCommand(t.Context(), scope, run.Session.ID, first.ID); err != nil {
 		t.Fatal(err)
 	}
 	l.eventually("the command to be retired", func() bool {
-		live.mu.Lock()
-		defer live.mu.Unlock()
-		return len(live.finished) == 1
+		live.commands.mu.Lock()
+		defer live.commands.mu.Unlock()
+		return len(live.commands.ended) == 1
 	})
 	// As if a thousand had followed.
-	live.mu.Lock()
+	live.commands.mu.Lock()
 	for i := range keepCommands - 1 {
-		live.finished = append(live.finished, fmt.Sprint("cmd_filler", i))
+		live.commands.ended = append(live.commands.ended, fmt.Sprint("cmd_filler", i))
 	}
-	live.mu.Unlock()
+	live.commands.mu.Unlock()
 	last := l.run(run.Session.ID, "true")
 	if _, err := l.WaitCommand(t.Context(), scope, run.Session.ID, last.ID); err != nil {
 		t.Fatal(err)

@@ -3,16 +3,17 @@ package controller
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // CreateSandbox implements api.Service.
-func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
+func (c *sandboxes) CreateSandbox(ctx context.Context, scope skerry.Scope, p skerry.CreateParams) (*skerry.Run, error) {
 	vcpus, memory := given(p.VCPUs), given(p.MemoryMB)
+	c.fillDefaults(&p)
 	if err := c.validateCreate(&p); err != nil {
 		return nil, err
 	}
@@ -32,31 +33,89 @@ func (c *Controller) CreateSandbox(ctx context.Context, scope skerry.Scope, p sk
 	if err := chooseRuntime(&p, from.image); err != nil {
 		return nil, err
 	}
-	return c.create(ctx, scope, p, from)
+	return c.createOrJoin(ctx, scope, p, from)
+}
+
+// fillDefaults sets what a client left to the service.
+func (c *sandboxes) fillDefaults(p *skerry.CreateParams) {
+	if p.Name == "" {
+		p.Name = generateName()
+	}
+	if p.Timeout == 0 {
+		p.Timeout = min(skerry.Duration(skerry.DefaultTimeout), skerry.Duration(c.cfg.MaxTimeout))
+	}
+	if p.VCPUs == 0 {
+		p.VCPUs = skerry.DefaultVCPUs
+	}
+	if p.MemoryMB == 0 {
+		p.MemoryMB = p.VCPUs * skerry.MemoryPerVCPU
+	}
+}
+
+func (c *sandboxes) validateCreate(p *skerry.CreateParams) error {
+	if err := c.ports.canPublish(p.Ports); err != nil {
+		return err
+	}
+	return p.Validate(c.limits)
+}
+
+// createOrJoin makes a sandbox of parameters that were checked, or returns the one
+// that another call makes at the same time; see absences.
+func (c *sandboxes) createOrJoin(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (*skerry.Run, error) {
+	for mayJoin := false; ; {
+		run, err := c.create(ctx, scope, p, from)
+		if !nameTaken(err) && !mayJoin {
+			c.absences.redeem(scope, p.Name, time.Now(), time.Now()) // it may have asked before too
+		}
+		if !nameTaken(err) {
+			return run, err
+		}
+		sandbox, berr := c.store.SandboxByName(ctx, scope, p.Name)
+		if berr == nil {
+			// CreatedAt is cut to a millisecond.
+			mayJoin = mayJoin || c.absences.redeem(scope, p.Name, sandbox.CreatedAt.Add(time.Millisecond), time.Now())
+			if !mayJoin {
+				return nil, err
+			}
+			run, berr = c.joinCreation(ctx, sandbox)
+		}
+		if skerry.CodeOf(berr) != skerry.CodeNotFound {
+			return run, berr
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// nameTaken reports whether a creation failed as there is a sandbox of that name.
+func nameTaken(err error) bool {
+	e, ok := errors.AsType[*skerry.Error](err)
+	return ok && e.Code == skerry.CodeConflict && e.Field == "name"
 }
 
 // basis is what a session's files start from.
 type basis struct {
-	image Image
+	image nodeapi.Image
 	// snapshot is nil for the image alone.
 	snapshot *skerry.Snapshot
 	// forkOf, if not "", is the session that the snapshot is still to be taken
 	// of, with its memory.
 	forkOf string
-	mounts []DriveMount
+	mounts []nodeapi.DriveMount
 }
 
 // basisOf finds what a sandbox's next session starts from: its current
 // snapshot, the one that it was created from, or its image.
-func (c *Controller) basisOf(ctx context.Context, scope skerry.Scope, image, current string, source *skerry.Source) (from basis, err error) {
+func (c *sandboxes) basisOf(ctx context.Context, scope skerry.Scope, image, current string, source *skerry.Source) (from basis, err error) {
 	if current == "" && source != nil && source.Type == "snapshot" {
 		current = source.SnapshotID
 	}
 	if current == "" {
-		from.image, err = c.cfg.Images.Resolve(ctx, image)
+		from.image, err = c.images.Resolve(ctx, image)
 		return from, err
 	}
-	from.snapshot, from.image, err = c.usableSnapshot(ctx, scope, current)
+	from.snapshot, from.image, err = c.snapshots.usableSnapshot(ctx, scope, current)
 	return from, err
 }
 
@@ -68,10 +127,10 @@ func (b basis) fit(p *skerry.CreateParams, vcpus, memory *int) error {
 	}
 	base := b.snapshot.Base
 	if vcpus != nil && *vcpus != base.VCPUs {
-		return skerry.Invalid("resources.vcpus", "must be %d, as when the memory snapshot was taken, is %d", base.VCPUs, *vcpus)
+		return skerry.Invalid("resources.vcpus", "must be %d, because the sandbox had this size when its memory snapshot was taken; is %d", base.VCPUs, *vcpus)
 	}
 	if memory != nil && *memory != base.MemoryMB {
-		return skerry.Invalid("resources.memory", "must be %d, as when the memory snapshot was taken, is %d", base.MemoryMB, *memory)
+		return skerry.Invalid("resources.memory", "must be %d, because the sandbox had this size when its memory snapshot was taken; is %d", base.MemoryMB, *memory)
 	}
 	p.VCPUs, p.MemoryMB = base.VCPUs, base.MemoryMB
 	return nil
@@ -86,12 +145,12 @@ func given(n int) *int {
 }
 
 // create makes a sandbox of parameters that were checked.
-func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (_ *skerry.Run, err error) {
-	if from.mounts, err = c.findDrives(ctx, scope, p.Mounts); err != nil {
+func (c *sandboxes) create(ctx context.Context, scope skerry.Scope, p skerry.CreateParams, from basis) (_ *skerry.Run, err error) {
+	if from.mounts, err = c.drives.find(ctx, scope, p.Mounts); err != nil {
 		return nil, err
 	}
 	now := skerry.At(time.Now())
-	box := &skerry.Sandbox{
+	sandbox := &skerry.Sandbox{
 		ID:                 skerry.NewID(skerry.PrefixSandbox),
 		Scope:              scope,
 		Name:               p.Name,
@@ -117,31 +176,38 @@ func (c *Controller) create(ctx context.Context, scope skerry.Scope, p skerry.Cr
 	if p.Policy == nil {
 		p.Policy = skerry.AllowAll()
 	}
-	box.SetPolicy(p.Policy)
-	unlock, err := c.boxes.lock(ctx, box.ID)
+	sandbox.SetPolicy(p.Policy)
+	unlock, err := c.lifecycles.lock(ctx, sandbox.ID)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	box.Ports = published(nil, p.Ports, p.PrivatePorts)
-	if err := c.publish(box); err != nil {
+	sandbox.Ports = published(nil, p.Ports, p.PrivatePorts)
+	if err := c.ports.publish(sandbox); err != nil {
 		return nil, err
 	}
-	l, err := c.newSession(ctx, box, from, now, c.cfg.Store.CreateSandbox)
+	run := newRun(sandbox, skerry.NewID(skerry.PrefixSession), from, now)
+	s, err := c.begin(roomOf(&run), func() (skerry.Session, error) {
+		return run, c.store.CreateSandbox(ctx, sandbox, &run)
+	}, func(ctx context.Context, s *session) error { return c.bringUp(ctx, s, from) })
 	if err != nil {
-		c.withdraw(box.ID)
+		c.ports.withdraw(sandbox.ID)
 		return nil, err
 	}
-	if err := c.startAndWait(ctx, l, from, true); err != nil {
+	if err := c.awaitOrAbandon(ctx, s); err != nil {
 		// A failed creation leaves nothing: its name can be used again at once.
-		return nil, errors.Join(err, c.erase(context.WithoutCancel(ctx), box.ID))
+		c.undoCreate(s)
+		return nil, err
 	}
-	return c.runOf(ctx, box.ID, true)
+	// Not read back from the store: from here on nothing may fail.
+	run = s.state()
+	sandbox.StatusUpdatedAt = run.UpdatedAt
+	return c.answer(sandbox, &run, true), nil
 }
 
 // chooseRuntime settles what is first on PATH: an image of the client's own
 // has no runtimes to choose from.
-func chooseRuntime(p *skerry.CreateParams, image Image) error {
+func chooseRuntime(p *skerry.CreateParams, image nodeapi.Image) error {
 	if p.Runtime == "" {
 		if len(image.Runtimes) > 0 {
 			p.Runtime = image.Runtimes[0]
@@ -149,34 +215,33 @@ func chooseRuntime(p *skerry.CreateParams, image Image) error {
 		return nil
 	}
 	if !slices.Contains(image.Runtimes, p.Runtime) {
-		return skerry.Invalid("runtime", "is %q, want one of %v", p.Runtime, image.Runtimes)
+		return skerry.Invalid("runtime", "must be one of %v, is %q", image.Runtimes, p.Runtime)
 	}
 	return nil
 }
 
-// newSession makes a session the current one of a sandbox, in memory and in
-// the store.
-func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, from basis, now skerry.Time, write writer) (*live, error) {
+// newRun is a new session of a sandbox, which becomes its current one.
+func newRun(sandbox *skerry.Sandbox, id string, from basis, now skerry.Time) skerry.Session {
 	run := skerry.Session{
-		ID:          skerry.NewID(skerry.PrefixSession),
-		SandboxID:   box.ID,
-		Scope:       box.Scope,
-		SandboxName: box.Name,
-		VCPUs:       box.VCPUs,
-		MemoryMB:    box.MemoryMB,
-		Region:      box.Region,
-		Runtime:     box.Runtime,
-		Image:       box.Image,
-		Timeout:     box.Timeout,
-		Cwd:         box.Cwd,
-		Persistent:  box.Persistent,
+		ID:          id,
+		SandboxID:   sandbox.ID,
+		Scope:       sandbox.Scope,
+		SandboxName: sandbox.Name,
+		VCPUs:       sandbox.VCPUs,
+		MemoryMB:    sandbox.MemoryMB,
+		Region:      sandbox.Region,
+		Runtime:     sandbox.Runtime,
+		Image:       sandbox.Image,
+		Timeout:     sandbox.Timeout,
+		Cwd:         sandbox.Cwd,
+		Persistent:  sandbox.Persistent,
 		ImageDigest: from.image.Digest,
 		Status:      skerry.StatusPending,
 		RequestedAt: now,
 		CreatedAt:   now,
 		UpdatedAt:   now,
 	}
-	run.SetPolicy(box.Policy)
+	run.SetPolicy(sandbox.Policy)
 	if from.snapshot != nil {
 		run.SourceSnapshotID = from.snapshot.ID
 	}
@@ -185,289 +250,61 @@ func (c *Controller) newSession(ctx context.Context, box *skerry.Sandbox, from b
 			run.DriveIDs = append(run.DriveIDs, m.DriveID)
 		}
 	}
-	box.CurrentSessionID = run.ID
-	box.Status, box.StatusUpdatedAt = run.Status, now
-	l := newLive(run)
-	if err := c.enlist(l); err != nil {
-		return nil, err
-	}
-	if err := write(ctx, box, &run); err != nil {
-		c.delist(l)
-		return nil, err
-	}
-	return l, nil
+	sandbox.CurrentSessionID = run.ID
+	sandbox.Status, sandbox.StatusUpdatedAt = run.Status, now
+	return run
 }
 
-// startAndWait starts a session and waits for it. With abandon, a caller that
-// goes away takes the start with it; otherwise it goes on.
-func (c *Controller) startAndWait(ctx context.Context, l *live, from basis, abandon bool) error {
-	startCtx, cancel := context.WithCancel(c.ctx)
-	l.cancelStart = cancel
-	if err := c.spawn(func() { c.start(startCtx, l, from) }); err != nil {
-		cancel()
-		l.startErr = err
-		close(l.started)
-		return errors.Join(err, c.fail(l, err))
-	}
-	select {
-	case <-l.started:
-	case <-ctx.Done():
-		if !abandon {
-			return ctx.Err()
-		}
-		cancel()
-		<-l.started
-		if l.startErr == nil { // it was ready just then
-			err := c.discard(context.WithoutCancel(ctx), l)
-			return errors.Join(ctx.Err(), err)
-		}
-		return ctx.Err()
-	}
-	return l.startErr
-}
-
-// start brings a session up and says so.
-func (c *Controller) start(ctx context.Context, l *live, from basis) {
-	defer l.cancelStart()
-	err := c.bringUp(ctx, l, from)
-	if err != nil {
-		if ferr := c.fail(l, err); ferr != nil {
-			c.cfg.Log.Error("cannot record a failed start", "session", l.id, "error", ferr)
-		}
-		l.startErr = err
-	}
-	close(l.started)
-}
-
-func (c *Controller) bringUp(ctx context.Context, l *live, from basis) error {
-	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
-	if err != nil {
-		return err
-	}
-	select {
-	case c.starts <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	err = func() error {
-		defer func() { <-c.starts }()
-		ctx, cancel := context.WithTimeout(ctx, c.cfg.StartTimeout)
-		defer cancel()
-		return c.cfg.Node.Start(ctx, sessionSpec(box, l, from))
-	}()
-	if err != nil {
-		return err
-	}
-	if from.snapshot != nil {
-		c.touch(ctx, from.snapshot)
-	} else if box.Source != nil {
-		if err := c.fetchSource(ctx, l.id, box.Source); err != nil {
+// undoCreate removes the sandbox of a creation that failed, now if it can be. Until
+// then it is not resumed.
+func (c *sandboxes) undoCreate(s *session) {
+	undo := func(ctx context.Context) error {
+		if err := c.awaitEnd(ctx, s); err != nil {
 			return err
 		}
+		return c.erase(ctx, s.sandboxID)
 	}
-	err = c.transition(ctx, l, skerry.StatusRunning, func(run *skerry.Session) {
-		run.StartedAt = run.UpdatedAt
-	})
-	if err != nil {
-		return err
+	c.setUndoing(s.sandboxID, true)
+	done := func() { c.setUndoing(s.sandboxID, false) }
+	if err := c.try(undo); err != nil {
+		c.keepTrying("undo a failed creation", err, undo, done)
+		return
 	}
-	c.arm(l, 0)
-	// An error means that the controller closes: the next one takes over.
-	_ = c.spawn(func() { c.watch(l) })
+	done()
+}
+
+func (c *sandboxes) setUndoing(sandboxID string, undoing bool) {
+	c.undo.Lock()
+	defer c.undo.Unlock()
+	if undoing {
+		c.undoing[sandboxID] = true
+	} else {
+		delete(c.undoing, sandboxID)
+	}
+}
+
+// mayStart refuses a sandbox whose creation failed and is not undone yet.
+func (c *sandboxes) mayStart(sandboxID string) error {
+	c.undo.Lock()
+	defer c.undo.Unlock()
+	if c.undoing[sandboxID] {
+		return skerry.Errorf(skerry.CodeUnavailable, "the creation of the sandbox has failed, and the server cannot undo it at the moment; it keeps trying")
+	}
 	return nil
 }
 
-// sessionSpec is what the node is told of a session. The environment's layers
-// are, from below: the image's own, PATH for the runtime, the sandbox's.
-func sessionSpec(box *skerry.Sandbox, l *live, from basis) SessionSpec {
-	run := l.session()
-	image, snapshot, memory, capture := from.image, "", false, ""
-	if from.forkOf != "" {
-		capture = from.snapshot.ID
-	} else if from.snapshot != nil {
-		snapshot, memory = from.snapshot.Manifest, from.snapshot.Memory
+// awaitOrAbandon waits for a start that its caller takes with it when it goes
+// away.
+func (c *sandboxes) awaitOrAbandon(ctx context.Context, s *session) error {
+	err := c.awaitStart(ctx, s)
+	if ctx.Err() == nil {
+		return err
 	}
-	env := maps.Clone(image.Env)
-	if env == nil {
-		env = map[string]string{}
+	s.cancelStart()
+	<-s.started
+	if s.startErr == nil { // it was ready just then
+		err := c.discard(context.WithoutCancel(ctx), s)
+		return errors.Join(ctx.Err(), err)
 	}
-	if len(image.Runtimes) > 0 {
-		env["PATH"] = runtimePath(box.Runtime, image.Runtimes)
-	}
-	maps.Copy(env, box.Env)
-	return SessionSpec{
-		ID:          l.id,
-		Hostname:    hostname(box.Name),
-		ImageDigest: image.Digest,
-		Snapshot:    snapshot,
-		Memory:      memory,
-		ForkOf:      from.forkOf,
-		Capture:     capture,
-		Runtime:     box.Runtime,
-		VCPUs:       box.VCPUs,
-		MemoryMB:    box.MemoryMB,
-		Env:         env,
-		Mounts:      from.mounts,
-		Network:     networkSpec(&run),
-	}
-}
-
-// touch records that a session started from a snapshot. Nothing depends on it.
-func (c *Controller) touch(ctx context.Context, snap *skerry.Snapshot) {
-	if err := c.cfg.Store.TouchSnapshot(ctx, snap.ID, skerry.At(time.Now())); err != nil {
-		c.cfg.Log.Warn("cannot record the use of a snapshot", "snapshot", snap.ID, "error", err)
-	}
-}
-
-// fail ends a session that did not come up: as failed, or as stopped if that
-// is what was asked for meanwhile.
-func (c *Controller) fail(l *live, cause error) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
-	defer cancel()
-	err := c.cfg.Node.Forget(ctx, l.id)
-	reason := "it could not be started"
-	if code := skerry.CodeOf(cause); code != skerry.CodeInternal {
-		reason = cause.Error()
-	}
-	now := skerry.At(time.Now())
-	terr := c.transition(ctx, l, skerry.StatusFailed, func(run *skerry.Session) {
-		run.Reason, run.StoppedAt = reason, now
-	})
-	if terr != nil && l.session().Status == skerry.StatusStopping {
-		terr = c.transition(ctx, l, skerry.StatusStopped, func(run *skerry.Session) { run.StoppedAt = now })
-	}
-	err = errors.Join(err, terr)
-	c.end(l)
-	return err
-}
-
-// GetSandbox implements api.Service.
-func (c *Controller) GetSandbox(ctx context.Context, scope skerry.Scope, name string, resume bool) (*skerry.Run, error) {
-	box, err := c.cfg.Store.SandboxByName(ctx, scope, name)
-	if err != nil {
-		return nil, err
-	}
-	resumed := false
-	if resume {
-		if resumed, err = c.resume(ctx, box.ID); err != nil {
-			return nil, err
-		}
-	}
-	return c.runOf(ctx, box.ID, resumed)
-}
-
-// resume sees to it that a sandbox has a running session. It waits for a stop
-// in progress; callers that come together share one new session.
-func (c *Controller) resume(ctx context.Context, boxID string) (resumed bool, err error) {
-	for {
-		l, mine, err := c.currentOrNew(ctx, boxID)
-		if err != nil {
-			return false, err
-		}
-		if !mine {
-			switch l.session().Status {
-			case skerry.StatusRunning:
-				if err := c.wake(context.WithoutCancel(ctx), l); err == nil || l.session().Status == skerry.StatusRunning {
-					return resumed, err
-				}
-			case skerry.StatusPending:
-				resumed = true
-				select {
-				case <-l.started:
-				case <-ctx.Done():
-					return false, ctx.Err()
-				}
-				if l.startErr != nil {
-					return false, l.startErr
-				}
-			default:
-				select {
-				case <-l.ended:
-				case <-ctx.Done():
-					return false, ctx.Err()
-				}
-			}
-			continue
-		}
-		return true, l.startErr
-	}
-}
-
-// currentOrNew returns the session of a sandbox that has not ended, or starts
-// one (mine) and waits for it.
-func (c *Controller) currentOrNew(ctx context.Context, boxID string) (_ *live, mine bool, err error) {
-	if l := c.liveOf(boxID); l != nil {
-		return l, false, nil
-	}
-	unlock, err := c.boxes.lock(ctx, boxID)
-	if err != nil {
-		return nil, false, err
-	}
-	defer unlock()
-	if l := c.liveOf(boxID); l != nil {
-		return l, false, nil
-	}
-	box, err := c.cfg.Store.Sandbox(ctx, boxID)
-	if err != nil {
-		return nil, false, err
-	}
-	current := box.CurrentSnapshotID
-	if !box.Persistent {
-		current = "" // kept for when it is persistent again
-	}
-	from, err := c.basisOf(ctx, box.Scope, box.Image, current, box.Source)
-	if err != nil {
-		return nil, false, err
-	}
-	if from.mounts, err = c.findDrives(ctx, box.Scope, box.Mounts); err != nil {
-		return nil, false, err
-	}
-	l, err := c.nextSession(ctx, boxID, from)
-	if err != nil {
-		return nil, false, err
-	}
-	return l, true, c.startAndWait(ctx, l, from, false)
-}
-
-// nextSession gives a sandbox that has none a new session.
-func (c *Controller) nextSession(ctx context.Context, boxID string, from basis) (*live, error) {
-	c.edits.Lock()
-	defer c.edits.Unlock()
-	box, err := c.cfg.Store.Sandbox(ctx, boxID)
-	if err != nil {
-		return nil, err
-	}
-	return c.newSession(ctx, box, from, skerry.At(time.Now()), c.cfg.Store.CreateSession)
-}
-
-// runOf returns a sandbox with its current session.
-func (c *Controller) runOf(ctx context.Context, boxID string, resumed bool) (*skerry.Run, error) {
-	box, err := c.cfg.Store.Sandbox(ctx, boxID)
-	if err != nil {
-		return nil, err
-	}
-	run, err := c.sessionOf(ctx, box.Scope, box.CurrentSessionID)
-	if err != nil {
-		return nil, err
-	}
-	return c.answer(box, run, resumed), nil
-}
-
-// answer puts a sandbox and one of its sessions together. They were read one
-// after the other; the session is the truth about the sandbox's state.
-func (c *Controller) answer(box *skerry.Sandbox, run *skerry.Session, resumed bool) *skerry.Run {
-	if box.CurrentSessionID == run.ID {
-		reflectSession(box, run)
-	}
-	box.Routes = c.routes(box)
-	return &skerry.Run{Sandbox: *box, Session: *run, Routes: box.Routes, Resumed: resumed}
-}
-
-// sessionOf returns a session, live or past.
-func (c *Controller) sessionOf(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
-	if l := c.liveSession(id); l != nil && l.scope == scope {
-		run := l.session()
-		return &run, nil
-	}
-	return c.cfg.Store.Session(ctx, scope, id)
+	return ctx.Err()
 }

@@ -3,13 +3,17 @@ package controller
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
 )
 
 func (l *lab) drive(name string) *skerry.Drive {
@@ -58,14 +62,14 @@ func TestGetOrCreateDrive(t *testing.T) {
 		}
 		return true
 	})
-	if got := l.node.drives(); len(got) != 1 || got[0] != d.ID {
+	if got := l.node.DriveIDs(); len(got) != 1 || got[0] != d.ID {
 		t.Errorf("the node has drives %v", got)
 	}
 	if d.MaxSizeBytes != 1<<30 || d.ProjectID != scope.ProjectID || d.Region != "local" {
 		t.Errorf("the drive is %+v", d)
 	}
 	for _, p := range []skerry.DriveParams{
-		{Name: ""}, {Name: "a/b"}, {Name: strings.Repeat("x", 200)}, {Name: "x", MaxSizeBytes: 1}, {Name: "x", MaxSizeBytes: 1<<30 + 1}, {Name: "x", MaxSizeBytes: -1},
+		{Name: ""}, {Name: "a/b"}, {Name: strings.Repeat("x", 200)}, {Name: "x", MaxSizeBytes: skerry.MinDriveSize - 1}, {Name: "x", MaxSizeBytes: 1<<30 + 1}, {Name: "x", MaxSizeBytes: -1},
 	} {
 		_, _, err := l.GetOrCreateDrive(t.Context(), scope, p)
 		wantCode(t, p.Name, err, skerry.CodeBadRequest)
@@ -80,6 +84,22 @@ func TestGetOrCreateDrive(t *testing.T) {
 	}
 }
 
+// TestDriveSizes: without limits of the operator's, a drive has the usual size, and
+// the largest and the smallest are what the page of limits says.
+func TestDriveSizes(t *testing.T) {
+	l := newLab(t)
+	for size, want := range map[int64]int64{0: skerry.DefaultDriveSize, skerry.MinDriveSize: skerry.MinDriveSize, skerry.MaxDriveSize: skerry.MaxDriveSize} {
+		d, _, err := l.GetOrCreateDrive(t.Context(), scope, skerry.DriveParams{Name: fmt.Sprint("of-", size), MaxSizeBytes: size})
+		if err != nil || d.MaxSizeBytes != want {
+			t.Errorf("a drive of %d bytes: %+v, %v", size, d, err)
+		}
+	}
+	for _, size := range []int64{skerry.MinDriveSize - 1, skerry.MaxDriveSize + 1} {
+		_, _, err := l.GetOrCreateDrive(t.Context(), scope, skerry.DriveParams{Name: "x", MaxSizeBytes: size})
+		wantCode(t, fmt.Sprintf("a drive of %d bytes", size), err, skerry.CodeBadRequest)
+	}
+}
+
 func TestDriveHasOneWriter(t *testing.T) {
 	l := newLab(t)
 	d := l.drive("data")
@@ -90,9 +110,8 @@ func TestDriveHasOneWriter(t *testing.T) {
 	if want := at("/data", "data", skerry.MountReadWrite); !maps.Equal(first.Sandbox.Mounts, want) {
 		t.Errorf("mounts are %v", first.Sandbox.Mounts)
 	}
-	s, err := l.node.session(first.Session.ID)
-	if err != nil || len(s.spec.Mounts) != 1 || s.spec.Mounts[0] != (DriveMount{Path: "/data", DriveID: d.ID}) {
-		t.Errorf("the node was told %+v, %v", s, err)
+	if got := l.node.Spec(first.Session.ID).Mounts; !slices.Equal(got, []nodeapi.DriveMount{{Path: "/data", DriveID: d.ID}}) {
+		t.Errorf("the node was told %+v", got)
 	}
 	if got, err := l.GetDrive(t.Context(), scope, "data"); err != nil || got.CurrentSandboxName != "first" || got.CurrentSessionID != first.Session.ID {
 		t.Errorf("the drive is %+v, %v", got, err)
@@ -110,12 +129,12 @@ func TestDriveHasOneWriter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s, err := l.node.session(reader.Session.ID); err != nil || !s.spec.Mounts[0].Frozen {
-		t.Errorf("the node was told %+v, %v", s, err)
+	if got := l.node.Spec(reader.Session.ID).Mounts; len(got) != 1 || !got[0].Frozen {
+		t.Errorf("the node was told %+v", got)
 	}
 
 	// The end of the session, whatever it is, is that of the attachment.
-	if _, err := l.StopSession(t.Context(), scope, first.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, first.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	second, err := l.mounting("second", at("/data", "data", skerry.MountReadWrite))
@@ -124,7 +143,7 @@ func TestDriveHasOneWriter(t *testing.T) {
 	}
 	_, err = l.GetSandbox(t.Context(), scope, "first", true)
 	wantCode(t, "resuming without the drive", err, skerry.CodeConflict)
-	l.node.lose(second.Session.ID, "its machine was lost")
+	l.node.Lose(second.Session.ID, "its machine was lost")
 	l.eventually("the loss", func() bool { return l.status("second") == skerry.StatusAborted })
 	if _, err := l.GetSandbox(t.Context(), scope, "first", true); err != nil {
 		t.Error(err)
@@ -135,7 +154,7 @@ func TestDriveHasOneWriter(t *testing.T) {
 	if _, err := l.DeleteDrive(t.Context(), scope, "data"); err != nil {
 		t.Error(err)
 	}
-	if got := l.node.drives(); len(got) > 0 {
+	if got := l.node.DriveIDs(); len(got) > 0 {
 		t.Errorf("the node has drives %v", got)
 	}
 	_, err = l.GetSandbox(t.Context(), scope, "second", true)
@@ -169,11 +188,11 @@ func TestManyWritersAtOnce(t *testing.T) {
 func TestDriveOfAFailedStartIsFree(t *testing.T) {
 	l := newLab(t)
 	l.drive("data")
-	l.node.onStart = func(_ context.Context, _ string) error { return errors.New("no luck") }
+	l.node.On(processnode.Start, func(_ context.Context, _ string) error { return errors.New("no luck") })
 	if _, err := l.mounting("a", at("/data", "data", "")); err == nil {
 		t.Fatal("it started")
 	}
-	l.node.onStart = nil
+	l.node.On(processnode.Start, nil)
 	if d, err := l.GetDrive(t.Context(), scope, "data"); err != nil || d.CurrentSessionID != "" {
 		t.Errorf("the drive is %+v, %v", d, err)
 	}
@@ -201,12 +220,12 @@ func TestDrivesAfterARestart(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l.node.lose(lost.Session.ID, "")
+	l.node.Lose(lost.Session.ID, "")
 	l.Controller = New(l.conf)
 	if err := l.Recover(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if got := l.node.drives(); len(got) != 2 {
+	if got := l.node.DriveIDs(); len(got) != 2 {
 		t.Errorf("the node has drives %v", got)
 	}
 	for name, session := range map[string]string{"kept": kept.Session.ID, "freed": ""} {
@@ -233,7 +252,7 @@ func TestMountsOfLaterSessionsAndForks(t *testing.T) {
 	if d, err := l.GetDrive(t.Context(), scope, "two"); err != nil || d.CurrentSessionID != "" {
 		t.Errorf("the running session has %+v, %v", d, err)
 	}
-	if _, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.GetSandbox(t.Context(), scope, "a", true); err != nil {
@@ -254,33 +273,4 @@ func TestMountsOfLaterSessionsAndForks(t *testing.T) {
 	if err != nil || len(bare.Sandbox.Mounts) != 0 {
 		t.Errorf("without mounts: %+v, %v", bare, err)
 	}
-}
-
-func TestMountPaths(t *testing.T) {
-	for _, good := range []string{"/data", "/vercel/sandbox", "/vercel/sandbox/data", "/home/vercel-sandbox/.cache", "/etc/app", "/mnt", "/usr/local/share/x", "/devices"} {
-		if err := validateMounts(at(good, "d", "")); err != nil {
-			t.Errorf("%s: %v", good, err)
-		}
-	}
-	for _, bad := range []string{
-		"", "data", "./data", "/", "//", "/data/", "/a/../b", "/a/./b", "/a//b", "/etc", "/usr", "/bin", "/lib64", "/var", "/vercel",
-		"/proc", "/proc/sys", "/sys/fs/cgroup", "/dev", "/dev/shm", "/.skerry", "/.skerry/x", "/vercel/runtimes", "/vercel/runtimes/node24",
-		"/a\nb", "/" + strings.Repeat("x", 256), "/" + strings.Repeat("x/", 2100) + "x",
-	} {
-		wantCode(t, bad, validateMounts(at(bad, "d", "")), skerry.CodeBadRequest)
-	}
-	for what, mounts := range map[string]map[string]skerry.Mount{
-		"nested":     {"/data": {Drive: "a"}, "/data/x": {Drive: "b"}},
-		"twice":      {"/a": {Drive: "a"}, "/b": {Drive: "a", Mode: skerry.MountSnapshot}},
-		"a mode":     at("/a", "a", "write"),
-		"no drive":   at("/a", "", ""),
-		"nested two": {"/data": {Drive: "a"}, "/data-x": {Drive: "c"}, "/data/y": {Drive: "b"}},
-	} {
-		wantCode(t, what, validateMounts(mounts), skerry.CodeBadRequest)
-	}
-	many := map[string]skerry.Mount{}
-	for _, r := range "abcdefghijklmnopq" {
-		many["/"+string(r)] = skerry.Mount{Drive: string(r)}
-	}
-	wantCode(t, "17 mounts", validateMounts(many), skerry.CodeBadRequest)
 }

@@ -3,8 +3,11 @@ package controller
 import (
 	"crypto/rand"
 	"math/big"
+	"path"
 	"slices"
 	"strings"
+
+	"github.com/skerry-dev/skerry"
 )
 
 // Names that the service gives are a word for the weather, a word for the
@@ -54,15 +57,25 @@ func hostname(name string) string {
 	return label
 }
 
+// resolveCwd is the directory that a command's cwd means.
+func resolveCwd(cwd string) string {
+	if path.IsAbs(cwd) {
+		return path.Clean(cwd)
+	}
+	return path.Join(skerry.WorkDir, cwd)
+}
+
 // runtimeDirs is where each runtime of the default image is.
 var runtimeDirs = map[string]string{
 	"node24":     "/vercel/runtimes/node24/bin",
+	"node26":     "/vercel/runtimes/node26/bin",
 	"node22":     "/vercel/runtimes/node22/bin",
 	"python3.13": "/vercel/runtimes/python/bin",
 }
 
-// systemPath follows the runtimes on PATH.
-const systemPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// systemPath follows the runtimes on PATH. pip puts the programs of the packages
+// that the user installs into the user's own folder.
+const systemPath = "/vercel/bin:/home/" + skerry.DefaultUser + "/.local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // runtimePath is PATH with the chosen runtime first and the others behind it.
 func runtimePath(chosen string, all []string) string {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 func customPolicy(secret string) *skerry.NetworkPolicy {
@@ -27,12 +28,12 @@ func (l *lab) enforced(what, name string, want *skerry.NetworkPolicy) *skerry.Ru
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	got := l.node.network(run.Session.ID)
+	got := l.node.Network(run.Session.ID)
 	if !reflect.DeepEqual(got.Policy, want) {
 		l.t.Errorf("%s: the node enforces %+v, want %+v", what, got.Policy, want)
 	}
-	if got.Claims["sandbox_id"] != run.Session.ID || got.Claims["sandbox_name"] != name || got.Claims["team_id"] != scope.TeamID || got.Claims["project_id"] != scope.ProjectID {
-		l.t.Errorf("%s: claims %v", what, got.Claims)
+	if want := (nodeapi.Owner{TeamID: scope.TeamID, ProjectID: scope.ProjectID, SandboxID: got.Owner.SandboxID, SandboxName: name}); got.Owner != want || want.SandboxID == "" {
+		l.t.Errorf("%s: the owner is %+v", what, got.Owner)
 	}
 	if !reflect.DeepEqual(run.Session.NetworkPolicy, want.Summary()) {
 		l.t.Errorf("%s: the session shows %+v", what, run.Session.NetworkPolicy)
@@ -68,7 +69,7 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 	l.enforced("forked with another", "closed", deny)
 	// The next session has the sandbox's.
-	if _, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.SetNetworkPolicy(t.Context(), scope, run.Session.ID, deny); skerry.CodeOf(err) != skerry.CodeSandboxStopped {
@@ -85,7 +86,7 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 	run = l.enforced("updated", "box", second)
 	l.enforced("its fork", "fork", first)
-	if _, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.UpdateSandbox(t.Context(), scope, "box", skerry.UpdateParams{Policy: deny}); err != nil {
@@ -108,12 +109,12 @@ func TestNetworkPolicyNotEnforced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.node.netErr = errors.New("no rules today")
+	l.node.OnSetNetwork(func(nodeapi.NetworkSpec) error { return errors.New("no rules today") })
 	if _, err := l.SetNetworkPolicy(t.Context(), scope, run.Session.ID, skerry.AllowAll()); err == nil || !strings.Contains(err.Error(), "no rules today") {
 		t.Errorf("set: %v", err)
 	}
 	l.enforced("refused", "box", first)
-	l.node.netErr = nil
+	l.node.OnSetNetwork(nil)
 	bad := customPolicy("a\nb")
 	for what, err := range map[string]error{
 		"networkPolicy.allow.api.example.com[0].transform[0].headers.authorization": func() error {
@@ -128,5 +129,60 @@ func TestNetworkPolicyNotEnforced(t *testing.T) {
 		if e, ok := errors.AsType[*skerry.Error](err); !ok || e.Field != what || strings.Contains(e.Error(), "a\nb") {
 			t.Errorf("bad policy: %v, want one about %s", err, what)
 		}
+	}
+}
+
+// TestStoredPolicyComesToBeEnforced has the node refuse a policy that the store has
+// already.
+func TestStoredPolicyComesToBeEnforced(t *testing.T) {
+	l := newLab(t)
+	// Each request has a policy of its own, as each is checked in place.
+	first := func() *skerry.NetworkPolicy { return customPolicy("one") }
+	run, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "box", Policy: first()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	noLists := func(n nodeapi.NetworkSpec) error {
+		if n.Policy.Mode == skerry.NetworkCustom {
+			return errors.New("no rules today")
+		}
+		return nil
+	}
+	enforces := func(want *skerry.NetworkPolicy) func() bool {
+		return func() bool { return reflect.DeepEqual(l.node.Network(run.Session.ID).Policy, want) }
+	}
+	second := customPolicy("two")
+	second.Domains = nil // stricter
+	l.node.OnSetNetwork(noLists)
+	if _, err := l.UpdateSandbox(t.Context(), scope, "box", skerry.UpdateParams{Policy: second}); skerry.CodeOf(err) != skerry.CodeUnavailable || !strings.Contains(err.Error(), "is closed until") {
+		t.Errorf("an update that cannot be enforced: %v", err)
+	}
+	if got := l.node.Network(run.Session.ID).Policy.Mode; got != skerry.NetworkDenyAll {
+		t.Errorf("meanwhile the node enforces %s", got)
+	}
+	l.node.OnSetNetwork(nil)
+	l.eventually("the policy to be enforced", enforces(second))
+	l.eventually("the session to show it", func() bool {
+		run, err := l.GetSandbox(t.Context(), scope, "box", false)
+		return err == nil && reflect.DeepEqual(run.Session.NetworkPolicy, second.Summary())
+	})
+	// Nobody is told that a network is closed that is not.
+	l.node.OnSetNetwork(func(nodeapi.NetworkSpec) error { return errors.New("no rules at all") })
+	if _, err := l.UpdateSandbox(t.Context(), scope, "box", skerry.UpdateParams{Policy: first()}); skerry.CodeOf(err) != skerry.CodeUnavailable || !strings.Contains(err.Error(), "previous policy") {
+		t.Errorf("an update of a network that cannot be closed: %v", err)
+	}
+	// One that is set meanwhile counts instead.
+	l.node.OnSetNetwork(noLists)
+	if _, err := l.UpdateSandbox(t.Context(), scope, "box", skerry.UpdateParams{Policy: first()}); skerry.CodeOf(err) != skerry.CodeUnavailable {
+		t.Errorf("an update that cannot be enforced: %v", err)
+	}
+	if _, err := l.SetNetworkPolicy(t.Context(), scope, run.Session.ID, skerry.AllowAll()); err != nil {
+		t.Fatal(err)
+	}
+	l.node.OnSetNetwork(nil)
+	live := l.sessionOf(run.Sandbox.ID)
+	owed := live.unenforced.Load()
+	if owed != nil || !enforces(skerry.AllowAll())() {
+		t.Errorf("%+v is owed, and the node enforces %+v", owed, l.node.Network(run.Session.ID).Policy)
 	}
 }

@@ -2,101 +2,150 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // A paused session is a running one whose machine stands still: PausedAt is
-// set. What needs the machine resumes it (awake), what only reads does not.
-// live.pausing makes pauses and resumes follow one another.
+// set. Calls that need the machine resume it (resumedSession), calls that only read do not.
+// Pauses and resumes are steps of one lane (session.pauses).
 
 // PauseSession implements api.Service.
-func (c *Controller) PauseSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
-	l, err := c.running(ctx, scope, id)
+func (c *sessions) PauseSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
+	s, err := c.runningSession(ctx, scope, id)
 	if err != nil {
 		return nil, err
 	}
-	// A client that goes away must not leave a pause that nobody knows of.
-	if err := c.pause(context.WithoutCancel(ctx), l); err != nil {
-		return nil, c.failure(ctx, l, err)
+	// The pause is made and recorded even if the client has gone.
+	if err := s.pauses.do(ctx, s.pause); err != nil {
+		return nil, c.failure(ctx, s, err)
 	}
-	run := l.session()
+	run := s.state()
 	return &run, nil
 }
 
-func (c *Controller) pause(ctx context.Context, l *live) error {
-	l.pausing.Lock()
-	defer l.pausing.Unlock()
-	if run := l.session(); run.Status != skerry.StatusRunning || !run.PausedAt.IsZero() {
-		return l.usable()
-	}
-	if err := c.cfg.Node.Pause(ctx, l.id); err != nil {
+// mayChange refuses a pause or a resume of a session that does not run or is
+// about to end.
+func (s *session) mayChange() error {
+	if err := s.usable(); err != nil {
 		return err
 	}
-	err := c.setPaused(ctx, l, skerry.At(time.Now()))
-	if err != nil {
-		return errors.Join(err, c.cfg.Node.Resume(ctx, l.id))
+	if e := s.attempt.Load(); e != nil && !e.over() {
+		return skerry.Errorf(skerry.CodeSandboxStopping, "session %s is stopping", s.id)
 	}
-	c.cfg.Log.Info("session paused", "session", l.id, "sandbox", l.boxID)
 	return nil
 }
 
+// pause is a step of pauses.
+func (s *session) pause() error {
+	if err := s.mayChange(); err != nil || !s.state().PausedAt.IsZero() {
+		return err
+	}
+	err := s.try(func(ctx context.Context) error { return s.node.Pause(ctx, s.id) })
+	if nodeapi.OutcomeUnknown(err) {
+		s.unpause()
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.recordPaused(skerry.At(time.Now())); err != nil {
+		s.unpause()
+		return err
+	}
+	s.log.Info("session paused", "session", s.id, "sandbox", s.sandboxID)
+	return nil
+}
+
+// unpause resumes a session that is paused, or may be, although that is not
+// recorded.
+func (s *session) unpause() {
+	s.inBackground("resume session "+s.id, func(ctx context.Context) error {
+		err := s.pauses.do(ctx, func() error {
+			if s.mayChange() != nil || !s.state().PausedAt.IsZero() {
+				return nil
+			}
+			return s.node.Resume(ctx, s.id)
+		})
+		if isGone(err) {
+			return nil
+		}
+		return err
+	})
+}
+
 // ResumeSession implements api.Service.
-func (c *Controller) ResumeSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
-	l, err := c.awake(ctx, scope, id)
+func (c *sessions) ResumeSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
+	s, err := c.resumedSession(ctx, scope, id)
 	if err != nil {
 		return nil, err
 	}
-	run := l.session()
+	run := s.state()
 	return &run, nil
 }
 
-// awake returns a session that commands can run in: one that is paused is
+// resumedSession returns a session that commands can run in: one that is paused is
 // resumed.
-func (c *Controller) awake(ctx context.Context, scope skerry.Scope, id string) (*live, error) {
-	l, err := c.running(ctx, scope, id)
+func (c *sessions) resumedSession(ctx context.Context, scope skerry.Scope, id string) (*session, error) {
+	s, err := c.runningSession(ctx, scope, id)
 	if err != nil {
-		return nil, err
+		return nil, c.losses.tell(id, err)
 	}
-	return l, c.failure(ctx, l, c.wake(context.WithoutCancel(ctx), l))
+	return s, c.failure(ctx, s, s.resume(ctx))
 }
 
-func (c *Controller) wake(ctx context.Context, l *live) error {
-	if run := l.session(); run.PausedAt.IsZero() {
+// resume has a session that is paused continue.
+func (s *session) resume(ctx context.Context) error {
+	if s.state().PausedAt.IsZero() {
 		return nil
 	}
-	l.pausing.Lock()
-	defer l.pausing.Unlock()
-	if run := l.session(); run.Status != skerry.StatusRunning || run.PausedAt.IsZero() {
-		return l.usable()
-	}
-	if err := c.cfg.Node.Resume(ctx, l.id); err != nil {
-		return err
-	}
-	c.cfg.Log.Info("session resumed", "session", l.id, "sandbox", l.boxID)
-	return c.setPaused(ctx, l, skerry.Time{})
+	return s.pauses.do(ctx, s.resumeNow)
 }
 
-// setPaused records whether a session is paused, unless it has begun to stop.
-func (c *Controller) setPaused(ctx context.Context, l *live, at skerry.Time) error {
-	return c.editSession(ctx, l, func(run *skerry.Session) error {
+// resumeNow is a step of pauses.
+func (s *session) resumeNow() error {
+	if err := s.mayChange(); err != nil || s.state().PausedAt.IsZero() {
+		return err
+	}
+	if err := s.try(func(ctx context.Context) error { return s.node.Resume(ctx, s.id) }); err != nil {
+		return err
+	}
+	s.log.Info("session resumed", "session", s.id, "sandbox", s.sandboxID)
+	err := s.recordPaused(skerry.Time{})
+	if err != nil {
+		// Its machine runs; the store will say so when it can.
+		s.tell(func() {
+			if !s.state().Status.Ended() {
+				s.fixLater(func(run *skerry.Session) { run.PausedAt = skerry.Time{} })
+			}
+		})
+	}
+	return err
+}
+
+// recordPaused records whether a session is paused, unless it has begun to stop.
+func (s *session) recordPaused(at skerry.Time) error {
+	return s.record(func(run *skerry.Session) error {
 		if run.Status != skerry.StatusRunning {
-			return l.usable()
+			return s.usable()
 		}
 		run.PausedAt = at
 		return nil
-	}, c.cfg.Store.SaveSession)
+	})
 }
 
 // pauseAgain is for a session that was paused when the service ended: taking it
-// over has resumed it.
-func (c *Controller) pauseAgain(ctx context.Context, l *live) {
-	if err := c.cfg.Node.Pause(ctx, l.id); err != nil {
-		c.cfg.Log.Error("cannot pause a session again", "session", l.id, "error", err)
-		if err := c.setPaused(ctx, l, skerry.Time{}); err != nil {
-			c.cfg.Log.Error("cannot record that a session goes on", "session", l.id, "error", err)
-		}
+// over has resumed it. It is a step of pauses.
+func (s *session) pauseAgain() error {
+	err := s.try(func(ctx context.Context) error { return s.node.Pause(ctx, s.id) })
+	if err == nil {
+		return nil
 	}
+	s.log.Error("cannot pause a session again", "session", s.id, "error", err)
+	s.tell(func() { s.fixLater(func(run *skerry.Session) { run.PausedAt = skerry.Time{} }) })
+	if nodeapi.OutcomeUnknown(err) {
+		s.unpause()
+	}
+	return nil
 }

@@ -1,9 +1,11 @@
 package controller
 
 import (
+	"context"
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
 )
 
 // TestPause: what needs the machine resumes it, a stop of a paused session is a
@@ -39,7 +41,7 @@ func TestPause(t *testing.T) {
 	if _, err := l.PauseSession(t.Context(), scope, id); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.StopSession(t.Context(), scope, id); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, id, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	paused(false)
@@ -53,7 +55,7 @@ func TestMemoryForkIsKeptAfterwards(t *testing.T) {
 	l := newLab(t)
 	l.create("one")
 	release := make(chan struct{})
-	l.node.onKeep = func(string) { <-release }
+	l.node.On(processnode.Keep, func(context.Context, string) error { <-release; return nil })
 	fork, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Name: "two", Memory: true})
 	if err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strings"
 	"time"
@@ -23,28 +22,29 @@ type Ingress interface {
 	Token(p skerry.PublishedPort, expires time.Time) string
 }
 
-// validatePorts checks what a client asks to be published; private must be
-// among all.
-func (c *Controller) validatePorts(ports, private, all []int) error {
-	if len(ports) > 0 && c.cfg.Ingress == nil {
+// portStore is what ports need of the store.
+type portStore interface {
+	Sandbox(ctx context.Context, id string) (*skerry.Sandbox, error)
+	SandboxByName(ctx context.Context, scope skerry.Scope, name string) (*skerry.Sandbox, error)
+	PublishedSandboxes(ctx context.Context) ([]skerry.Sandbox, error)
+	UpdateSandbox(ctx context.Context, id string, change func(*skerry.Sandbox) error) (*skerry.Sandbox, error)
+}
+
+// ports publishes the ports of sandboxes.
+type ports struct {
+	*background
+	store   portStore
+	ingress Ingress // nil if this installation has none
+	limits  skerry.Limits
+	// updates are held, by the sandbox's id, while a sandbox is updated: its ports
+	// are published before they are written.
+	updates keyed
+}
+
+// canPublish refuses ports if this installation has no ingress.
+func (p *ports) canPublish(ports []int) error {
+	if len(ports) > 0 && p.ingress == nil {
 		return skerry.NotImplemented("ports", "publishing ports without an ingress")
-	}
-	if len(ports) > c.cfg.MaxPorts {
-		return skerry.Invalid("ports", "are %d, more than %d", len(ports), c.cfg.MaxPorts)
-	}
-	for i, port := range ports {
-		field := fmt.Sprintf("ports[%d]", i)
-		if port < 1 || port > skerry.MaxPort {
-			return skerry.Invalid(field, "must be 1 to %d, is %d", skerry.MaxPort, port)
-		}
-		if slices.Contains(ports[:i], port) {
-			return skerry.Invalid(field, "is %d, which is there already", port)
-		}
-	}
-	for i, port := range private {
-		if !slices.Contains(all, port) {
-			return skerry.Invalid(fmt.Sprintf("privatePorts[%d]", i), "is %d, which is not published", port)
-		}
 	}
 	return nil
 }
@@ -85,179 +85,165 @@ func numbers(list []skerry.PublishedPort, privateOnly bool) []int {
 
 // forkedPorts are those of a fork. What was private in the source stays so
 // unless the call says otherwise.
-func forkedPorts(box *skerry.Sandbox, p skerry.ForkParams) (ports, private []int) {
+func forkedPorts(sandbox *skerry.Sandbox, p skerry.ForkParams) (ports, private []int) {
 	ports, private = p.Ports, p.PrivatePorts
 	if ports == nil {
-		ports = numbers(box.Ports, false)
+		ports = numbers(sandbox.Ports, false)
 	}
 	if private == nil {
-		private = slices.DeleteFunc(numbers(box.Ports, true), func(port int) bool { return !slices.Contains(ports, port) })
+		private = slices.DeleteFunc(numbers(sandbox.Ports, true), func(port int) bool { return !slices.Contains(ports, port) })
 	}
 	return ports, private
 }
 
 // publish makes a sandbox's ports reachable. A request that comes before the
 // sandbox is in the store is told that there is none.
-func (c *Controller) publish(box *skerry.Sandbox) error {
-	if c.cfg.Ingress == nil {
+func (p *ports) publish(sandbox *skerry.Sandbox) error {
+	if p.ingress == nil {
 		return nil
 	}
-	return c.cfg.Ingress.Publish(box.ID, box.Ports)
+	return p.ingress.Publish(sandbox.ID, sandbox.Ports)
 }
 
-func (c *Controller) withdraw(boxID string) {
-	if c.cfg.Ingress != nil {
-		c.cfg.Ingress.Withdraw(boxID)
+func (p *ports) withdraw(sandboxID string) {
+	if p.ingress != nil {
+		p.ingress.Withdraw(sandboxID)
 	}
 }
 
-// republish saves a sandbox with other ports than it had; edits is held.
-func (c *Controller) republish(ctx context.Context, box *skerry.Sandbox, p skerry.UpdateParams) error {
-	old, ports := box.Ports, p.Ports
-	if ports == nil {
-		ports = numbers(old, false)
+// republish publishes other ports of a sandbox, and has save write the sandbox
+// with them. The sandbox's lock of updates is held.
+func (p *ports) republish(sandbox *skerry.Sandbox, up skerry.UpdateParams, save func() error) error {
+	old, numbered := sandbox.Ports, up.Ports
+	if numbered == nil {
+		numbered = numbers(old, false)
 	}
-	if err := c.validatePorts(p.Ports, p.PrivatePorts, ports); err != nil {
+	if err := p.canPublish(up.Ports); err != nil {
 		return err
 	}
-	box.Ports = published(old, ports, p.PrivatePorts)
-	if err := c.publish(box); err != nil {
+	if err := skerry.ValidatePorts(up.Ports, up.PrivatePorts, numbered, p.limits); err != nil {
 		return err
 	}
-	err := c.cfg.Store.SaveSandbox(ctx, box)
+	sandbox.Ports = published(old, numbered, up.PrivatePorts)
+	if err := p.publish(sandbox); err != nil {
+		return err
+	}
+	err := save()
 	if err != nil {
-		box.Ports = old
-		err = errors.Join(err, c.publish(box))
+		p.publishStored(sandbox.ID)
 	}
 	return err
 }
 
-// publishAgain is for what was published when the service ended.
-func (c *Controller) publishAgain(ctx context.Context) error {
-	if c.cfg.Ingress == nil {
+// publishStored publishes the ports that a sandbox has in the store. A write
+// that failed may have been done: only the store can say. The sandbox's lock of
+// updates is held.
+func (p *ports) publishStored(sandboxID string) {
+	doing := "publish the ports of sandbox " + sandboxID
+	publish := func(ctx context.Context) error {
+		sandbox, err := p.store.Sandbox(ctx, sandboxID)
+		if skerry.CodeOf(err) == skerry.CodeNotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return p.publish(sandbox)
+	}
+	err := p.try(publish)
+	if err == nil {
+		return
+	}
+	p.keepTrying(doing, err, func(ctx context.Context) error {
+		unlock, err := p.updates.lock(ctx, sandboxID) // or an update in between would be taken back
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		return publish(ctx)
+	}, nil)
+}
+
+// recover publishes what was published when the service ended.
+func (p *ports) recover(ctx context.Context) error {
+	if p.ingress == nil {
 		return nil
 	}
-	boxes, err := c.cfg.Store.PublishedSandboxes(ctx)
+	sandboxes, err := p.store.PublishedSandboxes(ctx)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for i := range boxes {
-		before := slices.Clone(boxes[i].Ports)
-		if err := c.cfg.Ingress.Restore(boxes[i].ID, boxes[i].Ports); err != nil {
-			errs = append(errs, fmt.Errorf("publish the ports of sandbox %s: %w", boxes[i].ID, err))
-			continue
-		}
-		moved := func(a, b skerry.PublishedPort) bool { return a.HostPort == b.HostPort }
-		if !slices.EqualFunc(before, boxes[i].Ports, moved) {
-			errs = append(errs, c.cfg.Store.SaveSandbox(ctx, &boxes[i]))
-		}
+	for i := range sandboxes {
+		errs = append(errs, p.restore(&sandboxes[i]))
 	}
 	return errors.Join(errs...)
 }
 
+// restore publishes the ports of a sandbox again. Some may get another port of
+// the host.
+func (p *ports) restore(sandbox *skerry.Sandbox) error {
+	before := slices.Clone(sandbox.Ports)
+	if err := p.ingress.Restore(sandbox.ID, sandbox.Ports); err != nil {
+		return fmt.Errorf("publish the ports of sandbox %s: %w", sandbox.ID, err)
+	}
+	same := func(a, b skerry.PublishedPort) bool { return a.HostPort == b.HostPort }
+	if slices.EqualFunc(before, sandbox.Ports, same) {
+		return nil
+	}
+	p.untilDone("record the ports of sandbox "+sandbox.ID, func(ctx context.Context) error {
+		_, err := p.store.UpdateSandbox(ctx, sandbox.ID, func(stored *skerry.Sandbox) error {
+			for i, now := range stored.Ports {
+				j := slices.IndexFunc(sandbox.Ports, func(moved skerry.PublishedPort) bool {
+					return moved.Port == now.Port && moved.Subdomain == now.Subdomain
+				})
+				if j >= 0 {
+					stored.Ports[i].HostPort = sandbox.Ports[j].HostPort
+				}
+			}
+			return nil
+		})
+		if skerry.CodeOf(err) == skerry.CodeNotFound {
+			return nil
+		}
+		return err
+	})
+	return nil
+}
+
 // routes are how a sandbox's ports are reached; never nil.
-func (c *Controller) routes(box *skerry.Sandbox) []skerry.Route {
+func (p *ports) routes(sandbox *skerry.Sandbox) []skerry.Route {
 	routes := []skerry.Route{}
-	if c.cfg.Ingress == nil {
+	if p.ingress == nil {
 		return routes
 	}
-	for _, p := range box.Ports {
-		routes = append(routes, skerry.Route{URL: c.cfg.Ingress.URL(p), Subdomain: p.Subdomain, Port: p.Port, Private: p.Private()})
+	for _, port := range sandbox.Ports {
+		routes = append(routes, skerry.Route{URL: p.ingress.URL(port), Subdomain: port.Subdomain, Port: port.Port, Private: port.Private()})
 	}
 	return routes
 }
 
 // RouteToken implements api.Service.
-func (c *Controller) RouteToken(ctx context.Context, scope skerry.Scope, name string, port int, life skerry.Duration) (*skerry.RouteToken, error) {
-	box, err := c.cfg.Store.SandboxByName(ctx, scope, name)
+func (p *ports) RouteToken(ctx context.Context, scope skerry.Scope, name string, port int, life skerry.Duration) (*skerry.RouteToken, error) {
+	sandbox, err := p.store.SandboxByName(ctx, scope, name)
 	if err != nil {
 		return nil, err
 	}
 	if life == 0 {
 		life = skerry.Duration(skerry.DefaultRouteToken)
 	}
-	if life.Std() < time.Second || life.Std() > skerry.MaxRouteToken {
-		return nil, skerry.Invalid("expiration", "must be 1000 to %d ms, is %d", skerry.MaxRouteToken.Milliseconds(), life.Millis())
+	if err := skerry.ValidateRouteToken("expiration", life); err != nil {
+		return nil, err
 	}
-	i := slices.IndexFunc(box.Ports, func(p skerry.PublishedPort) bool { return p.Port == port })
-	if i < 0 || c.cfg.Ingress == nil {
+	i := slices.IndexFunc(sandbox.Ports, func(o skerry.PublishedPort) bool { return o.Port == port })
+	if i < 0 || p.ingress == nil {
 		return nil, skerry.Errorf(skerry.CodeNotFound, "sandbox %q does not publish port %d", name, port)
 	}
-	p := box.Ports[i]
-	if !p.Private() {
-		return nil, skerry.Errorf(skerry.CodeConflict, "port %d is public: it needs no token", port)
+	published := sandbox.Ports[i]
+	if !published.Private() {
+		return nil, skerry.Errorf(skerry.CodeConflict, "port %d is public and needs no token", port)
 	}
 	expires := time.Now().Add(life.Std()).Truncate(time.Second)
-	token := c.cfg.Ingress.Token(p, expires)
-	return &skerry.RouteToken{Token: token, URL: c.cfg.Ingress.URL(p) + "/?token=" + token, ExpiresAt: skerry.At(expires)}, nil
-}
-
-// Ready returns the session that takes a sandbox's requests at once, "" if there
-// is none.
-func (c *Controller) Ready(boxID string) (sessionID string) {
-	if l := c.liveOf(boxID); l != nil {
-		if run := l.session(); run.Status == skerry.StatusRunning && run.PausedAt.IsZero() {
-			return l.id
-		}
-	}
-	return ""
-}
-
-// Reach returns the session that takes a sandbox's requests. One that is
-// paused goes on for it; with resume, so does a persistent sandbox that has
-// stopped, and the caller waits for that.
-func (c *Controller) Reach(ctx context.Context, boxID string, resume bool) (sessionID string, err error) {
-	for {
-		l := c.liveOf(boxID)
-		if l == nil {
-			if err := c.mayResume(ctx, boxID, resume); err != nil {
-				return "", err
-			}
-			if _, err := c.resume(ctx, boxID); err != nil {
-				return "", err
-			}
-			continue
-		}
-		run := l.session()
-		switch {
-		case run.Status == skerry.StatusRunning && run.PausedAt.IsZero(), run.Status == skerry.StatusSnapshotting:
-			return l.id, nil
-		case run.Status == skerry.StatusRunning:
-			if err := c.wake(context.WithoutCancel(ctx), l); err != nil {
-				return "", c.failure(ctx, l, err)
-			}
-		default:
-			// It starts or stops; which way it goes is seen afterwards.
-			next := l.ended
-			if run.Status == skerry.StatusPending {
-				next = l.started
-			}
-			select {
-			case <-next:
-			case <-ctx.Done():
-				return "", ctx.Err()
-			}
-			if run.Status == skerry.StatusPending && l.startErr != nil {
-				return "", l.startErr
-			}
-		}
-	}
-}
-
-// mayResume says why a request does not start a sandbox.
-func (c *Controller) mayResume(ctx context.Context, boxID string, resume bool) error {
-	box, err := c.cfg.Store.Sandbox(ctx, boxID)
-	if err != nil {
-		return err
-	}
-	if !resume || !box.Persistent {
-		return skerry.Errorf(skerry.CodeSandboxStopped, "the sandbox has stopped")
-	}
-	return nil
-}
-
-// Dial connects to a port of a running session.
-func (c *Controller) Dial(ctx context.Context, sessionID string, port int) (net.Conn, error) {
-	return c.cfg.Node.Dial(ctx, sessionID, port)
+	token := p.ingress.Token(published, expires)
+	return &skerry.RouteToken{Token: token, URL: p.ingress.URL(published) + "/?token=" + token, ExpiresAt: skerry.At(expires)}, nil
 }

@@ -6,13 +6,8 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
 )
-
-func (n *processNode) started() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.starts
-}
 
 // TestReachResumesOnce has many requests come for a sandbox that has stopped.
 func TestReachResumesOnce(t *testing.T) {
@@ -22,18 +17,18 @@ func TestReachResumesOnce(t *testing.T) {
 	if id, err := l.Reach(t.Context(), box, true); err != nil || id != first {
 		t.Fatalf("a running sandbox: %q, %v", id, err)
 	}
-	if _, err := l.StopSession(t.Context(), scope, first); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, first, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	// Without leave, none starts it.
 	_, err := l.Reach(t.Context(), box, false)
 	wantCode(t, "without resume", err, skerry.CodeSandboxStopped)
-	before := l.node.started()
+	before := l.node.Starts()
 	// The start waits until all are there, so that they come while it starts.
 	const requests = 64
 	var waiting sync.WaitGroup
 	waiting.Add(requests)
-	l.node.onStart = func(context.Context, string) error { waiting.Wait(); return nil }
+	l.node.On(processnode.Start, func(context.Context, string) error { waiting.Wait(); return nil })
 	ids, errs := make([]string, requests), make([]error, requests)
 	var done sync.WaitGroup
 	for i := range requests {
@@ -48,7 +43,7 @@ func TestReachResumesOnce(t *testing.T) {
 			t.Fatalf("request %d: %q, %v; the first got %q", i, ids[i], errs[i], ids[0])
 		}
 	}
-	if n := l.node.started() - before; n != 1 {
+	if n := l.node.Starts() - before; n != 1 {
 		t.Errorf("%d sessions started", n)
 	}
 	if l.status("one") != skerry.StatusRunning {
@@ -81,21 +76,21 @@ func TestReachRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
-	before := l.node.started()
+	before := l.node.Starts()
 	_, err = l.Reach(t.Context(), run.Sandbox.ID, true)
-	if err == nil || l.node.started() != before {
+	if err == nil || l.node.Starts() != before {
 		t.Errorf("a sandbox that is not persistent was started: %v", err)
 	}
 	// A caller who goes away does not wait on.
 	kept := l.create("kept")
-	if _, err := l.StopSession(t.Context(), scope, kept.Session.ID); err != nil {
+	if _, err := l.StopSession(t.Context(), scope, kept.Session.ID, skerry.StopParams{}); err != nil {
 		t.Fatal(err)
 	}
 	starting, release := make(chan struct{}), make(chan struct{})
-	l.node.onStart = func(context.Context, string) error { close(starting); <-release; return nil }
+	l.node.On(processnode.Start, func(context.Context, string) error { close(starting); <-release; return nil })
 	started := make(chan error)
 	go func() {
 		_, err := l.Reach(t.Context(), kept.Sandbox.ID, true)

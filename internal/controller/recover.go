@@ -4,139 +4,271 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // Recover takes over what an earlier process left: sessions that still run
 // are adopted, the others get the end that they came to. It is called once,
-// before anything else. A session that was being saved goes on, and is stopped
-// anew.
+// before anything else. A session that was being saved continues, and is stopped
+// again. What cannot be recovered is logged, and delays nothing else: Recover
+// fails only if it cannot know what runs.
 func (c *Controller) Recover(ctx context.Context) error {
 	runs, err := c.cfg.Store.LiveSessions(ctx)
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	keep := map[string]NetworkSpec{}
+	keep := map[string]nodeapi.NetworkSpec{}
 	for _, run := range runs {
 		if run.Status == skerry.StatusRunning || run.Status == skerry.StatusSnapshotting {
 			keep[run.ID] = networkSpec(&run)
 		}
 	}
-	adopted, err := c.cfg.Node.Recover(ctx, keep)
+	adopted, err := c.recoverNode(ctx, func() map[string]nodeapi.NetworkSpec { return keep })
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	var errs []error
 	for _, run := range runs {
-		l := newLive(run)
-		close(l.started)
-		if err := c.enlist(l); err != nil {
-			return err
-		}
-		if slices.Contains(adopted, run.ID) {
-			errs = append(errs, c.adopt(ctx, l))
-		} else {
-			errs = append(errs, c.bury(ctx, l))
-		}
+		err := c.recoverSession(run, slices.Contains(adopted, run.ID))
+		c.unrecovered("a session", err, "session", run.ID, "sandbox", run.SandboxID)
 	}
-	errs = append(errs, c.publishAgain(ctx))
+	c.unrecovered("published ports", c.ports.recover(ctx))
 	// What no session in the store owns is from one that was being deleted.
 	known, err := c.cfg.Store.SessionIDs(ctx, "")
 	if err == nil {
 		err = c.cfg.Node.Retain(ctx, known)
 	}
-	// So is a drive that the store does not know, or it was not yet created.
-	drives, derr := c.cfg.Store.DriveIDs(ctx)
-	if derr == nil {
-		derr = c.cfg.Node.RetainDrives(ctx, drives)
-	}
-	if err := errors.Join(append(errs, err, derr)...); err != nil {
-		return fmt.Errorf("recover: %w", err)
-	}
+	c.unrecovered("what is left of deleted sessions", err)
+	c.unrecovered("what is left of deleted drives", c.drives.recover(ctx))
 	c.collectSoon()
+	if err := c.spawn(c.follow); err != nil {
+		return err
+	}
 	return c.spawn(c.sweep)
 }
 
-// adopt goes on with a session that runs.
-func (c *Controller) adopt(ctx context.Context, l *live) error {
-	c.cfg.Log.Info("session adopted", "session", l.id, "sandbox", l.boxID)
-	cmds, err := c.cfg.Store.Commands(ctx, l.id)
+func (c *Controller) unrecovered(what string, err error, attrs ...any) {
 	if err != nil {
+		c.log.Error("cannot recover "+what, append(attrs, "error", err)...)
+	}
+}
+
+// recoverNode has the node recover. It waits for a node that does not answer. wanted
+// is called for every attempt.
+func (c *sessions) recoverNode(ctx context.Context, wanted func() map[string]nodeapi.NetworkSpec) ([]string, error) {
+	for waits := c.backoff(); ; {
+		adopted, err := c.node.Recover(ctx, wanted())
+		if !errors.Is(err, nodeapi.ErrUnreachable) {
+			return adopted, err
+		}
+		wait := waits.wait()
+		c.log.Error("cannot recover sessions, trying again", "in", wait, "error", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// recoverSession takes over a session, or records its end.
+func (c *Controller) recoverSession(run skerry.Session, adopted bool) error {
+	s := c.newSession(run)
+	s.cancelStart()
+	close(s.started)
+	// However many there are: the limit is for new ones.
+	c.registry.Lock()
+	c.take(s.room)
+	c.registry.Unlock()
+	c.list(s)
+	if err := c.spawn(s.reconcile); err != nil {
+		close(s.gone)
 		return err
 	}
-	for _, past := range cmds {
-		cmd := &command{done: make(chan struct{}), cmd: past}
-		l.add(cmd)
-		if past.Finished() {
-			close(cmd.done)
-			l.finished = append(l.finished, past.ID)
-			continue
+	if adopted {
+		return s.adopt()
+	}
+	e := newEnding()
+	s.tell(func() { s.bury(e, c.sandboxes.eraseUncreated) })
+	select {
+	case <-e.done:
+		return e.err
+	case <-e.stalled:
+		return e.held
+	case <-s.gone:
+		return s.errGone()
+	}
+}
+
+// adopt continues with a session that runs.
+func (s *session) adopt() error {
+	s.log.Info("session adopted", "session", s.id, "sandbox", s.sandboxID)
+	if err := s.try(s.adoptCommands); err != nil {
+		s.keepTrying("take over the commands of session "+s.id, err, s.adoptCommands, nil)
+	}
+	run := s.state()
+	s.expectLoss()
+	s.expected.confirmSession(s.id)
+	s.tellDeadline()
+	s.tell(func() {
+		if run.Status == skerry.StatusRunning {
+			s.arm(0)
+			return
 		}
-		if err := c.spawn(func() { c.await(l, past.ID, cmd, past.StartedAt.Time) }); err != nil {
-			return err
-		}
+		// It continues with being saved. Its time still ends it if that fails.
+		s.arm(s.cfg.firstRetry)
+		s.stopAgain()
+	})
+	if run.Status == skerry.StatusRunning && !run.PausedAt.IsZero() {
+		return s.pauses.do(s.ctx, s.pauseAgain)
 	}
-	if err := c.spawn(func() { c.watch(l) }); err != nil {
-		return err
-	}
-	if run := l.session(); run.Status != skerry.StatusSnapshotting {
-		if !run.PausedAt.IsZero() {
-			c.pauseAgain(ctx, l)
-		}
-		c.arm(l, 0)
-		return nil
-	}
-	if err := c.transition(ctx, l, skerry.StatusRunning, nil); err != nil {
-		return err
-	}
-	c.beginStop(l, l.usualSaving())
 	return nil
 }
 
-// bury records the end of a session that is no more. One that was being
-// created has no one who knows of it, so its sandbox goes with it.
-func (c *Controller) bury(ctx context.Context, l *live) error {
-	cmds, err := c.cfg.Store.Commands(ctx, l.id)
-	if err != nil {
-		return err
+// adoptCommands waits for the ends of the commands that run. It can be called
+// again after an error.
+func (s *session) adoptCommands(ctx context.Context) error {
+	var running []*command
+	var ended []string
+	for past, err := range s.storedCommands(ctx) {
+		if err != nil {
+			return err
+		}
+		if past.Finished() {
+			ended = append(ended, past.ID)
+		} else if _, saved := s.saver.latest(past.ID); !saved && s.commands.get(past.ID) == nil {
+			running = append(running, &command{done: make(chan struct{}), cmd: past})
+		}
 	}
-	for _, past := range cmds {
+	s.commands.adopt(ended)
+	for _, cmd := range running {
+		s.commands.add(cmd)
+		s.expect(cmd)
+		s.expected.confirmCommand(cmd.get().ID)
+	}
+	return nil
+}
+
+// stopAgain stops a session that was being saved when the service ended. Only the
+// reconciler calls it.
+func (s *session) stopAgain() {
+	e, mine := s.claimEnding()
+	if !mine {
+		return
+	}
+	var err error
+	s.step(func() {
+		if s.goOn(e) {
+			err = errInterrupted
+		} else {
+			err = s.finish(e, skerry.StatusStopped, s.unsaved(nil))
+		}
+	}, func() {
+		s.settle(e, err)
+		if errors.Is(err, errInterrupted) && s.ctx.Err() == nil {
+			s.beginEnding(s.usualSaving(), false)
+		}
+	})
+}
+
+// errInterrupted is what became of a save when the service ended.
+var errInterrupted = skerry.Errorf(skerry.CodeUnavailable, "the server was restarted while the session was being saved")
+
+// bury records the end of a session that is no more. If it was being created, no
+// one knows of it, and uncreated removes its sandbox. Only the reconciler calls it.
+func (s *session) bury(e *ending, uncreated func(sandboxID string)) {
+	s.ending = e
+	s.attempt.Store(e)
+	to, reason := skerry.StatusAborted, "the server was restarted, and the sandbox did not survive the restart"
+	switch s.state().Status {
+	case skerry.StatusPending:
+		to, reason = skerry.StatusFailed, "the server was restarted while the session was starting"
+	case skerry.StatusStopping:
+		to, reason = skerry.StatusStopped, ""
+	}
+	s.endBy(e, func() error {
+		err := s.persevere("record the ends of the session's commands", s.buryCommands, s.holdUp(e), nil)
+		if err != nil {
+			return err
+		}
+		// The node has nothing of it, or could not end what is left.
+		var usage nodeapi.Usage
+		err = s.persevere("release the resources of the session", func(ctx context.Context) (err error) {
+			usage, err = s.node.Stop(ctx, s.id)
+			return err
+		}, s.holdUp(e), nil)
+		if err != nil {
+			return err
+		}
+		err = s.recordEnd(e, to, func(run *skerry.Session) {
+			endedAt(run, to, reason)
+			if usage != (nodeapi.Usage{}) {
+				setUsage(run, usage)
+			}
+		})
+		if err == nil && to == skerry.StatusFailed {
+			uncreated(s.sandboxID)
+		}
+		return err
+	})
+}
+
+// buryCommands records that the commands that ran have ended.
+func (s *session) buryCommands(ctx context.Context) error {
+	for past, err := range s.storedCommands(ctx) {
+		if err != nil {
+			return err
+		}
 		if past.Finished() {
 			continue
 		}
 		code := lostExitCode
 		past.ExitCode = &code
 		past.Duration = skerry.Duration(time.Since(past.StartedAt.Time))
-		c.saver.save(past)
+		s.saver.save(past)
 	}
-	run := l.session()
-	to, reason := skerry.StatusAborted, "the service was restarted and the sandbox did not survive it"
-	switch run.Status {
-	case skerry.StatusPending:
-		to, reason = skerry.StatusFailed, "the service was restarted while it started"
-	case skerry.StatusStopping:
-		to, reason = skerry.StatusStopped, ""
-	}
-	now := skerry.At(time.Now())
-	err = c.transition(ctx, l, to, func(run *skerry.Session) {
-		run.Reason, run.StoppedAt, run.PausedAt = reason, now, skerry.Time{}
-		if to == skerry.StatusAborted {
-			run.AbortedAt = now
+	return nil
+}
+
+// eraseUncreated removes a sandbox whose only session never came up.
+func (c *sandboxes) eraseUncreated(sandboxID string) {
+	c.untilDone("remove a sandbox that was being created", func(ctx context.Context) error {
+		unlock, err := c.lifecycles.lock(ctx, sandboxID)
+		if err != nil {
+			return err
 		}
-		if !run.StartedAt.IsZero() {
-			run.Duration = skerry.Duration(now.Sub(run.StartedAt.Time))
+		defer unlock()
+		ids, err := c.store.SessionIDs(ctx, sandboxID)
+		if err != nil || len(ids) > 1 || c.sessionOf(sandboxID) != nil {
+			return err
 		}
+		return c.erase(ctx, sandboxID)
 	})
-	c.end(l)
-	if err != nil || to != skerry.StatusFailed {
-		return err
+}
+
+// storedCommands goes through a session's commands in the store, the oldest first. An
+// error ends it.
+func (s *session) storedCommands(ctx context.Context) iter.Seq2[skerry.Command, error] {
+	return func(yield func(skerry.Command, error) bool) {
+		page := skerry.Page{Limit: skerry.MaxPageSize, Ascending: true}
+		for {
+			list, next, err := s.store.ListCommands(ctx, s.id, page)
+			if err != nil {
+				yield(skerry.Command{}, err)
+				return
+			}
+			for _, cmd := range list {
+				if !yield(cmd, nil) {
+					return
+				}
+			}
+			if page.Cursor = next; next == "" {
+				return
+			}
+		}
 	}
-	ids, err := c.cfg.Store.SessionIDs(ctx, l.boxID)
-	if err != nil || len(ids) > 1 {
-		return err
-	}
-	return c.erase(ctx, l.boxID)
 }

@@ -19,18 +19,15 @@ const (
 )
 
 // retain applies a sandbox's retention after a new snapshot.
-func (c *Controller) retain(ctx context.Context, boxID string) {
-	if err := c.evict(ctx, boxID); err != nil {
-		c.cfg.Log.Error("cannot apply the retention of snapshots", "sandbox", boxID, "error", err)
+func (s *snapshots) retain(ctx context.Context, sandboxID string) error {
+	sandbox, err := s.store.Sandbox(ctx, sandboxID)
+	if skerry.CodeOf(err) == skerry.CodeNotFound {
+		return nil
 	}
-}
-
-func (c *Controller) evict(ctx context.Context, boxID string) error {
-	box, err := c.cfg.Store.Sandbox(ctx, boxID)
-	if err != nil || box.Retention == nil {
+	if err != nil || sandbox.Retention == nil {
 		return err
 	}
-	snaps, err := c.cfg.Store.SnapshotsOf(ctx, boxID)
+	snaps, err := s.store.SnapshotsOf(ctx, sandboxID)
 	if err != nil {
 		return err
 	}
@@ -40,10 +37,10 @@ func (c *Controller) evict(ctx context.Context, boxID string) error {
 		if snap.CreationMethod == skerry.CreatedForFork {
 			continue // the fork's, not the sandbox's
 		}
-		if kept++; kept <= box.Retention.Count || snap.ID == box.CurrentSnapshotID {
+		if kept++; kept <= sandbox.Retention.Count || snap.ID == sandbox.CurrentSnapshotID {
 			continue
 		}
-		if err := c.evictOne(ctx, box, snap); err != nil {
+		if err := s.evictOne(ctx, sandbox, snap); err != nil {
 			return err
 		}
 	}
@@ -51,119 +48,145 @@ func (c *Controller) evict(ctx context.Context, boxID string) error {
 }
 
 // evictOne deletes a snapshot that retention does not keep, or gives it the
-// sandbox's default expiration. One that other sandboxes start from is let be.
-func (c *Controller) evictOne(ctx context.Context, box *skerry.Sandbox, snap *skerry.Snapshot) error {
-	if used, err := c.cfg.Store.SnapshotUsed(ctx, snap.ID); err != nil || used {
-		return err
+// sandbox's default expiration. One that other sandboxes start from stays.
+func (s *snapshots) evictOne(ctx context.Context, sandbox *skerry.Sandbox, snap *skerry.Snapshot) error {
+	if sandbox.Retention.DeleteEvicted == nil || *sandbox.Retention.DeleteEvicted {
+		return s.deleteUnused(ctx, snap.ID)
 	}
-	if box.Retention.DeleteEvicted == nil || *box.Retention.DeleteEvicted {
-		c.collectSoon()
-		return c.drop(ctx, snap)
-	}
-	expires := expiry(snap.CreatedAt, defaultExpiration(box))
+	expires := expiry(snap.CreatedAt, defaultExpiration(sandbox))
 	if expires == snap.ExpiresAt {
 		return nil
 	}
-	snap.ExpiresAt, snap.UpdatedAt = expires, skerry.At(time.Now())
-	return c.cfg.Store.SaveSnapshot(ctx, snap)
+	_, err := s.store.UpdateUnusedSnapshot(ctx, snap.ID, func(stored *skerry.Snapshot) error {
+		stored.ExpiresAt, stored.UpdatedAt = expires, skerry.At(time.Now())
+		return nil
+	})
+	return err
 }
 
-// dropForFork deletes a snapshot that was taken to fork a sandbox, once nothing
+// deleteUnused deletes a snapshot unless sandboxes start from it.
+func (s *snapshots) deleteUnused(ctx context.Context, id string) error {
+	deleted, err := s.store.UpdateUnusedSnapshot(ctx, id, markDeleted)
+	if deleted {
+		s.collectSoon()
+	}
+	return err
+}
+
+// markDeleted is a change of a snapshot. Its bytes go with the next collection.
+func markDeleted(snap *skerry.Snapshot) error {
+	if snap.Status != skerry.SnapshotDeleted {
+		snap.Status, snap.UpdatedAt = skerry.SnapshotDeleted, skerry.At(time.Now())
+	}
+	return nil
+}
+
+// deleteForFork deletes a snapshot that was taken to fork a sandbox, if nothing
 // starts from it any more: nobody has asked for it by itself.
-func (c *Controller) dropForFork(ctx context.Context, scope skerry.Scope, id string) error {
-	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+func (s *snapshots) deleteForFork(ctx context.Context, scope skerry.Scope, id string) error {
+	snap, err := s.store.Snapshot(ctx, scope, id)
 	if skerry.CodeOf(err) == skerry.CodeNotFound {
 		return nil
 	}
 	if err != nil || snap.CreationMethod != skerry.CreatedForFork || snap.Status != skerry.SnapshotCreated {
 		return err
 	}
-	if used, err := c.cfg.Store.SnapshotUsed(ctx, id); err != nil || used {
-		return err
-	}
-	c.collectSoon()
-	return c.drop(ctx, snap)
+	return s.deleteUnused(ctx, snap.ID)
+}
+
+// deleteFork deletes the snapshot of a fork that was not made.
+func (s *snapshots) deleteFork(scope skerry.Scope, id string) {
+	s.untilDone("delete the snapshot of a fork", func(ctx context.Context) error { return s.deleteForFork(ctx, scope, id) })
 }
 
 // deleteOrphans deletes the snapshots of a sandbox that is gone, but for those
 // that other sandboxes start from.
-func (c *Controller) deleteOrphans(ctx context.Context, box *skerry.Sandbox) error {
-	snaps, err := c.cfg.Store.SnapshotsOf(ctx, box.ID)
-	if err != nil {
-		return err
-	}
+func (s *snapshots) deleteOrphans(ctx context.Context, sandboxID string) error {
+	snaps, err := s.store.SnapshotsOf(ctx, sandboxID)
 	for i := range snaps {
-		used, err := c.cfg.Store.SnapshotUsed(ctx, snaps[i].ID)
-		if err == nil && !used {
-			err = c.drop(ctx, &snaps[i])
-		}
-		if err != nil {
-			return err
-		}
+		err = errors.Join(err, s.deleteUnused(ctx, snaps[i].ID))
 	}
-	c.collectSoon()
-	return nil
+	return err
 }
 
 // collectSoon asks for a collection.
-func (c *Controller) collectSoon() {
+func (s *snapshots) collectSoon() {
 	select {
-	case c.garbage <- struct{}{}:
+	case s.garbage <- struct{}{}:
 	default:
 	}
 }
 
 // sweep deletes expired snapshots and collects what nothing names, until the
 // controller closes.
-func (c *Controller) sweep() {
+func (s *snapshots) sweep() {
 	expire := time.NewTicker(sweepEvery)
 	defer expire.Stop()
+	began := time.Now()
+	var clock steadiness
+	clock.look(began, 0)
 	var due <-chan time.Time
+	waits := s.backoff()
 	for {
 		select {
-		case <-c.ctx.Done():
+		case <-s.ctx.Done():
 			return
 		case <-expire.C:
-			if err := c.expire(c.ctx); err != nil && c.ctx.Err() == nil {
-				c.cfg.Log.Error("cannot delete expired snapshots", "error", err)
+			steady, jumped := clock.look(time.Now(), time.Since(began))
+			if jumped != 0 {
+				s.log.Warn("the clock has jumped; nothing expires until it is steady", "by", jumped, "for", clockSettles)
 			}
-		case <-c.garbage:
+			if !steady {
+				continue
+			}
+			if err := s.expire(s.ctx); err != nil && s.ctx.Err() == nil {
+				s.log.Error("cannot delete expired snapshots, trying again", "in", sweepEvery, "error", err)
+			}
+		case <-s.garbage:
 			if due == nil {
 				due = time.After(collectAfter)
 			}
 		case <-due:
 			due = nil
-			if err := c.collect(c.ctx); err != nil && c.ctx.Err() == nil {
-				c.cfg.Log.Error("cannot remove deleted snapshots", "error", err)
+			if err := s.collect(s.ctx); err == nil {
+				waits = s.backoff()
+			} else if s.ctx.Err() == nil {
+				wait := max(collectAfter, waits.wait())
+				s.log.Error("cannot remove the bytes of deleted snapshots, trying again", "in", wait, "error", err)
+				due = time.After(wait)
 			}
 		}
 	}
 }
 
-func (c *Controller) expire(ctx context.Context) error {
-	snaps, err := c.cfg.Store.ExpiredSnapshots(ctx, skerry.At(time.Now()))
+func (s *snapshots) expire(ctx context.Context) error {
+	snaps, err := s.store.ExpiredSnapshots(ctx, skerry.At(time.Now()))
 	for i := range snaps {
-		err = errors.Join(err, c.drop(ctx, &snaps[i]))
+		_, derr := s.store.UpdateSnapshot(ctx, snaps[i].ID, markDeleted)
+		err = errors.Join(err, derr)
 	}
 	if len(snaps) > 0 {
-		c.cfg.Log.Info("snapshots expired", "count", len(snaps))
-		c.collectSoon()
+		s.log.Info("snapshots expired", "count", len(snaps))
+		s.collectSoon()
 	}
-	return errors.Join(err, c.cfg.Store.ForgetSnapshots(ctx, skerry.At(time.Now().Add(-rememberDeleted))))
+	return errors.Join(err, s.store.ForgetSnapshots(ctx, skerry.At(time.Now().Add(-rememberDeleted))))
 }
 
-// collect removes the bytes that no snapshot needs. No snapshot is between
-// being saved and being named meanwhile.
-func (c *Controller) collect(ctx context.Context) error {
-	c.unnamed.Lock()
-	defer c.unnamed.Unlock()
-	keep, err := c.cfg.Store.Manifests(ctx)
+// collect removes the bytes that no snapshot needs.
+func (s *snapshots) collect(ctx context.Context) error {
+	ended := s.leases.take() // before the store is read
+	known, err := s.store.Manifests(ctx)
 	if err != nil {
+		s.leases.giveBack(ended)
 		return err
 	}
-	freed, err := c.cfg.Node.CollectSnapshots(ctx, keep)
-	if err == nil && freed > 0 {
-		c.cfg.Log.Info("removed the bytes of deleted snapshots", "bytes", freed)
+	freed, err := s.collector.GC(ctx, known, ended...)
+	if err != nil {
+		s.leases.giveBack(ended)
+		return err
 	}
-	return err
+	if freed > 0 {
+		s.log.Info("removed the bytes of deleted snapshots", "bytes", freed)
+	}
+	return nil
 }

@@ -2,83 +2,62 @@ package controller
 
 import (
 	"context"
-	"fmt"
+	"sync"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
+// snapshotStore is what snapshots need of the store.
+type snapshotStore interface {
+	Sandbox(ctx context.Context, id string) (*skerry.Sandbox, error)
+	// AddSnapshot writes a snapshot, together with a session and its sandbox if
+	// the session is not "", and returns when that survives a loss of power.
+	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
+	UpdateSnapshot(ctx context.Context, id string, change func(*skerry.Snapshot) error) (*skerry.Snapshot, error)
+	UpdateUnusedSnapshot(ctx context.Context, id string, change func(*skerry.Snapshot) error) (updated bool, err error)
+	Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
+	ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error)
+	SnapshotsOf(ctx context.Context, sandboxID string) ([]skerry.Snapshot, error)
+	SnapshotChildren(ctx context.Context, scope skerry.Scope, parentID string, limit int) (_ []skerry.Snapshot, count int, err error)
+	TouchSnapshot(ctx context.Context, id string, now skerry.Time) error
+	ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry.Snapshot, error)
+	ForgetSnapshots(ctx context.Context, before skerry.Time) error
+	Manifests(ctx context.Context) ([]skerry.Manifest, error)
+}
+
+// snapshots reads and deletes snapshots, and removes the bytes of those that
+// were deleted.
+//
 // A snapshot is committed in this order: its bytes are in the blob store for
 // good, then one transaction names it and says what it means for its sandbox
 // and session. What a crash leaves without a name is garbage, which collect
-// removes; what has a name can be loaded. While a snapshot is between the two,
-// c.unnamed is held for reading, and nothing is collected.
+// removes; what has a name can be loaded. While a snapshot is between the two, a
+// lease keeps it.
+type snapshots struct {
+	*background
+	store     snapshotStore
+	images    nodeapi.Images
+	collector nodeapi.Collector
+	leases    leases
+	// garbage asks for a collection of saved files.
+	garbage chan struct{}
 
-// saveAndStop takes a snapshot of a session that is to stop, and leaves the
-// session stopping. If it fails the session runs as before.
-func (c *Controller) saveAndStop(ctx context.Context, l *live, e *ending, how saving, asked skerry.Time) error {
-	err := c.transition(ctx, l, skerry.StatusSnapshotting, func(run *skerry.Session) {
-		run.RequestedStopAt, run.PausedAt = asked, skerry.Time{}
-	})
-	if err != nil {
-		return err
-	}
-	c.unnamed.RLock()
-	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{Hold: true, Memory: how.memory})
-	if err == nil {
-		e.snapshot, err = c.commit(ctx, l, saved, how)
-		if err != nil {
-			err = fmt.Errorf("%w (session goes on: %v)", err, c.cfg.Node.Resume(ctx, l.id))
-		}
-	}
-	if err != nil {
-		terr := c.transition(ctx, l, skerry.StatusRunning, func(run *skerry.Session) { run.RequestedStopAt = skerry.Time{} })
-		if terr != nil {
-			c.cfg.Log.Error("cannot record that a session goes on", "session", l.id, "error", terr)
-		}
-		return err
-	}
-	c.retain(ctx, l.boxID)
-	return nil
+	// announcing guards announced: the snapshots that are being made of a session
+	// that a fork has started from already. A channel is closed when its
+	// snapshot is made.
+	announcing sync.Mutex
+	announced  map[string]chan struct{}
 }
 
-// commit names a snapshot: it becomes the current one of a persistent sandbox,
-// and the session goes on to stop.
-func (c *Controller) commit(ctx context.Context, l *live, saved SavedFiles, how saving) (*skerry.Snapshot, error) {
-	var snap *skerry.Snapshot
-	err := c.editSession(ctx, l, func(run *skerry.Session) error {
-		run.Status = skerry.StatusStopping
-		run.SnapshottedAt = run.UpdatedAt
-		return nil
-	}, func(ctx context.Context, box *skerry.Sandbox, run *skerry.Session) error {
-		snap = newSnapshot(box, run, saved, how)
-		if run.Persistent {
-			box.CurrentSnapshotID = snap.ID
-			if snap.Memory {
-				// Its next session can have no other size.
-				box.VCPUs, box.MemoryMB = run.VCPUs, run.MemoryMB
-			}
-		}
-		return c.cfg.Store.CreateSnapshot(ctx, snap, box, run)
-	})
-	if err == nil && snap == nil {
-		err = fmt.Errorf("sandbox %s is gone", l.boxID)
-	}
-	if err != nil {
-		return nil, err
-	}
-	c.cfg.Log.Info("snapshot taken", "snapshot", snap.ID, "session", l.id, "sandbox", l.boxID, "bytes", saved.Size, "new", saved.Added)
-	return snap, nil
-}
-
-func newSnapshot(box *skerry.Sandbox, run *skerry.Session, saved SavedFiles, how saving) *skerry.Snapshot {
+func newSnapshot(sandbox *skerry.Sandbox, run *skerry.Session, saved nodeapi.SavedFiles, how saving) *skerry.Snapshot {
 	now := skerry.At(time.Now())
 	snap := &skerry.Snapshot{
 		ID:              skerry.NewID(skerry.PrefixSnapshot),
-		Scope:           box.Scope,
-		SandboxID:       box.ID,
-		SandboxName:     box.Name,
+		Scope:           sandbox.Scope,
+		SandboxID:       sandbox.ID,
+		SandboxName:     sandbox.Name,
 		SourceSessionID: run.ID,
 		ParentID:        run.SourceSnapshotID,
 		Region:          run.Region,
@@ -94,25 +73,25 @@ func newSnapshot(box *skerry.Sandbox, run *skerry.Session, saved SavedFiles, how
 		snap.Memory = true
 		snap.Base.VCPUs, snap.Base.MemoryMB = run.VCPUs, run.MemoryMB
 	}
-	snap.ExpiresAt = expiry(now, keepFor(box, how.expiration))
+	snap.ExpiresAt = expiry(now, keepFor(sandbox, how.expiration))
 	return snap
 }
 
 // keepFor is how long a snapshot of a sandbox is kept: as its call says, as
 // the sandbox's retention says of those it keeps, or as the sandbox does.
-func keepFor(box *skerry.Sandbox, asked *skerry.Duration) skerry.Duration {
+func keepFor(sandbox *skerry.Sandbox, asked *skerry.Duration) skerry.Duration {
 	switch {
 	case asked != nil:
 		return *asked
-	case box.Retention != nil && box.Retention.Expiration != nil:
-		return *box.Retention.Expiration
+	case sandbox.Retention != nil && sandbox.Retention.Expiration != nil:
+		return *sandbox.Retention.Expiration
 	}
-	return defaultExpiration(box)
+	return defaultExpiration(sandbox)
 }
 
-func defaultExpiration(box *skerry.Sandbox) skerry.Duration {
-	if box.SnapshotExpiration != nil {
-		return *box.SnapshotExpiration
+func defaultExpiration(sandbox *skerry.Sandbox) skerry.Duration {
+	if sandbox.SnapshotExpiration != nil {
+		return *sandbox.SnapshotExpiration
 	}
 	return skerry.Duration(skerry.DefaultSnapshotExpiration)
 }
@@ -125,105 +104,87 @@ func expiry(from skerry.Time, span skerry.Duration) skerry.Time {
 	return skerry.At(from.Add(span.Std()))
 }
 
-// CreateSnapshot implements api.Service.
-func (c *Controller) CreateSnapshot(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.SnapshotParams) (*skerry.Run, error) {
-	if err := validateExpiration("expiration", p.Expiration); err != nil {
-		return nil, err
+// announce makes a snapshot known that will be in the store, if all goes well,
+// when the returned function is called.
+func (s *snapshots) announce(snapshotID string) (done func()) {
+	kept := make(chan struct{})
+	s.announcing.Lock()
+	defer s.announcing.Unlock()
+	s.announced[snapshotID] = kept
+	return func() {
+		s.announcing.Lock()
+		defer s.announcing.Unlock()
+		delete(s.announced, snapshotID)
+		close(kept)
 	}
-	l, err := c.running(ctx, scope, sessionID)
-	if err != nil {
-		return nil, err
-	}
-	e, mine := c.beginStop(l, saving{method: skerry.CreatedManually, expiration: p.Expiration, memory: p.Memory})
-	if !mine {
-		// Another stop was quicker; the client resumes and asks again.
-		return nil, skerry.Errorf(skerry.CodeSandboxStopping, "session %s is stopping", l.id)
-	}
-	if err := e.wait(ctx); err != nil {
-		return nil, c.failure(ctx, l, err)
-	}
-	run := &skerry.Run{Session: l.session(), Snapshot: e.snapshot, Routes: []skerry.Route{}}
-	// Who deletes the sandbox in this moment shall not take away the answer:
-	// the snapshot is there, and its id is known nowhere else.
-	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
-	if err == nil {
-		run = c.answer(box, &run.Session, false)
-		run.Snapshot = e.snapshot
-	} else if skerry.CodeOf(err) != skerry.CodeNotFound {
-		c.cfg.Log.Warn("cannot read the sandbox of a snapshot", "snapshot", e.snapshot.ID, "sandbox", l.boxID, "error", err)
-	}
-	return run, nil
 }
 
-// snapshotLive takes a snapshot of a session that goes on.
-func (c *Controller) snapshotLive(ctx context.Context, l *live) (*skerry.Snapshot, error) {
-	c.unnamed.RLock()
-	defer c.unnamed.RUnlock()
-	saved, err := c.cfg.Node.Snapshot(ctx, l.id, Saving{})
-	if err != nil {
-		return nil, c.failure(ctx, l, err)
+// snapshot returns a snapshot, after waiting for one that is being made.
+func (s *snapshots) snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
+	s.announcing.Lock()
+	kept := s.announced[id]
+	s.announcing.Unlock()
+	if kept != nil {
+		select {
+		case <-kept:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	box, err := c.cfg.Store.Sandbox(ctx, l.boxID)
-	if err != nil {
-		return nil, err
-	}
-	run := l.session()
-	snap := newSnapshot(box, &run, saved, saving{method: skerry.CreatedForFork})
-	return snap, c.cfg.Store.CreateSnapshot(ctx, snap, nil, nil)
+	return s.store.Snapshot(ctx, scope, id)
+}
+
+// touch records that a session started from a snapshot.
+func (s *snapshots) touch(snap *skerry.Snapshot) {
+	now := skerry.At(time.Now())
+	s.untilDone("record the use of a snapshot", func(ctx context.Context) error { return s.store.TouchSnapshot(ctx, snap.ID, now) })
 }
 
 // GetSnapshot implements api.Service.
-func (c *Controller) GetSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	return c.snapshot(ctx, scope, id)
+func (s *snapshots) GetSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
+	return s.snapshot(ctx, scope, id)
 }
 
 // ListSnapshots implements api.Service.
-func (c *Controller) ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error) {
-	return c.cfg.Store.ListSnapshots(ctx, scope, f)
+func (s *snapshots) ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error) {
+	return s.store.ListSnapshots(ctx, scope, f)
 }
 
 // DeleteSnapshot implements api.Service. A sandbox that would start from the
 // snapshot meets CodeSnapshotNotFound from then on.
-func (c *Controller) DeleteSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	snap, err := c.snapshot(ctx, scope, id)
+func (s *snapshots) DeleteSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
+	snap, err := s.snapshot(ctx, scope, id)
 	if err != nil {
 		return nil, err
 	}
-	if snap.Status == skerry.SnapshotDeleted {
-		return snap, nil
+	if snap.Status != skerry.SnapshotDeleted {
+		if snap, err = s.store.UpdateSnapshot(ctx, id, markDeleted); err != nil {
+			return nil, err
+		}
 	}
-	if err := c.drop(ctx, snap); err != nil {
-		return nil, err
-	}
-	c.collectSoon()
+	s.collectSoon()
 	return snap, nil
 }
 
-// drop marks a snapshot as deleted. Its bytes go with the next collection.
-func (c *Controller) drop(ctx context.Context, snap *skerry.Snapshot) error {
-	snap.Status, snap.UpdatedAt = skerry.SnapshotDeleted, skerry.At(time.Now())
-	return c.cfg.Store.SaveSnapshot(ctx, snap)
-}
-
-// usable returns a snapshot that sessions can start from, with its image.
-func (c *Controller) usableSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, Image, error) {
-	snap, err := c.snapshot(ctx, scope, id)
+// usableSnapshot returns a snapshot that sessions can start from, with its image.
+func (s *snapshots) usableSnapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, nodeapi.Image, error) {
+	snap, err := s.snapshot(ctx, scope, id)
 	if err != nil {
 		if skerry.CodeOf(err) == skerry.CodeNotFound {
 			err = skerry.Errorf(skerry.CodeSnapshotNotFound, "there is no snapshot %q", id)
 		}
-		return nil, Image{}, err
+		return nil, nodeapi.Image{}, err
 	}
 	if !snap.Usable(time.Now()) {
 		what := "has expired"
 		if snap.Status == skerry.SnapshotDeleted {
 			what = "was deleted"
 		}
-		return nil, Image{}, skerry.Errorf(skerry.CodeSnapshotNotFound, "snapshot %s %s", id, what)
+		return nil, nodeapi.Image{}, skerry.Errorf(skerry.CodeSnapshotNotFound, "snapshot %s %s", id, what)
 	}
-	image, err := c.cfg.Images.Resolve(ctx, snap.Base.Digest)
+	image, err := s.images.Resolve(ctx, snap.Base.Digest)
 	if skerry.CodeOf(err) == skerry.CodeNotFound {
-		err = skerry.Errorf(skerry.CodeSnapshotNotFound, "the image that snapshot %s stands on is gone: %v", id, err)
+		err = skerry.Errorf(skerry.CodeSnapshotNotFound, "the image of snapshot %s does not exist any more: %v", id, err)
 	}
 	return snap, image, err
 }

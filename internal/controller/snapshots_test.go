@@ -1,13 +1,17 @@
 package controller
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
 )
 
 // sh runs a script in a session's folder and returns its exit code.
@@ -23,7 +27,7 @@ func (l *lab) sh(session, script string) int {
 
 func (l *lab) stop(session string) *skerry.Run {
 	l.t.Helper()
-	run, err := l.StopSession(l.t.Context(), scope, session)
+	run, err := l.StopSession(l.t.Context(), scope, session, skerry.StopParams{})
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -147,11 +151,11 @@ func TestPersistenceIsSwitchedOffAndOn(t *testing.T) {
 func (l *lab) held() (reached chan string, release func()) {
 	reached = make(chan string, 10)
 	gate := make(chan struct{})
-	l.node.onSnapshot = func(id string) error {
+	l.node.On(processnode.Saved, func(_ context.Context, id string) error {
 		reached <- id
 		<-gate
 		return nil
-	}
+	})
 	return reached, sync.OnceFunc(func() { close(gate) })
 }
 
@@ -163,7 +167,7 @@ func TestCallsDuringASnapshot(t *testing.T) {
 	var calls sync.WaitGroup
 	for range 3 {
 		calls.Go(func() {
-			if r, err := l.StopSession(t.Context(), scope, run.Session.ID); err != nil || r.Session.Status != skerry.StatusStopped {
+			if r, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err != nil || r.Session.Status != skerry.StatusStopped {
 				t.Errorf("StopSession() = %+v, %v", r, err)
 			}
 		})
@@ -189,8 +193,8 @@ func TestCallsDuringASnapshot(t *testing.T) {
 	for id := range ids {
 		seen[id] = true
 	}
-	if len(seen) != 1 || seen[run.Session.ID] || l.node.starts != 2 {
-		t.Errorf("five resumes gave sessions %v, %d were started", seen, l.node.starts)
+	if len(seen) != 1 || seen[run.Session.ID] || l.node.Starts() != 2 {
+		t.Errorf("five resumes gave sessions %v, %d were started", seen, l.node.Starts())
 	}
 	if snaps, err := l.store.SnapshotsOf(t.Context(), run.Sandbox.ID); err != nil || len(snaps) != 1 {
 		t.Errorf("three stops took %d snapshots, %v", len(snaps), err)
@@ -202,8 +206,8 @@ func TestFailedSnapshotLeavesTheSessionRunning(t *testing.T) {
 	run := l.create("one")
 	cmd := l.run(run.Session.ID, "sleep", "100")
 	full := &skerry.Error{Code: skerry.CodeDiskFull, Message: "no room for the snapshot"}
-	l.node.onSnapshot = func(string) error { return full }
-	_, err := l.StopSession(t.Context(), scope, run.Session.ID)
+	l.node.On(processnode.Saved, func(context.Context, string) error { return full })
+	_, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{})
 	wantCode(t, "a stop without room", err, skerry.CodeDiskFull)
 	_, err = l.CreateSnapshot(t.Context(), scope, run.Session.ID, skerry.SnapshotParams{})
 	wantCode(t, "a snapshot without room", err, skerry.CodeDiskFull)
@@ -228,17 +232,69 @@ func TestFailedSnapshotLeavesTheSessionRunning(t *testing.T) {
 func TestMachineLostDuringASnapshot(t *testing.T) {
 	l := newLab(t)
 	run := l.create("one")
-	l.node.onSnapshot = func(id string) error {
-		l.node.lose(id, "the power went out")
+	l.node.On(processnode.Saved, func(_ context.Context, id string) error {
+		l.node.Lose(id, "the power went out")
 		return errors.New("the machine does not answer")
-	}
-	if _, err := l.StopSession(t.Context(), scope, run.Session.ID); err == nil {
+	})
+	if _, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{}); err == nil {
 		t.Error("the stop succeeded")
 	}
 	l.eventually("the session to be aborted", func() bool { return l.status("one") == skerry.StatusAborted })
-	l.node.onSnapshot = nil
+	l.node.On(processnode.Saved, nil)
 	if again := l.resume("one"); again.Session.SourceSnapshotID != "" {
 		t.Errorf("resumed from %q", again.Session.SourceSnapshotID)
+	}
+}
+
+// TestLostSessionIsSavedInTheEnd has the storage of snapshots fail at first.
+func TestLostSessionIsSavedInTheEnd(t *testing.T) {
+	l, _ := newFaultyLab(t)
+	run := l.create("one")
+	l.sh(run.Session.ID, "echo mine >precious")
+	var tries atomic.Int32
+	l.node.On(processnode.Save, func(context.Context, string) error {
+		if tries.Add(1) <= 2 {
+			return errors.New("the storage of snapshots hiccups")
+		}
+		return nil
+	})
+	l.node.LoseAgent(run.Session.ID, "its agent was lost")
+	l.eventually("the session to be aborted", func() bool { return l.status("one") == skerry.StatusAborted })
+	past, err := l.GetSession(t.Context(), scope, run.Session.ID)
+	if err != nil || past.Session.Reason != "its agent was lost; the files were saved" || tries.Load() != 3 {
+		t.Errorf("after %d attempts aborted as %+v, %v", tries.Load(), past.Session, err)
+	}
+	if code := l.sh(l.resume("one").Session.ID, "test -e precious"); code != 0 {
+		t.Errorf("looking for its file ended with %d", code)
+	}
+}
+
+// TestLostAgentCostsNoFiles: what nothing can be run in any more is saved.
+func TestLostAgentCostsNoFiles(t *testing.T) {
+	l, _ := newFaultyLab(t, func(c *Config) { c.StopGrace = time.Millisecond })
+	for _, c := range []struct {
+		name    string
+		failure error
+		reason  string
+		kept    int
+	}{
+		{"saved", nil, "its agent was lost; the files were saved", 0},
+		{"unsavable", &skerry.Error{Code: skerry.CodeSandboxUnsavable, Message: "a path is too long"},
+			"its agent was lost; the files could not be saved (a path is too long); the next session starts from the image or source of the sandbox", 1},
+	} {
+		run := l.create(c.name)
+		l.sh(run.Session.ID, "echo mine >precious")
+		l.node.On(processnode.Save, func(context.Context, string) error { return c.failure })
+		l.node.LoseAgent(run.Session.ID, "its agent was lost")
+		l.eventually("the session to be aborted", func() bool { return l.status(c.name) == skerry.StatusAborted })
+		l.node.On(processnode.Save, nil)
+		past, err := l.GetSession(t.Context(), scope, run.Session.ID)
+		if err != nil || past.Session.Reason != c.reason || !past.Session.RequestedStopAt.IsZero() {
+			t.Errorf("%s: aborted as %+v, %v", c.name, past.Session, err)
+		}
+		if code := l.sh(l.resume(c.name).Session.ID, "test -e precious"); code != c.kept {
+			t.Errorf("%s: looking for its file ended with %d", c.name, code)
+		}
 	}
 }
 
@@ -261,7 +317,7 @@ func TestDeleteDuringASnapshot(t *testing.T) {
 	_, err := l.GetSandbox(t.Context(), scope, "one", true)
 	wantCode(t, "the deleted sandbox", err, skerry.CodeNotFound)
 	// The snapshot outlives it.
-	l.node.onSnapshot = nil
+	l.node.On(processnode.Saved, nil)
 	l.createWith(skerry.CreateParams{Name: "two", Source: &skerry.Source{Type: "snapshot", SnapshotID: snap.ID}})
 }
 
@@ -298,10 +354,8 @@ func TestRestartDuringASnapshot(t *testing.T) {
 	run := l.create("one")
 	l.sh(run.Session.ID, "echo kept > file")
 	// What a process that was killed then leaves in the store.
-	l.mu.Lock()
-	live := l.lives[run.Session.ID]
-	l.mu.Unlock()
-	if err := l.transition(t.Context(), live, skerry.StatusSnapshotting, nil); err != nil {
+	live := l.session(run.Session.ID)
+	if err := live.recordTransition(skerry.StatusSnapshotting, nil); err != nil {
 		t.Fatal(err)
 	}
 	l.restart()
@@ -334,7 +388,7 @@ func TestRetention(t *testing.T) {
 	if err := l.collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if saved := l.node.saved(); len(saved) != 2 || !slices.Contains(saved, list[0].Manifest) || !slices.Contains(saved, list[1].Manifest) {
+	if saved := l.node.SavedFiles(); len(saved) != 2 || !slices.Contains(saved, list[0].Manifest) || !slices.Contains(saved, list[1].Manifest) {
 		t.Errorf("saved are %v", saved)
 	}
 	// Without deletion the evicted ones get the sandbox's own expiration.
@@ -412,12 +466,53 @@ func TestSnapshotThatCannotBeUsed(t *testing.T) {
 	}
 }
 
+// TestExpiredSnapshotsAreDeleted: that waits until the clock has been steady, and
+// is then looked after regularly.
+func TestExpiredSnapshotsAreDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		expiration := skerry.Duration(skerry.MinSnapshotExpiration)
+		snapshot := func(name string) *skerry.Snapshot {
+			t.Helper()
+			return l.snapshot(l.createWith(skerry.CreateParams{Name: name, SnapshotExpiration: &expiration}).Session.ID)
+		}
+		status := func(id string) skerry.SnapshotStatus {
+			t.Helper()
+			got, err := l.GetSnapshot(t.Context(), scope, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got.Status
+		}
+		first := snapshot("one")
+		time.Sleep(clockSettles - time.Second)
+		if got := status(first.ID); got != skerry.SnapshotCreated {
+			t.Errorf("before the clock is known to be steady it is %s", got)
+		}
+		_, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Source: &skerry.Source{Type: "snapshot", SnapshotID: first.ID}})
+		wantCode(t, "a start from it", err, skerry.CodeSnapshotNotFound)
+		time.Sleep(2 * sweepEvery)
+		if got := status(first.ID); got != skerry.SnapshotDeleted {
+			t.Errorf("afterwards it is %s", got)
+		}
+		second := snapshot("two")
+		time.Sleep(expiration.Std() - time.Second)
+		if got := status(second.ID); got != skerry.SnapshotCreated {
+			t.Errorf("before it expires it is %s", got)
+		}
+		time.Sleep(2 * sweepEvery)
+		if got := status(second.ID); got != skerry.SnapshotDeleted {
+			t.Errorf("after it has expired it is %s", got)
+		}
+	})
+}
+
 func TestExpiredSnapshot(t *testing.T) {
 	l := newLab(t)
 	run := l.create("one")
 	snap := l.snapshot(run.Session.ID)
-	snap.ExpiresAt = skerry.At(time.Now().Add(-time.Second))
-	if err := l.store.SaveSnapshot(t.Context(), snap); err != nil {
+	expired := func(s *skerry.Snapshot) error { s.ExpiresAt = skerry.At(time.Now().Add(-time.Second)); return nil }
+	if _, err := l.store.UpdateSnapshot(t.Context(), snap.ID, expired); err != nil {
 		t.Fatal(err)
 	}
 	_, err := l.GetSandbox(t.Context(), scope, "one", true)
@@ -429,14 +524,17 @@ func TestExpiredSnapshot(t *testing.T) {
 		t.Errorf("the expired snapshot is %+v, %v", got, err)
 	}
 	// Long after, it is forgotten.
-	if err := l.store.ForgetSnapshots(t.Context(), skerry.At(time.Now().Add(-time.Hour))); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := l.GetSnapshot(t.Context(), scope, snap.ID); err != nil {
-		t.Errorf("a snapshot that was deleted just now: %v", err)
-	}
-	if err := l.store.ForgetSnapshots(t.Context(), skerry.At(time.Now().Add(time.Hour))); err != nil {
-		t.Fatal(err)
+	for _, age := range []time.Duration{rememberDeleted - time.Hour, rememberDeleted + time.Hour} {
+		_, err := l.store.UpdateSnapshot(t.Context(), snap.ID, func(s *skerry.Snapshot) error {
+			s.UpdatedAt = skerry.At(time.Now().Add(-age))
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("before it was deleted %v ago: %v", age, err)
+		}
+		if err := l.expire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
 	}
 	_, err = l.GetSnapshot(t.Context(), scope, snap.ID)
 	wantCode(t, "a forgotten snapshot", err, skerry.CodeNotFound)

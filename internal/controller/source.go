@@ -8,8 +8,10 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // A source is fetched inside the sandbox, by its own git or curl, over its own
@@ -40,61 +42,6 @@ file=$(mktemp)
 trap 'rm -f "$file"' EXIT
 curl -fsSL --proto '=http,https' --max-redirs 5 -o "$file" --url "$SKERRY_URL"
 tar -xf "$file" --no-same-owner`
-
-// maxDepth is more commits than any repository has.
-const maxDepth = 1 << 30
-
-// maxURL bounds a source's URL, in bytes.
-const maxURL = 4096
-
-// validateSource checks a source and moves credentials out of its URL.
-func validateSource(s *skerry.Source) error {
-	if s == nil {
-		return nil
-	}
-	if s.Type == "snapshot" {
-		if !skerry.ValidID(skerry.PrefixSnapshot, s.SnapshotID) {
-			return skerry.Invalid("source.snapshotId", "%.64q is not the id of a snapshot", s.SnapshotID)
-		}
-		return nil
-	}
-	if len(s.URL) > maxURL {
-		return skerry.Invalid("source.url", "is longer than %d bytes", maxURL)
-	}
-	u, err := url.Parse(s.URL)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") ||
-		strings.ContainsFunc(s.URL, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-		// The URL is not repeated: it may hold a password.
-		return skerry.Invalid("source.url", "must be an http or https URL")
-	}
-	if u.User != nil {
-		if password, ok := u.User.Password(); ok && s.Password == "" {
-			s.Username, s.Password = u.User.Username(), password
-		}
-		u.User = nil
-		s.URL = u.String()
-	}
-	if strings.ContainsAny(s.Username+s.Password, "\x00\r\n") {
-		return skerry.Invalid("source.password", "or source.username holds a line break or NUL byte")
-	}
-	if s.Depth < 0 || s.Depth > maxDepth {
-		return skerry.Invalid("source.depth", "must be a positive number")
-	}
-	if strings.HasPrefix(s.Revision, "-") || strings.HasPrefix(s.Revision, "+") || len(s.Revision) > maxTag ||
-		strings.ContainsFunc(s.Revision, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("~^:?*[\\", r) }) {
-		return skerry.Invalid("source.revision", "is not the name of a branch, a tag or a commit")
-	}
-	switch s.Type {
-	case "git":
-		return nil
-	case "tarball":
-		if s.Depth != 0 || s.Revision != "" || s.Password != "" {
-			return skerry.Invalid("source", "of type tarball takes a url and nothing else")
-		}
-		return nil
-	}
-	return skerry.Invalid("source.type", "is %.32q, want git or tarball", s.Type)
-}
 
 // sourceCommand is the command that fetches a source. What varies is in its
 // environment, where no shell or git takes it for something else and no other
@@ -142,16 +89,35 @@ func origin(raw string) string {
 const sourceErrorBytes = 1024
 
 // fetchSource fills the working directory of a fresh session.
-func (c *Controller) fetchSource(ctx context.Context, sessionID string, s *skerry.Source) error {
+func (c *sessions) fetchSource(ctx context.Context, sessionID string, s *skerry.Source) error {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.SourceTimeout)
 	defer cancel()
+	err := c.runSource(ctx, sessionID, s)
+	// The command ends when its time is up, as ctx does, and either is seen first.
+	if err != nil && time.Since(began) >= c.cfg.SourceTimeout {
+		return &skerry.Error{Code: skerry.CodeSourceFailed, Field: "source",
+			Message: fmt.Sprintf("fetching %s took longer than %s", s.URL, c.cfg.SourceTimeout), Err: err}
+	}
+	return err
+}
+
+func (c *sessions) runSource(ctx context.Context, sessionID string, s *skerry.Source) error {
 	p := sourceCommand(s)
 	p.Timeout = skerry.Duration(c.cfg.SourceTimeout)
 	id := skerry.NewID(skerry.PrefixCommand)
-	out, err := c.cfg.Node.Exec(ctx, sessionID, CommandSpec{ID: id, CommandParams: p}, true)
+	ended := make(chan *nodeapi.Exit, 1)
+	c.expected.command(sessionID, id, func(exit *nodeapi.Exit) { ended <- exit })
+	defer c.expected.forgetCommand(id)
+	out, err := c.node.Exec(ctx, sessionID, nodeapi.CommandSpec{ID: id, CommandParams: p}, true)
+	if skerry.CodeOf(err) == skerry.CodeExecutableNotFound {
+		return &skerry.Error{Code: skerry.CodeSourceFailed, Field: "source",
+			Message: fmt.Sprintf("the image lacks a program that is needed to fetch %s", s.URL), Err: err}
+	}
 	if err != nil {
 		return fmt.Errorf("fetch source: %w", err)
 	}
+	c.expected.confirmCommand(id)
 	said, err := tail(out, sourceErrorBytes)
 	if cerr := out.Close(); err == nil {
 		err = cerr
@@ -159,11 +125,16 @@ func (c *Controller) fetchSource(ctx context.Context, sessionID string, s *skerr
 	if err != nil {
 		return fmt.Errorf("fetch source: %w", err)
 	}
-	exit, err := c.cfg.Node.Wait(ctx, sessionID, id)
-	if err != nil {
-		return fmt.Errorf("fetch source: %w", err)
+	var exit *nodeapi.Exit
+	select {
+	case exit = <-ended:
+	case <-ctx.Done():
+		return fmt.Errorf("fetch source: %w", ctx.Err())
 	}
-	if err := c.cfg.Node.Drop(ctx, sessionID, id); err != nil {
+	if exit == nil {
+		return skerry.Errorf(skerry.CodeSandboxStopped, "the session ended while %s was fetched", s.URL)
+	}
+	if err := c.node.Drop(ctx, sessionID, id); err != nil {
 		return fmt.Errorf("fetch source: %w", err)
 	}
 	if exit.Code != 0 {
@@ -180,14 +151,14 @@ func (c *Controller) fetchSource(ctx context.Context, sessionID string, s *skerr
 func tail(out skerry.OutputReader, limit int) (string, error) {
 	var kept []byte
 	for {
-		_, b, err := out.Next()
+		piece, err := out.Next()
 		if errors.Is(err, io.EOF) {
 			return strings.ToValidUTF8(string(kept), "�"), nil
 		}
 		if err != nil {
 			return "", err
 		}
-		kept = append(kept, b...)
+		kept = append(kept, piece.Data...)
 		if len(kept) > limit {
 			kept = kept[len(kept)-limit:]
 		}

@@ -6,79 +6,46 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// ending is an attempt to end a session: a stop, with or without a snapshot
-// before it, or what follows a loss. At most one is under way; one that fails
-// leaves the session running, and another may follow.
-type ending struct {
-	done chan struct{}
-	// Set before done is closed.
-	err      error
-	snapshot *skerry.Snapshot
-}
-
-// claimEnding returns the attempt that is under way or has succeeded, or a new
-// one that the caller must settle (mine).
-func (l *live) claimEnding() (_ *ending, mine bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ending != nil {
-		return l.ending, false
-	}
-	l.ending = &ending{done: make(chan struct{})}
-	return l.ending, true
-}
-
-// settle says how an attempt went.
-func (l *live) settle(e *ending, err error) {
-	l.mu.Lock()
-	e.err = err
-	if err != nil {
-		l.ending = nil
-	}
-	l.mu.Unlock()
-	close(e.done)
-}
-
-// wait returns how the attempt went.
-func (e *ending) wait(ctx context.Context) error {
-	select {
-	case <-e.done:
-		return e.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// saving says whether a stop takes a snapshot, and which.
+// saving says whether a stop takes a snapshot, which, and what if it fails.
 type saving struct {
 	// method is empty for a stop that lets the files go.
 	method     skerry.CreationMethod
 	expiration *skerry.Duration
 	// memory has the snapshot hold what the session runs too.
 	memory bool
+	// overdue is for a session whose time is up: it ends without being saved
+	// when it could not be saved for its grace.
+	overdue bool
+	// final is for the end of the service: a session whose sandbox cannot be
+	// saved ends at once.
+	final bool
 }
 
 // discarding is the stop that lets the files go.
 var discarding = saving{}
 
 // usualSaving is how a session is stopped when nobody says otherwise.
-func (l *live) usualSaving() saving {
-	if l.session().Persistent {
+func (s *session) usualSaving() saving {
+	if s.state().Persistent {
 		return saving{method: skerry.CreatedAtStop}
 	}
 	return discarding
 }
 
 // StopSession implements api.Service.
-func (c *Controller) StopSession(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error) {
-	l := c.liveSession(id)
-	if l == nil || l.scope != scope {
+func (c *sessions) StopSession(ctx context.Context, scope skerry.Scope, id string, p skerry.StopParams) (*skerry.Run, error) {
+	s := c.session(id)
+	if s == nil || s.scope != scope {
 		return c.GetSession(ctx, scope, id)
 	}
-	e, _ := c.beginStop(l, l.usualSaving())
-	if err := e.wait(ctx); err != nil {
+	e, _, err := s.stop(ctx, s.usualSaving(), p.Force)
+	if err == nil {
+		err = e.wait(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	run, err := c.GetSession(ctx, scope, id)
@@ -89,209 +56,123 @@ func (c *Controller) StopSession(ctx context.Context, scope skerry.Scope, id str
 	return run, nil
 }
 
-// beginStop has a session stopped, or joins the attempt that is under way.
-func (c *Controller) beginStop(l *live, how saving) (_ *ending, mine bool) {
-	e, mine := l.claimEnding()
-	if !mine {
-		return e, false
+// stop has a session stopped, or joins the attempt that is under way. With force
+// the session ends whether or not it is saved, also in an attempt of somebody
+// else's.
+func (s *session) stop(ctx context.Context, how saving, force bool) (e *ending, mine bool, err error) {
+	err = s.ask(ctx, func() { e, mine = s.beginEnding(how, force) })
+	if err != nil && s.state().Status.Ended() {
+		return s.attempt.Load(), false, nil // which has succeeded
 	}
-	err := c.spawn(func() {
-		err := c.stopNow(l, e, how)
-		l.settle(e, err)
-		if err != nil {
-			c.cfg.Log.Error("cannot stop a session", "session", l.id, "sandbox", l.boxID, "error", err)
-			c.arm(l, stopRetry)
-		}
-	})
-	if err != nil {
-		// The controller closes; the next one finds the session.
-		l.settle(e, err)
-	}
-	return e, true
+	return e, mine, err
 }
 
-// stopRetry is how long a session that could not be stopped when its time was
-// up goes on until the next attempt.
-const stopRetry = 30 * time.Second
-
-// stopNow ends a session. If it fails the session runs on.
-func (c *Controller) stopNow(l *live, e *ending, how saving) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
-	defer cancel()
+// stopNow ends a session that has started. If it fails the session continues. It
+// is called in a step.
+func (s *session) stopNow(e *ending, how saving) error {
 	asked := skerry.At(time.Now())
-	stopping := func(run *skerry.Session) { run.RequestedStopAt, run.PausedAt = asked, skerry.Time{} }
-	if l.session().Status == skerry.StatusPending {
-		if err := c.transition(ctx, l, skerry.StatusStopping, stopping); err == nil {
-			// The start sees that it is no longer wanted, and ends the session.
-			if l.cancelStart != nil {
-				l.cancelStart()
-			}
-			<-l.started
-			if l.startErr == nil {
-				c.finish(ctx, l, skerry.StatusStopped, "")
-			}
-			return nil
-		}
-		// It has come up or failed just now.
-	}
-	if how.method != "" {
-		if err := c.saveAndStop(ctx, l, e, how, asked); err != nil {
+	saved, reason := false, ""
+	if how.method != "" && !e.isForced() {
+		err := s.saveAndStop(e, how, asked)
+		if err != nil && !s.givesUp(e, how, err) && s.goOn(e) {
 			return err
 		}
-	} else if err := c.transition(ctx, l, skerry.StatusStopping, stopping); err != nil {
-		if l.session().Status.Ended() {
-			return nil
+		if saved = err == nil; !saved {
+			reason = s.unsaved(err)
 		}
-		return err
+	} else if e.isForced() {
+		reason = s.unsaved(nil)
 	}
-	l.disarm()
-	c.finish(ctx, l, skerry.StatusStopped, "")
-	return nil
+	if !saved {
+		err := s.recordTransition(skerry.StatusStopping, func(run *skerry.Session) {
+			run.RequestedStopAt, run.PausedAt = asked, skerry.Time{}
+		})
+		// What must end does so although that cannot be recorded yet.
+		if err != nil && !e.isForced() && !how.overdue && !how.final && reason == "" {
+			return err
+		}
+	}
+	return s.finish(e, skerry.StatusStopped, reason)
 }
 
-// watch ends a session whose machine was lost.
-func (c *Controller) watch(l *live) {
-	reason, err := c.cfg.Node.Watch(c.ctx, l.id)
-	if c.ctx.Err() != nil {
-		return
-	}
-	if err != nil {
-		reason = "it was lost"
-		c.cfg.Log.Error("cannot watch a session", "session", l.id, "error", err)
-	}
-	if reason == "" {
-		return // it was stopped
-	}
-	for {
-		e, mine := l.claimEnding()
-		if mine {
-			c.abort(l, reason)
-			l.settle(e, nil)
-			return
-		}
-		// A stop that needs the machine fails now, one that does not succeeds.
-		if e.wait(c.ctx) == nil || c.ctx.Err() != nil {
-			return
-		}
-	}
-}
-
-func (c *Controller) abort(l *live, reason string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), stopTimeout)
-	defer cancel()
-	l.disarm()
-	c.finish(ctx, l, skerry.StatusAborted, reason)
-}
-
-// finish gives back what a session holds and records its end.
-func (c *Controller) finish(ctx context.Context, l *live, status skerry.SessionStatus, reason string) {
-	usage, err := c.cfg.Node.Stop(ctx, l.id)
-	if err != nil {
-		c.cfg.Log.Error("cannot give back all of a session", "session", l.id, "sandbox", l.boxID, "error", err)
-	}
-	c.endCommands(l)
-	now := skerry.At(time.Now())
-	err = c.transition(ctx, l, status, func(run *skerry.Session) {
-		run.Reason = reason
-		run.StoppedAt, run.PausedAt = now, skerry.Time{}
-		if status == skerry.StatusAborted {
-			run.AbortedAt = now
-		}
-		if !run.StartedAt.IsZero() {
-			run.Duration = skerry.Duration(now.Sub(run.StartedAt.Time))
-		}
-		run.ActiveCPU = skerry.Duration(usage.ActiveCPU)
-		run.Network = &skerry.NetworkTransfer{Ingress: usage.IngressBytes, Egress: usage.EgressBytes}
+// stopStart ends a session that is starting. The step that starts it sees that,
+// ends the session and settles the attempt. Only the reconciler calls it.
+func (s *session) stopStart(e *ending) {
+	err := s.write(func(run *skerry.Session) error {
+		run.Status, run.RequestedStopAt = skerry.StatusStopping, skerry.At(time.Now())
+		return nil
 	})
 	if err != nil {
-		c.cfg.Log.Error("cannot record a session's end", "session", l.id, "error", err)
+		s.settle(e, err)
+		return
 	}
-	c.prune(ctx, l.boxID)
-	c.end(l)
+	s.cancelStart()
 }
 
-// end lets go of a session that is over.
-func (c *Controller) end(l *live) {
-	c.saver.flush()
-	c.delist(l)
-	close(l.ended)
+// expectLoss ends the session when the node tells that it was lost.
+func (s *session) expectLoss() {
+	s.expected.session(s.id, func(loss nodeapi.Loss) {
+		// An error means that the controller closes: the next one is told too.
+		_ = s.spawn(func() { s.tell(func() { s.lost(loss) }) })
+	}, s.tellDeadline)
+}
+
+// lost ends a session that was lost. An attempt to end it that is under way comes
+// first: one that needs the machine fails now, one that does not succeeds. Only
+// the reconciler calls it.
+func (s *session) lost(loss nodeapi.Loss) {
+	s.loss = &loss
+	if s.state().Status.Ended() {
+		return
+	}
+	if e, mine := s.claimEnding(); mine {
+		s.endBy(e, func() error { return s.endLost(e, loss) })
+	}
+}
+
+// endLost ends a session that was lost. What its machine still has of files is
+// saved first: whoever is root in a sandbox can end its guest agent, and a
+// mistake must not cost the work of hours. It is called in a step.
+func (s *session) endLost(e *ending, loss nodeapi.Loss) error {
+	how := s.usualSaving()
+	if !loss.Savable || how.method == "" {
+		s.losses.add(s.id)
+		return s.finish(e, skerry.StatusAborted, loss.Reason)
+	}
+	began := time.Now()
+	for waits := s.backoff(); ; {
+		err := s.saveAndStop(e, how, skerry.Time{})
+		if err == nil {
+			return s.finish(e, skerry.StatusAborted, loss.Reason+"; the files were saved")
+		}
+		left := s.graceFor(err) - time.Since(began)
+		if left <= 0 || isGone(err) || e.isForced() || errors.Is(err, errSaveHangs) {
+			s.losses.add(s.id)
+			return s.finish(e, skerry.StatusAborted, loss.Reason+"; "+s.unsaved(err))
+		}
+		s.log.Error("cannot save a session that was lost, trying again", "session", s.id, "sandbox", s.sandboxID, "error", err)
+		select {
+		case <-time.After(min(waits.wait(), left)):
+		case <-e.forced:
+		case <-s.ctx.Done():
+			return errClosing() // the next server finds it as this one did
+		}
+	}
 }
 
 // prune forgets the oldest of a sandbox's ended sessions.
-func (c *Controller) prune(ctx context.Context, boxID string) {
-	ids, err := c.cfg.Store.PruneSessions(ctx, boxID, keepSessions)
-	for _, id := range ids {
-		err = errors.Join(err, c.cfg.Node.Forget(ctx, id))
-	}
-	if err != nil {
-		c.cfg.Log.Error("cannot forget old sessions", "sandbox", boxID, "error", err)
-	}
-}
-
-// DeleteSandbox implements api.Service. The session's files are not saved
-// before: whoever wants them stops the sandbox first.
-func (c *Controller) DeleteSandbox(ctx context.Context, scope skerry.Scope, name string, orphans bool) (*skerry.Sandbox, error) {
-	box, err := c.cfg.Store.SandboxByName(ctx, scope, name)
-	if err != nil {
-		return nil, err
-	}
-	// A start in progress holds the sandbox's lock; it is ended first.
-	if l := c.liveOf(box.ID); l != nil {
-		c.beginStop(l, discarding)
-	}
-	unlock, err := c.boxes.lock(ctx, box.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	if l := c.liveOf(box.ID); l != nil {
-		if err := c.discard(ctx, l); err != nil {
-			return nil, err
-		}
-	}
-	last, err := c.cfg.Store.Sandbox(ctx, box.ID)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.erase(context.WithoutCancel(ctx), box.ID); err != nil {
-		return nil, err
-	}
-	if src := last.Source; src != nil && src.Type == "snapshot" {
-		err = c.dropForFork(context.WithoutCancel(ctx), scope, src.SnapshotID)
-	}
-	if orphans {
-		err = errors.Join(err, c.deleteOrphans(context.WithoutCancel(ctx), last))
-	}
-	return last, err
-}
-
-// discard ends a session and lets its files go. It waits for an attempt to
-// save them that is under way, and goes on where that fails.
-func (c *Controller) discard(ctx context.Context, l *live) error {
-	for {
-		e, mine := c.beginStop(l, discarding)
-		err := e.wait(ctx)
-		if err == nil || mine || ctx.Err() != nil {
-			return err
-		}
-	}
-}
-
-// erase removes a sandbox without a live session from the store and from the
-// machines.
-func (c *Controller) erase(ctx context.Context, boxID string) error {
-	ids, err := c.cfg.Store.SessionIDs(ctx, boxID)
-	if err != nil {
+func (c *sessions) prune(sandboxID string) {
+	c.untilDone("forget old sessions of sandbox "+sandboxID, func(ctx context.Context) error {
+		ids, err := c.store.PruneSessions(ctx, sandboxID, keepSessions)
+		c.forget(ids)
 		return err
-	}
-	// The store comes first: what it does not name is removed by Recover, but
-	// what it names must be there.
-	if err := c.cfg.Store.DeleteSandbox(ctx, boxID); err != nil {
-		return err
-	}
-	c.withdraw(boxID)
+	})
+}
+
+// forget has the node remove what is left of sessions that the store does not
+// have any more.
+func (c *sessions) forget(ids []string) {
 	for _, id := range ids {
-		err = errors.Join(err, c.cfg.Node.Forget(ctx, id))
+		c.untilDone("forget session "+id, func(ctx context.Context) error { return c.node.Forget(ctx, id) })
 	}
-	return err
 }

@@ -11,24 +11,24 @@ const maxSiblings = 10
 
 // SnapshotTree implements api.Service: the ancestors of a snapshot, the parent
 // first, or (ascending) its descendants along the newest child of each. next
-// is the snapshot from which the walk goes on, "" at its end.
-func (c *Controller) SnapshotTree(ctx context.Context, scope skerry.Scope, id string, p skerry.Page) (anchor *skerry.SnapshotNode, nodes []skerry.SnapshotNode, next string, err error) {
-	snap, err := c.cfg.Store.Snapshot(ctx, scope, id)
+// is the snapshot from which the walk continues, "" at its end.
+func (s *snapshots) SnapshotTree(ctx context.Context, scope skerry.Scope, id string, p skerry.Page) (anchor *skerry.SnapshotNode, nodes []skerry.SnapshotNode, next string, err error) {
+	snap, err := s.store.Snapshot(ctx, scope, id)
 	if err != nil {
 		return nil, nil, "", err
 	}
-	if anchor, err = c.treeNode(ctx, snap); err != nil {
+	if anchor, err = s.treeNode(ctx, snap); err != nil {
 		return nil, nil, "", err
 	}
 	nodes = []skerry.SnapshotNode{}
 	for at := snap; ; {
-		if at, err = c.treeStep(ctx, at, p.Ascending); err != nil || at == nil {
+		if at, err = s.treeStep(ctx, at, p.Ascending); err != nil || at == nil {
 			return anchor, nodes, "", err
 		}
 		if len(nodes) == p.Size() {
 			return anchor, nodes, nodes[len(nodes)-1].Snapshot.ID, nil
 		}
-		node, err := c.treeNode(ctx, at)
+		node, err := s.treeNode(ctx, at)
 		if err != nil {
 			return nil, nil, "", err
 		}
@@ -37,9 +37,9 @@ func (c *Controller) SnapshotTree(ctx context.Context, scope skerry.Scope, id st
 }
 
 // treeStep returns the parent or the newest child, nil if there is none.
-func (c *Controller) treeStep(ctx context.Context, at *skerry.Snapshot, down bool) (*skerry.Snapshot, error) {
+func (s *snapshots) treeStep(ctx context.Context, at *skerry.Snapshot, down bool) (*skerry.Snapshot, error) {
 	if down {
-		children, _, err := c.cfg.Store.SnapshotChildren(ctx, at.Scope, at.ID, 1)
+		children, _, err := s.store.SnapshotChildren(ctx, at.Scope, at.ID, 1)
 		if err != nil || len(children) == 0 {
 			return nil, err
 		}
@@ -48,19 +48,19 @@ func (c *Controller) treeStep(ctx context.Context, at *skerry.Snapshot, down boo
 	if at.ParentID == "" {
 		return nil, nil
 	}
-	parent, err := c.cfg.Store.Snapshot(ctx, at.Scope, at.ParentID)
+	parent, err := s.store.Snapshot(ctx, at.Scope, at.ParentID)
 	if skerry.CodeOf(err) == skerry.CodeNotFound {
 		return nil, nil // forgotten
 	}
 	return parent, err
 }
 
-func (c *Controller) treeNode(ctx context.Context, snap *skerry.Snapshot) (*skerry.SnapshotNode, error) {
+func (s *snapshots) treeNode(ctx context.Context, snap *skerry.Snapshot) (*skerry.SnapshotNode, error) {
 	node := &skerry.SnapshotNode{Snapshot: *snap, Siblings: []skerry.Snapshot{}, Count: 1}
 	if snap.ParentID == "" {
 		return node, nil
 	}
-	children, count, err := c.cfg.Store.SnapshotChildren(ctx, snap.Scope, snap.ParentID, maxSiblings+1)
+	children, count, err := s.store.SnapshotChildren(ctx, snap.Scope, snap.ParentID, maxSiblings+1)
 	if err != nil {
 		return nil, err
 	}

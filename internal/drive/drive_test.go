@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,8 +22,7 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// These tests mount real filesystems through real loop devices, and so run as
-// root.
+// These tests need root: they mount real filesystems through real loop devices.
 
 const testSize = 64 << 20
 
@@ -103,7 +103,7 @@ func (s *Store) mustFreeze(t *testing.T, id string) *Mount {
 	return m
 }
 
-// open opens a file on a mount that is attached nowhere.
+// open opens a file on a detached mount.
 func (m *Mount) open(name string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(int(m.Tree.Fd()), name, flags|unix.O_CLOEXEC, 0o644)
 	if err != nil {
@@ -203,7 +203,7 @@ func TestDriveHasItsSize(t *testing.T) {
 	if used < n*9/10 {
 		t.Errorf("the image has %d bytes on disk, want %d or so", used, n)
 	}
-	// Room comes back, inside and on the host.
+	// Deleted files free space, inside and on the host.
 	if err := unix.Unlinkat(int(m.Tree.Fd()), "big", 0); err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +247,7 @@ func TestDriveIsAttachedOnce(t *testing.T) {
 	if err := s.Delete(ctx, id); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("deleting an attached drive: %v", err)
 	}
-	// Another store, as after a crash, does not get it either.
+	// A second store, as after a crash, cannot attach it either.
 	other, err := Open(Options{Dir: s.dir, Log: s.log})
 	if err != nil {
 		t.Fatal(err)
@@ -255,7 +255,7 @@ func TestDriveIsAttachedOnce(t *testing.T) {
 	if err := other.Settle(ctx, id); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("another store: %v", err)
 	}
-	// It waits for the end of the first.
+	// It waits until the first is released.
 	attached := make(chan error)
 	go func() {
 		m, err := other.Attach(context.Background(), id)
@@ -294,7 +294,7 @@ func TestFork(t *testing.T) {
 	if err := s.Fork(t.Context(), skerry.NewID(skerry.PrefixDrive), skerry.NewID(skerry.PrefixDrive)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a fork of nothing: %v", err)
 	}
-	// Both are whole, and nothing else was left.
+	// Both are complete, and nothing else is left.
 	for _, id := range []string{source, fork} {
 		if err := s.Delete(t.Context(), id); err != nil {
 			t.Error(err)
@@ -352,7 +352,7 @@ func TestUnchangedDriveIsCopiedOnce(t *testing.T) {
 	var copies []*Mount
 	var mu sync.Mutex
 	var all sync.WaitGroup
-	for range 12 { // more than there are loop devices at first
+	for range 12 { // more than the initial number of loop devices
 		all.Go(func() {
 			c, err := s.Freeze(context.Background(), id)
 			if err != nil {
@@ -384,8 +384,74 @@ func TestUnchangedDriveIsCopiedOnce(t *testing.T) {
 	}
 }
 
-// TestWriterDuringCopies writes records in order while copies are made: each
-// copy has a prefix of them.
+// cancelledLater is a context that ends at the nth call of Done.
+type cancelledLater struct {
+	context.Context
+	cancel context.CancelFunc
+	n      atomic.Int32
+}
+
+func (c *cancelledLater) Done() <-chan struct{} {
+	if c.n.Add(-1) == 0 {
+		c.cancel()
+	}
+	return c.Context.Done()
+}
+
+// TestCopyOfABusyDrive: a copy fails after all data was copied, because the kernel does
+// not unmount the drive. The copy, which is as large as the drive, must be closed.
+func TestCopyOfABusyDrive(t *testing.T) {
+	s := newStore(t)
+	id := s.mustCreate(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	// The first wait is for the drive before the copy, the second for the one after.
+	later := &cancelledLater{Context: ctx, cancel: cancel}
+	later.n.Store(2)
+	var user, made *os.File
+	copied, _, err := s.copyOf(later, id, func() (*os.File, error) {
+		var err error
+		if user, err = s.loopOf(id); err == nil {
+			made, err = nameless(s.dir)
+		}
+		return made, err
+	})
+	defer user.Close()
+	if !errors.Is(err, context.Canceled) || copied != nil {
+		t.Fatalf("a copy of a drive that stays in use: %v, %v", copied, err)
+	}
+	if _, err := made.Stat(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("the copy is still open: %v", err)
+	}
+}
+
+// TestWriterDoesNotWaitForLong: a copy that would block a writer for too long fails, and
+// the writer continues. Without a writer, a copy has no such limit.
+func TestWriterDoesNotWaitForLong(t *testing.T) {
+	s := newStore(t)
+	s.pause = time.Nanosecond
+	id := s.mustCreate(t)
+	m := s.mustAttach(t, id)
+	m.mustWrite(t, "file", "one")
+	fork := skerry.NewID(skerry.PrefixDrive)
+	_, err := s.Freeze(t.Context(), id)
+	for _, err := range []error{err, s.Fork(t.Context(), fork, id)} {
+		if skerry.CodeOf(err) != skerry.CodeConflict {
+			t.Errorf("a copy that takes too long: %v", err)
+		}
+	}
+	m.mustWrite(t, "file", "two")
+	m.Release()
+	if err := s.Fork(t.Context(), fork, id); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.mustAttach(t, fork).read("file"); got != "two" {
+		t.Errorf("the fork has %q", got)
+	}
+}
+
+// TestWriterDuringCopies writes records in order during copies. Each copy has a prefix
+// of the records.
 func TestWriterDuringCopies(t *testing.T) {
 	s := newStore(t)
 	id := s.mustCreate(t)
@@ -422,7 +488,7 @@ func TestWriterDuringCopies(t *testing.T) {
 	writer.Wait()
 }
 
-// freezeAndWait is a server that dies while it copies a drive.
+// freezeAndWait stands for a server that dies during the copy of a drive.
 func freezeAndWait(dir, id string) {
 	fail := func(err error) {
 		fmt.Println(err)
@@ -504,14 +570,32 @@ func TestRetain(t *testing.T) {
 	if err := s.Retain(t.Context(), []string{kept}); err != nil {
 		t.Fatal(err)
 	}
-	if entries, err := os.ReadDir(s.dir); err != nil || len(entries) != 1 {
+	// The kept drive, and the folder lost.
+	if entries, err := os.ReadDir(s.dir); err != nil || len(entries) != 2 {
 		t.Errorf("left are %v, %v", entries, err)
+	}
+	aside := filepath.Join(s.dir, lostDir, gone+imageSuffix)
+	if info, err := os.Stat(aside); err != nil || info.Size() == 0 {
+		t.Errorf("the drive that was not known: %v", err)
 	}
 	if _, err := s.Attach(t.Context(), gone); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("attaching a drive that is gone: %v", err)
 	}
 	if err := s.Delete(t.Context(), gone); err != nil {
 		t.Errorf("deleting a drive that is gone: %v", err)
+	}
+	// It is kept for keepLost, and no longer.
+	for _, age := range []time.Duration{keepLost - time.Hour, keepLost + time.Hour} {
+		then, left := time.Now().Add(-age), age < keepLost
+		if err := os.Chtimes(aside, then, then); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Retain(t.Context(), []string{kept}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(aside); left != (err == nil) {
+			t.Errorf("after %v: %v", age, err)
+		}
 	}
 }
 
@@ -545,8 +629,8 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestHostDiskIsFull: a drive may be larger than what there is. Who writes and
-// makes sure learns of it; what was there before stays, and so do the others.
+// TestHostDiskIsFull: a drive may be larger than the free disk space. A writer that
+// calls fsync gets the error. Earlier files and other drives stay intact.
 func TestHostDiskIsFull(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=48m"); err != nil {
@@ -609,5 +693,30 @@ func (m *Mount) sync(t *testing.T) {
 	defer root.Close()
 	if err := unix.Syncfs(int(root.Fd())); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWaitForADriveEnds: the wait of each operation for another one ends with its
+// context.
+func TestWaitForADriveEnds(t *testing.T) {
+	s := newStore(t)
+	id, other := skerry.NewID(skerry.PrefixDrive), skerry.NewID(skerry.PrefixDrive)
+	_, unlock, err := s.lock(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for what, call := range map[string]func() error{
+		"create": func() error { return s.Create(ctx, id, 1<<30) },
+		"delete": func() error { return s.Delete(ctx, id) },
+		"fork":   func() error { return s.Fork(ctx, other, id) },
+		"attach": func() error { _, err := s.Attach(ctx, id); return err },
+		"freeze": func() error { _, err := s.Freeze(ctx, id); return err },
+	} {
+		if err := call(); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

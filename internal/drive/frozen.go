@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,15 +17,18 @@ import (
 // frozen is a copy of a drive's image.
 type frozen struct {
 	file  *os.File
-	users int
+	users int // guarded by the op of the drive
 }
 
-// Freeze mounts a copy of the drive as it is at this moment, to be read alone.
-// Whoever writes to the drive waits while it is copied, which takes long only
-// where the host's filesystem cannot share blocks. Copies between which nothing
-// was written are one.
+// Freeze copies the drive and mounts the copy read-only. Writers to the drive wait
+// during the copy, which takes long only if the host's filesystem cannot share
+// blocks. Mounts share a copy that is still in use if the drive was not attached in
+// the meantime.
 func (s *Store) Freeze(ctx context.Context, id string) (*Mount, error) {
-	d, unlock := s.lock(id)
+	d, unlock, err := s.lock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	defer unlock()
 	m, err := s.freeze(ctx, id, d)
 	if err != nil {
@@ -47,7 +51,8 @@ func (s *Store) freeze(ctx context.Context, id string, d *drive) (*Mount, error)
 	}
 	c.users++
 	m := &Mount{ReadOnly: true, release: func() {
-		_, unlock := s.lock(id)
+		// lock fails only if its context ends.
+		_, unlock, _ := s.lock(context.Background(), id)
 		defer unlock()
 		s.leaveCopy(d, c)
 	}}
@@ -63,7 +68,7 @@ func (s *Store) freeze(ctx context.Context, id string, d *drive) (*Mount, error)
 	return m, nil
 }
 
-// leaveCopy is called for each user of a copy, with the drive's op held.
+// leaveCopy is called when a user of a copy ends, with the drive locked.
 func (s *Store) leaveCopy(d *drive, c *frozen) {
 	c.users--
 	if c.users > 0 {
@@ -75,12 +80,20 @@ func (s *Store) leaveCopy(d *drive, c *frozen) {
 	c.file.Close()
 }
 
-// dropCopy sees to it that nobody else is given the last copy.
+// dropCopy makes the next Freeze take a new copy.
 func (s *Store) dropCopy(d *drive) { d.copy = nil }
 
-// copyOf copies a drive's image into the file that create makes, and reports
-// whether someone has the drive attached.
-func (s *Store) copyOf(ctx context.Context, id string, create func() (*os.File, error)) (_ *os.File, attached bool, err error) {
+// maxPause limits how long a copy may block the writers to a drive. Their programs
+// hang during the copy, and after a longer time they take the disk for broken.
+const maxPause = time.Minute
+
+var errPaused = &skerry.Error{
+	Code: skerry.CodeConflict, Message: "the drive is in use, and a copy would block its sandbox for too long; stop that sandbox first",
+}
+
+// copyOf copies the image of a drive to the file that create makes. It also reports
+// whether the drive is mounted by a sandbox.
+func (s *Store) copyOf(ctx context.Context, id string, create func() (*os.File, error)) (file *os.File, attached bool, err error) {
 	tree, attached, err := s.mounted(ctx, id)
 	if err != nil {
 		return nil, false, err
@@ -90,40 +103,46 @@ func (s *Store) copyOf(ctx context.Context, id string, create func() (*os.File, 
 		if err == nil && !attached {
 			err = s.Settle(ctx, id)
 		}
+		if err != nil && file != nil {
+			err = errors.Join(err, file.Close())
+			file = nil
+		}
 	}()
 	root, err := openRoot(tree)
 	if err != nil {
 		return nil, false, err
 	}
 	defer root.Close()
-	// Most of what is in memory only is written while the writer can go on.
+	// Write most of the dirty pages now, while writers are not blocked yet.
 	if err := unix.Syncfs(int(root.Fd())); err != nil {
-		return nil, false, fmt.Errorf("write the drive's files: %w", err)
+		return nil, false, fmt.Errorf("sync the drive: %w", err)
 	}
 	image, err := s.open(id)
 	if err != nil {
 		return nil, false, err
 	}
 	defer image.Close()
-	file, err := create()
-	if err != nil {
+	if file, err = create(); err != nil {
 		return nil, false, err
 	}
-	if err := whileFrozen(root, func() error { return copyImage(ctx, file, image) }); err != nil {
-		return nil, false, errors.Join(err, file.Close())
+	if attached {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, s.pause, errPaused)
+		defer cancel()
 	}
-	return file, attached, nil
+	err = whileFrozen(root, func() error { return s.copyImage(ctx, file, image) })
+	return file, attached, err
 }
 
-// mounted returns a mount of the drive beside the one that is there, or one of
-// its own.
+// mounted returns a mount of the drive. If the drive is already attached, both mounts
+// share the filesystem.
 func (s *Store) mounted(ctx context.Context, id string) (_ *os.File, attached bool, err error) {
 	dev, err := s.loopOf(id)
 	if err != nil {
 		return nil, false, err
 	}
 	if dev == nil {
-		// Or it is about to be freed, which attach waits for.
+		// The loop device may still be on its way out. attach waits for that.
 		tree, err := s.attach(ctx, id)
 		return tree, false, err
 	}
@@ -147,8 +166,8 @@ const (
 	fithaw   = 0xc0045878
 )
 
-// whileFrozen calls fn while nothing is written to a filesystem, and what was
-// written before is on its device.
+// whileFrozen calls fn while the filesystem is frozen: writers are blocked, and all
+// earlier writes are on the device.
 func whileFrozen(root *os.File, fn func() error) error {
 	if err := unix.IoctlSetInt(int(root.Fd()), fifreeze, 0); err != nil {
 		return fmt.Errorf("freeze the drive's filesystem: %w", err)
@@ -160,8 +179,8 @@ func whileFrozen(root *os.File, fn func() error) error {
 	return err
 }
 
-// Recover lets filesystems go on that a process which died had frozen. It is
-// called once, before anything else.
+// Recover thaws the filesystems that an earlier process froze before it died. It must
+// be called once, before all other methods.
 func (s *Store) Recover(ctx context.Context) error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -197,14 +216,14 @@ func (s *Store) thaw(ctx context.Context, id string) error {
 	}
 	defer root.Close()
 	err = unix.IoctlSetInt(int(root.Fd()), fithaw, 0)
-	if errors.Is(err, unix.EINVAL) { // it is not frozen
+	if errors.Is(err, unix.EINVAL) { // not frozen
 		return nil
 	}
-	s.log.Warn("a drive was frozen when the last server died; it goes on", "drive", id, "error", err)
+	s.log.Warn("thawing a drive that the last server left frozen", "drive", id, "error", err)
 	return err
 }
 
-// nameless creates a file without a name: it is gone with its last user.
+// nameless creates an unlinked file. The kernel deletes it with its last user.
 func nameless(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
@@ -222,14 +241,26 @@ func nameless(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// copyStep is how much is copied between two looks at the context.
+// copyStep is how many bytes are copied between two checks of the context.
 const copyStep = 64 << 20
 
-// copyImage makes to a copy of from, with the same holes.
-func copyImage(ctx context.Context, to, from *os.File) error {
+// copyImage copies from to to, including the holes.
+func (s *Store) copyImage(ctx context.Context, to, from *os.File) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
 	if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err == nil {
 		return nil
 	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return err
+	}
+	release, err := s.reserve(st.Blocks * 512)
+	if err != nil {
+		return err
+	}
+	defer release()
 	size, err := from.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
@@ -259,7 +290,7 @@ func copyImage(ctx context.Context, to, from *os.File) error {
 
 func copyRange(ctx context.Context, to, from *os.File, start, end int64) error {
 	for start < end {
-		if err := ctx.Err(); err != nil {
+		if err := context.Cause(ctx); err != nil {
 			return err
 		}
 		in, out := start, start

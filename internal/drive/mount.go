@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mount is a drive's filesystem, or a frozen copy's, mounted nowhere.
+// Mount is a detached mount of a drive or of a frozen copy.
 type Mount struct {
-	// Tree is the detached mount, to be attached in the namespace of who uses
-	// it with move_mount(2).
+	// Tree is the detached mount. Its user attaches it in its own mount namespace
+	// with move_mount(2).
 	Tree     *os.File
 	ReadOnly bool
 
@@ -23,8 +23,8 @@ type Mount struct {
 	release func()
 }
 
-// Detach closes the Tree. A filesystem that was attached nowhere is unmounted
-// then, otherwise it stays with who uses it.
+// Detach closes Tree. If the mount was not attached, this unmounts the filesystem.
+// Otherwise the filesystem stays mounted in the namespace of its user.
 func (m *Mount) Detach() error {
 	if err := m.Tree.Close(); !errors.Is(err, os.ErrClosed) {
 		return err
@@ -32,7 +32,7 @@ func (m *Mount) Detach() error {
 	return nil
 }
 
-// Release is called when the user of the mount has ended.
+// Release frees the mount after its user has ended.
 func (m *Mount) Release() {
 	_ = m.Detach()
 	m.once.Do(func() {
@@ -42,14 +42,18 @@ func (m *Mount) Release() {
 	})
 }
 
-// mountFlags hold on the host's side. Programs must be executable: the sentry
-// maps them for the sandbox. Nothing of the host executes any.
+// mountFlags are the flags of the mount on the host. They do not include noexec,
+// because the sentry maps the sandbox's programs from the drive. The host executes
+// nothing from it.
 const mountFlags = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// Attach mounts a drive to be read and written. It waits while the kernel has
-// not let go of it, until ctx ends.
+// Attach mounts a drive read-write. It waits until the drive's last mount is gone, or
+// until ctx ends.
 func (s *Store) Attach(ctx context.Context, id string) (*Mount, error) {
-	d, unlock := s.lock(id)
+	d, unlock, err := s.lock(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	defer unlock()
 	tree, err := s.attach(ctx, id)
 	if err != nil {
@@ -64,7 +68,7 @@ func (s *Store) attach(ctx context.Context, id string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer image.Close() // the loop device has it from then on
+	defer image.Close() // the loop device holds the open file itself
 	dev, err := newLoop(image, false)
 	if err != nil {
 		return nil, err
@@ -73,8 +77,8 @@ func (s *Store) attach(ctx context.Context, id string) (*os.File, error) {
 	return mountDevice(dev, false)
 }
 
-// mountDevice mounts the filesystem on a device nowhere. That of a device that
-// is mounted already is the same filesystem.
+// mountDevice returns a detached mount of the filesystem on a device. If the device
+// is already mounted, the new mount shares the filesystem.
 func mountDevice(dev *os.File, readOnly bool) (_ *os.File, err error) {
 	fd, err := unix.Fsopen("ext4", unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -83,14 +87,14 @@ func mountDevice(dev *os.File, readOnly bool) (_ *os.File, err error) {
 	fsctx := os.NewFile(uintptr(fd), "ext4")
 	defer fsctx.Close()
 	flags := []string{
-		// What is deleted in the drive gives room back on the host.
+		// A file deleted in the drive frees space on the host.
 		"discard",
-		// The tables of a sparse image need no zeros written to them.
+		// The inode tables of a sparse image are zeros already.
 		"noinit_itable",
 	}
 	attrs := mountFlags
 	if readOnly {
-		// A frozen copy has a clean journal, and is written by nobody.
+		// A frozen copy has a clean journal, and must not be written to.
 		flags = []string{"ro", "noload"}
 		attrs |= unix.MOUNT_ATTR_RDONLY
 	}
@@ -116,7 +120,7 @@ func mountDevice(dev *os.File, readOnly bool) (_ *os.File, err error) {
 	return os.NewFile(uintptr(tree), "drive"), nil
 }
 
-// complaints is what the kernel says about why a mount failed.
+// complaints returns the kernel's messages about a failed mount.
 func complaints(fsctx int) string {
 	var all strings.Builder
 	b := make([]byte, 1<<10)
@@ -130,15 +134,15 @@ func complaints(fsctx int) string {
 	return all.String()
 }
 
-// loopTries is how often another process may be quicker to take a free loop
-// device.
+// loopTries limits the attempts to get a free loop device. Another process may take
+// the device between the two calls.
 const loopTries = 64
 
-// newLoop sets up a loop device on an image. It is freed with its last user.
+// newLoop sets up a loop device for an image. The kernel frees it with its last user.
 func newLoop(image *os.File, readOnly bool) (*os.File, error) {
 	ctl, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("loop devices: %w", err)
+		return nil, fmt.Errorf("open the control device of loop devices: %w", err)
 	}
 	defer ctl.Close()
 	config := unix.LoopConfig{Fd: uint32(image.Fd())}
@@ -146,7 +150,8 @@ func newLoop(image *os.File, readOnly bool) (*os.File, error) {
 	if readOnly {
 		config.Info.Flags |= unix.LO_FLAGS_READ_ONLY
 	} else {
-		// Past the host's cache: the filesystem in the image has its own.
+		// The filesystem in the image has a page cache. A second one on the host
+		// would only cost memory.
 		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
 	}
 	for range loopTries {
@@ -167,10 +172,10 @@ func newLoop(image *os.File, readOnly bool) (*os.File, error) {
 			return nil, fmt.Errorf("set up a loop device: %w", err)
 		}
 	}
-	return nil, errors.New("set up a loop device: others are always quicker")
+	return nil, fmt.Errorf("set up a loop device: other processes took the free device %d times", loopTries)
 }
 
-// loopOf returns the loop device that has a drive's image, nil if none does.
+// loopOf returns the loop device that holds the image of a drive, or nil.
 func (s *Store) loopOf(id string) (*os.File, error) {
 	found, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
@@ -178,14 +183,15 @@ func (s *Store) loopOf(id string) (*os.File, error) {
 	}
 	for _, file := range found {
 		if b, err := os.ReadFile(file); err != nil || strings.TrimSuffix(string(b), "\n") != s.path(id) {
-			continue // freed meanwhile, or another's
+			continue // just freed, or not ours
 		}
 		name := filepath.Base(filepath.Dir(filepath.Dir(file)))
 		dev, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
 		if err != nil {
 			return nil, err
 		}
-		// While it is open it cannot come to have another file.
+		// An open device keeps its image. But it may have been freed and set up again
+		// before the open, so look again.
 		if b, err := os.ReadFile(file); err == nil && strings.TrimSuffix(string(b), "\n") == s.path(id) {
 			return dev, nil
 		}

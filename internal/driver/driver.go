@@ -7,28 +7,53 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 )
 
 // Driver starts isolated machines.
 type Driver interface {
-	// Start starts a machine and returns it with the host's end of its guest
-	// agent's connection. If it fails, or ctx ends, nothing is left behind.
-	Start(ctx context.Context, spec Spec) (Machine, net.Conn, error)
-	// Restore starts a machine that goes on from a folder that
-	// Machine.SnapshotMemory filled, in the place of spec.Snapshot. memory
-	// returns the folder; it is called when all else is ready, so that it can
-	// be filled meanwhile. RootFS, Agent, VCPUs and MemoryBytes must be as they
-	// were (CodeBadRequest), and so must this program's version of the isolation
-	// (skerry.CodeSnapshotIncompatible). The guest agent has lost its
-	// connection: Attach makes one.
-	Restore(ctx context.Context, spec Spec, memory func() (dir string, err error)) (Machine, error)
+	// Name says what isolates, in a word.
+	Name() string
+	// Capabilities are what the driver can do beyond starting machines and saving
+	// their files. A call that needs more than that fails.
+	Capabilities() Capabilities
+	// Format is what Source.Files is to be of, or Source.Memory.
+	Format(memory bool) Format
+	// Start starts a machine. Its guest agent is reached by Attach. If Start fails,
+	// or ctx ends, nothing is left behind.
+	Start(ctx context.Context, spec Spec) (Machine, error)
 	// Recover returns the machines that an earlier process of this
 	// installation started and that still run, after removing whatever it
 	// left that is not a running machine.
 	Recover(ctx context.Context) ([]Machine, error)
+	// Memory reads how close all machines together are to their limit; Limit is 0
+	// if there is none.
+	Memory() (Memory, error)
 }
+
+// Capabilities are what one driver can do and another cannot.
+type Capabilities struct {
+	// Memory: Saving.Memory, and a start from Source.Memory.
+	Memory bool
+	// Fork: a start from Source.Fork.
+	Fork bool
+	// Pause: Machine.Pause and Resume, and Saving.Hold.
+	Pause bool
+	// Volumes are the kinds of volumes that a machine can have.
+	Volumes []VolumeKind
+}
+
+// Format says what made a saved folder. A machine starts from one of its own
+// driver's Format, and from no other.
+type Format struct {
+	Driver string
+	// Kind is "files" or "memory", Version what must be the same to start from it.
+	Kind, Version string
+}
+
+func (f Format) String() string { return f.Driver + " " + f.Kind + " " + f.Version }
 
 // Spec is what a machine is made of.
 type Spec struct {
@@ -39,9 +64,8 @@ type Spec struct {
 	RootFS string
 	// Agent is an EROFS image that holds the guest agent as "agent".
 	Agent string
-	// NetNS is the path of the network namespace that holds the machine's
-	// only interface; empty for a machine with a loopback alone.
-	NetNS string
+	// Interfaces are the machine's network interfaces beside its loopback.
+	Interfaces []Interface
 	// VCPUs and MemoryBytes are what the machine sees and is held to.
 	VCPUs       int
 	MemoryBytes int64
@@ -49,83 +73,192 @@ type Spec struct {
 	DiskBytes int64
 	// Processes bounds the machine's processes as the host counts them.
 	Processes int
-	// Snapshot is a folder that Machine.Snapshot filled; the machine's files
-	// start from it. Empty for the image alone.
-	Snapshot string
-	// Mounts are the host's file trees that the machine sees beside its own.
-	// Machine.Snapshot leaves them out.
-	Mounts []Mount
+	// Source is what the machine starts from.
+	Source Source
+	// Volumes are what the machine sees beside its own files. Machine.Save
+	// leaves them out.
+	Volumes []Volume
 }
 
-// Mount shows a file tree of the host to a machine. Nothing that is in the
-// tree is ever executed, followed or opened as a device by the host.
-type Mount struct {
-	// Path is where the machine sees the tree: absolute, and not at, above or
-	// below another mount's. A directory that is missing there is made.
+// Source is what a machine starts from: its image alone if no field is set. At
+// most one is.
+type Source struct {
+	// Files is a folder that Machine.Save filled. The caller keeps it until
+	// Start has returned.
+	Files string
+	// Memory is a folder that Machine.Save filled with memory. RootFS, Agent, VCPUs
+	// and MemoryBytes must be as they were (CodeBadRequest), and so must the
+	// driver's version (skerry.CodeSnapshotIncompatible).
+	Memory string
+	// Fork is another machine, which runs. RootFS and so on must be the same.
+	Fork *Fork
+}
+
+// Runs reports whether the machine goes on with processes that ran before. Its
+// guest agent has lost its connection then, and is to be renewed.
+func (s Source) Runs() bool { return s.Memory != "" || s.Fork != nil }
+
+// Fork is a running machine that another one starts from. It goes on itself.
+type Fork struct {
+	Of Machine
+	// Dir is an empty folder. It gets what a Save of Of with memory writes, by the
+	// time that Start returns without an error.
+	Dir string
+	// Saved is called once Of has been saved and goes on, with the error if that
+	// failed. It is called at most once, and before Start returns.
+	Saved func(error)
+}
+
+// Interface is a network interface of the host's that becomes the machine's.
+type Interface struct {
+	Kind InterfaceKind
+	// NetNS is the path of the network namespace that holds the interface, and
+	// Name its name there. A namespace of a veth holds no other.
+	NetNS string
+	Name  string
+	// Address is the machine's, Gateway where its packets go, MTU 0 the interface's
+	// own.
+	Address netip.Prefix
+	Gateway netip.Addr
+	MTU     int
+}
+
+// InterfaceKind is how packets come out of an Interface.
+type InterfaceKind string
+
+const (
+	// Veth is one end of a pair, with the machine's addresses and routes set on it.
+	Veth InterfaceKind = "veth"
+	// Tap is a tap device, whose frames the machine's monitor reads and writes.
+	Tap InterfaceKind = "tap"
+)
+
+// Volume shows something of the host's to a machine. Nothing that is in it is
+// ever executed, followed or opened as a device by the host.
+type Volume struct {
+	Kind VolumeKind
+	// Path is where the machine sees the volume: absolute, and not at, above or
+	// below another one's. A directory that is missing there is made.
 	Path string
-	// Tree is a detached mount (open_tree(2), fsmount(2)). The machine's is the
-	// only place it is attached to, so it goes with the machine, whatever ends
-	// that. The caller closes its own reference after Start.
-	Tree     *os.File
+	// Source is what the kind says. The caller closes its own reference after
+	// Start.
+	Source   *os.File
 	ReadOnly bool
 }
 
-// MountError says that a mount's path cannot be made a folder of the machine:
+// VolumeKind is what the source of a Volume is.
+type VolumeKind string
+
+const (
+	// Tree is a detached mount of the host's (open_tree(2), fsmount(2)). The
+	// machine's is the only place it is attached to, so it goes with the machine,
+	// whatever ends that.
+	Tree VolumeKind = "tree"
+	// Disk is a file with an ext4 filesystem, which only the machine's kernel
+	// mounts.
+	Disk VolumeKind = "disk"
+)
+
+// VolumeError says that a volume's path cannot be made a folder of the machine:
 // there is a file, for example.
-type MountError struct {
+type VolumeError struct {
 	Path string
 	Err  error
 }
 
-func (e *MountError) Error() string { return fmt.Sprintf("mount %s: %v", e.Path, e.Err) }
-func (e *MountError) Unwrap() error { return e.Err }
+func (e *VolumeError) Error() string { return fmt.Sprintf("volume at %s: %v", e.Path, e.Err) }
+func (e *VolumeError) Unwrap() error { return e.Err }
+
+// UnsavableError says that a machine cannot be saved as it is: its kernel does
+// not answer, or what it holds cannot be written down. Other failures of a save
+// are the host's: a full disk, for example.
+type UnsavableError struct {
+	// Why is a sentence for the sandbox's user: it has no path of the host.
+	Why string
+	Err error
+}
+
+func (e *UnsavableError) Error() string {
+	return fmt.Sprintf("the sandbox cannot be saved: %s: %v", e.Why, e.Err)
+}
+func (e *UnsavableError) Unwrap() error { return e.Err }
+
+// Saving is what a Save shall do.
+type Saving struct {
+	// Memory saves the memory and the processes too, and not only the files, as far
+	// as they differ from the image. The machine's connections go on; a machine that
+	// starts from what was saved finds itself cut off.
+	Memory bool
+	// Hold leaves the machine paused, so that nothing happens in it that is not
+	// saved.
+	Hold bool
+}
 
 // Machine is a running isolated machine.
 type Machine interface {
 	ID() string
-	// Attach opens a new connection to the guest agent, in place of the one
-	// that was lost: the caller has closed it, or it was an earlier process's.
+	// Attach opens a connection to the guest agent: the first one, or a new one in
+	// place of that which was lost, as the caller has closed it or it was an earlier
+	// process's.
 	Attach(ctx context.Context) (net.Conn, error)
 	// Done is closed when the machine has ended, for whatever reason.
 	Done() <-chan struct{}
 	// Reason says in a sentence why the machine ended by itself; valid after
 	// Done.
 	Reason() string
-	// Snapshot writes the machine's files, as far as they differ from the
-	// image, into dir, an empty folder on a filesystem with room for them. All
-	// files are of one moment, in which nothing in the machine runs; it goes
-	// on afterwards. If it fails, what is in dir is of no use.
-	Snapshot(ctx context.Context, dir string, attrs AttrReader) error
-	// SnapshotMemory writes all that the machine is into dir, an empty folder:
-	// its files, its memory and its processes, at one moment. It goes on
-	// afterwards, connections and all, from which a machine that is restored
-	// finds itself cut off. If it fails, what is in dir is of no use.
-	SnapshotMemory(ctx context.Context, dir string) error
+	// Save writes the machine into dir, an empty folder on a filesystem with room
+	// for it. All is of one moment, in which nothing in the machine runs; it goes on
+	// afterwards. Nothing that runs in the machine takes part. A machine that is
+	// paused is paused afterwards. If Save fails, what is in dir is of no use, and
+	// the machine is as before. It fails with an UnsavableError if the machine is
+	// why.
+	Save(ctx context.Context, dir string, how Saving) error
+	// Format is that of what Save writes. A machine that an earlier process started
+	// may have another one than its driver.
+	Format(memory bool) Format
+	// SaveSize returns about how many bytes Save would write now. It works until
+	// Stop.
+	SaveSize(memory bool) (int64, error)
 	// Pause stops everything in the machine, the guest agent included, and
 	// Resume lets it go on.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	// Usage reads what the machine has used; it works until Stop.
 	Usage() (Usage, error)
+	// Memory reads how close the machine is to running out of memory.
+	Memory() (Memory, error)
+	// PinnedMemory returns the bytes that the machine holds and that the host's
+	// kernel cannot take back from it. Up to enough it may return more than that,
+	// which costs less.
+	PinnedMemory(enough int64) (int64, error)
+	// Confine makes the host's kernel kill in the machine already when it holds this
+	// much, if that is less than its limit; 0 ends that.
+	Confine(bytes int64) error
+	// Relieve ends the process that holds most of the machine's memory, without
+	// the guest agent's help, and returns what the machine says about it.
+	Relieve(ctx context.Context) (string, error)
+	// End makes the machine end as if by itself, for the given reason. It does not
+	// wait.
+	End(reason string)
 	// Stop ends the machine if it runs and gives back all that it held.
 	Stop(ctx context.Context) error
-}
-
-// AttrReader asks the machine's guest about files, by their absolute paths. It
-// answers for each, in their order.
-type AttrReader func(ctx context.Context, paths []string) ([]Attrs, error)
-
-// Attrs is what a guest says of a file. Of a file that is not there any more
-// only Missing is set.
-type Attrs struct {
-	Missing bool
-	ModTime time.Time
-	// Xattrs are the extended attributes that are not text.
-	Xattrs map[string]string
 }
 
 // Usage is what a machine has used since its start.
 type Usage struct {
 	CPU         time.Duration
 	MemoryBytes int64
+	// OOMKills counts what the host's kernel killed in the machine for want of
+	// memory.
+	OOMKills int64
+}
+
+// Memory is the use of the memory of a machine, or of all together.
+type Memory struct {
+	// Used is what they hold, without what the host's kernel can take
+	// back from them. It is exact only near the limit.
+	Used int64
+	// Limit is where the host's kernel begins to kill in the machine; 0 is not
+	// known. Size is what the machine takes for its memory, a little less.
+	Limit, Size int64
 }

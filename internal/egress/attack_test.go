@@ -1,9 +1,13 @@
 package egress
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,13 +18,18 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"golang.org/x/time/rate"
 
+	"github.com/skerry-dev/skerry/internal/cgivar"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
 )
 
@@ -159,6 +168,25 @@ func TestDNSOfAllowAll(t *testing.T) {
 	}
 }
 
+func TestNameServerThatIsSilentIsTold(t *testing.T) {
+	for what, pol := range map[string]policy.Policy{"custom": allow("*.silent.test"), "allow-all": {Mode: policy.AllowAll}} {
+		r := newRig(t, pol, Limits{})
+		for _, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeTXT} {
+			name := strings.ToLower(kind.String()) + ".silent.test"
+			if kind == dnsmessage.TypeTXT && pol.Mode != policy.AllowAll {
+				continue
+			}
+			ask(t, lab.sb1, "udp", name, kind)
+			r.mustTell(what, func(e Event) bool {
+				return e.Protocol == ProtocolDNS && !e.Allowed && e.Domain == name && e.Reason == reasonNameServer
+			})
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDNSIsLimited(t *testing.T) {
 	r := newRig(t, allow("web.example.com"), Limits{QueriesPerSecond: 10})
 	r.box(sb1Addr).queries.SetBurst(20)
@@ -221,7 +249,7 @@ func TestTenThousandConnections(t *testing.T) {
 			t.Logf("after %d connections the neighbour waited %v", i+1, time.Since(start))
 		}
 	}
-	if n := r.total.Load(); n > 1500+50 {
+	if n := r.open.Used(); n > 1500+50 {
 		t.Errorf("%d connections were taken", n)
 	}
 	r.mustTell("too many", func(e Event) bool { return e.Reason == reasonTooMany && e.Sandbox == "sbx_1" })
@@ -268,11 +296,174 @@ func TestSlowLoris(t *testing.T) {
 	}
 }
 
+// TestHugeHeaders has headers that are about as large as they may be, and larger.
 func TestHugeHeaders(t *testing.T) {
 	newRig(t, allow("web.example.com"), Limits{})
-	in := "GET / HTTP/1.1\r\nHost: web.example.com\r\nX: " + strings.Repeat("a", 200<<10) + "\r\n\r\n"
-	if out, _ := talk(t, lab.sb1, webAddr+":80", []byte(in)); out != "" && !strings.HasPrefix(out, "HTTP/1.1 431") {
-		t.Errorf("%.100q", out)
+	const head = "GET / HTTP/1.1\r\nHost: web.example.com\r\nConnection: close\r\nX: "
+	for n, want := range map[int]string{maxHeaderBytes - 1<<10: "HTTP/1.1 200", maxHeaderBytes + 8<<10: "HTTP/1.1 431"} {
+		in := head + strings.Repeat("a", n-len(head)) + "\r\n\r\n"
+		if out, err := talk(t, lab.sb1, webAddr+":80", []byte(in)); !strings.HasPrefix(out, want) {
+			t.Errorf("a request with headers of %d bytes: %.100q, %v", n, out, err)
+		}
+	}
+	client := clientFrom(t, lab.sb1, webAddr, nil)
+	for n, want := range map[int]int{maxAnswerHeader - 1<<10: http.StatusOK, maxAnswerHeader + 1<<10: http.StatusBadGateway} {
+		if resp, _ := get(t, client, fmt.Sprint("http://web.example.com/header?n=", n)); resp.StatusCode != want {
+			t.Errorf("an answer with headers of %d bytes: %s", n, resp.Status)
+		}
+	}
+}
+
+// TestAddressesThatAreTried has a name of which only the last address answers.
+func TestAddressesThatAreTried(t *testing.T) {
+	newRig(t, allow("few.example.com", "many.example.com"), Limits{})
+	closed := slices.Repeat([]string{rawAddr}, maxTries) // which has no port 80
+	setZone(t, map[string][]string{"few.example.com": append(slices.Clone(closed[1:]), webAddr), "many.example.com": append(slices.Clone(closed), webAddr)})
+	client := clientFrom(t, lab.sb1, evilAddr, nil)
+	for name, want := range map[string]int{"few": http.StatusOK, "many": http.StatusBadGateway} {
+		if resp, _ := get(t, client, "http://"+name+".example.com/"); resp.StatusCode != want {
+			t.Errorf("of %s: %s", name, resp.Status)
+		}
+	}
+}
+
+// TestConnectTime has a site that does not answer: whoever connects to it is told
+// so before the kernel gives up.
+func TestConnectTime(t *testing.T) {
+	r := newRig(t, allow("lost.example.com"), Limits{Connect: 200 * time.Millisecond})
+	setZone(t, map[string][]string{"lost.example.com": {"203.0.113.99"}}) // which nobody has
+	client := clientFrom(t, lab.sb1, webAddr, lab.roots)
+	if resp, _ := get(t, client, "http://lost.example.com/"); resp.StatusCode != http.StatusBadGateway {
+		t.Errorf("HTTP: %s", resp.Status)
+	}
+	if _, _, err := tryGet(client, "https://lost.example.com/"); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, io.EOF) {
+		t.Errorf("TLS: %v", err)
+	}
+	r.mustTell("no answer", func(e Event) bool { return !e.Allowed && e.Protocol == ProtocolTLS && e.Reason == reasonUpstream })
+}
+
+// TestEventsAreLimited has one sandbox cause more events than are told: the next
+// that is counts the others.
+func TestEventsAreLimited(t *testing.T) {
+	r := newRig(t, allow("web.example.com"), Limits{EventsPerSecond: 1})
+	const caused, burst = 100, 10
+	cause := func(name string) {
+		if m := ask(t, lab.sb1, "udp", name, dnsmessage.TypeA); m == nil || m.RCode != dnsmessage.RCodeRefused {
+			t.Errorf("%s: %v", name, m)
+		}
+	}
+	told := func() (n, suppressed int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, e := range r.events {
+			if e.Sandbox == "sbx_1" {
+				n, suppressed = n+1, suppressed+int(e.Suppressed)
+			}
+		}
+		return n, suppressed
+	}
+	start := time.Now()
+	for i := range caused {
+		cause(fmt.Sprintf("d%d.example.net", i))
+	}
+	if n, _ := told(); n < burst || n > burst+int(time.Since(start).Seconds())+1 {
+		t.Errorf("%d of %d events are told", n, caused)
+	}
+	r.box(sb1Addr).telling.SetLimit(rate.Inf)
+	cause("last.example.net")
+	if n, suppressed := told(); n+suppressed != caused+1 {
+		t.Errorf("%d events are told, %d counted, of %d", n, suppressed, caused+1)
+	}
+	get(t, clientFrom(t, lab.sb2, webAddr, lab.roots), "https://web.example.com/")
+}
+
+// TestRestBetweenRequests has a connection rest after a request.
+func TestRestBetweenRequests(t *testing.T) {
+	newRig(t, allow("web.example.com"), Limits{KeepAlive: 100 * time.Millisecond})
+	c, err := dialFrom(lab.sb1, "tcp", webAddr+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	in := bufio.NewReader(c)
+	res, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusOK || res.Close {
+		t.Fatalf("%s, close %v, %v", res.Status, res.Close, err)
+	}
+	if b, err := in.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("after a while: %q, %v", b, err)
+	}
+}
+
+// TestRequestsAtOnce has one connection make more requests at once than it may,
+// which an honest client does not.
+func TestRequestsAtOnce(t *testing.T) {
+	r := newRig(t, endedPolicy("web.example.com"), Limits{})
+	c, err := dialFrom(lab.sb1, "tcp", webAddr+":443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	conn := tls.Client(c, &tls.Config{ServerName: "web.example.com", RootCAs: r.ca, NextProtos: []string{"h2"}})
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	frames := http2.NewFramer(conn, conn)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := func(kind http2.FrameType) http2.Frame {
+		t.Helper()
+		for {
+			f, err := frames.ReadFrame()
+			if err != nil {
+				t.Fatalf("waiting for %v: %v", kind, err)
+			}
+			if f.Header().Type == kind {
+				return f
+			}
+		}
+	}
+	var block bytes.Buffer
+	headers := hpack.NewEncoder(&block)
+	// request begins the nth one. Its body is to come, unless it has ended.
+	request := func(n int, ended bool) {
+		t.Helper()
+		block.Reset()
+		for _, h := range [][2]string{{":method", "POST"}, {":scheme", "https"}, {":authority", "web.example.com"}, {":path", "/"}} {
+			must(headers.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]}))
+		}
+		must(frames.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*n - 1), BlockFragment: block.Bytes(), EndHeaders: true, EndStream: ended}))
+	}
+	must(frames.WriteSettings())
+	if most, ok := next(http2.FrameSettings).(*http2.SettingsFrame).Value(http2.SettingMaxConcurrentStreams); !ok || most != maxStreams {
+		t.Errorf("the client is told to make %d requests at once", most)
+	}
+	must(frames.WriteSettingsAck())
+	for n := range maxStreams {
+		request(n+1, false)
+	}
+	request(maxStreams+1, false)
+	refused := next(http2.FrameRSTStream).(*http2.RSTStreamFrame)
+	if refused.StreamID != 2*(maxStreams+1)-1 || refused.ErrCode != http2.ErrCodeProtocol { // it has been told
+		t.Errorf("one more than may be: %v", refused)
+	}
+	// The end of one makes room for another.
+	must(frames.WriteRSTStream(1, http2.ErrCodeCancel))
+	request(maxStreams+2, true)
+	if answered := next(http2.FrameHeaders).Header().StreamID; answered != 2*(maxStreams+2)-1 {
+		t.Errorf("stream %d is answered", answered)
 	}
 }
 
@@ -410,6 +601,129 @@ func TestForwardingEndsWithItsRule(t *testing.T) {
 			if err := r.Close(); err != nil {
 				t.Error(err)
 			}
+		}
+	}
+}
+
+// reasonPrivate is what the tests' Forbidden says of privateNet.
+const reasonPrivate = "private network"
+
+var privateNet = netip.MustParsePrefix("192.168.0.0/16")
+
+// TestAllowedNameAtPrivateAddress has an allowed name lead into a network that
+// the operator has not opened.
+func TestAllowedNameAtPrivateAddress(t *testing.T) {
+	rules := []policy.Rule{{Transform: []policy.Transform{{Headers: map[string]string{"X-Key": "secret"}}}}}
+	pol := policy.Policy{Mode: policy.Custom, Domains: []policy.Domain{{Pattern: "plain.test"}, {Pattern: "ruled.test", Rules: rules}}}
+	r := newRig(t, pol, Limits{})
+	setZone(t, map[string][]string{"plain.test": {"192.168.7.7"}, "ruled.test": {"192.168.7.7"}})
+	for _, name := range []string{"plain.test", "ruled.test"} {
+		if got := addrsOf(ask(t, lab.sb1, "udp", name, dnsmessage.TypeA)); len(got) > 0 {
+			t.Errorf("%s: answered %v", name, got)
+		}
+	}
+	for url, protocol := range map[string]string{
+		"http://plain.test/": ProtocolHTTP, "http://ruled.test/": ProtocolHTTP, "https://plain.test/": ProtocolTLS, "https://ruled.test/": ProtocolHTTPS,
+	} {
+		resp, err := clientFrom(t, lab.sb1, webAddr, r.ca).Get(url)
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusBadGateway {
+				t.Errorf("%s: %s", url, resp.Status)
+			}
+		}
+		for _, want := range []string{protocol, ProtocolDNS} {
+			r.mustTell(url, func(e Event) bool {
+				return !e.Allowed && e.Protocol == want && e.Reason == reasonPrivate && strings.Contains(url, e.Domain)
+			})
+		}
+	}
+}
+
+// TestHowRequestsPassRules sends raw requests, over TLS that is ended, to a site of
+// which a rule closes /admin and another sets a credential.
+func TestHowRequestsPassRules(t *testing.T) {
+	pol := policy.Policy{Mode: policy.Custom, Domains: []policy.Domain{{Pattern: "web.example.com", Rules: []policy.Rule{
+		{Match: &policy.Match{Path: &policy.Matcher{StartsWith: ptr("/admin")}}, Response: &policy.Response{StatusCode: 403}},
+		{Match: &policy.Match{Method: []string{"GET", "POST", "TRACE", "TRACK"}}, Transform: []policy.Transform{{Headers: map[string]string{"X-Key": "secret"}}}},
+	}}}}
+	r := newRig(t, pol, Limits{})
+	setZone(t, usualZone)
+	exchange := func(raw string) (int, *seen) {
+		t.Helper()
+		c, err := dialFrom(lab.sb1, "tcp", webAddr+":443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conn := tls.Client(c, &tls.Config{ServerName: "web.example.com", RootCAs: r.ca, NextProtos: []string{"http/1.1"}})
+		conn.SetDeadline(time.Now().Add(30 * time.Second))
+		if _, err := io.WriteString(conn, raw); err != nil {
+			t.Fatal(err)
+		}
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("%q: %v", raw, err)
+		}
+		defer res.Body.Close()
+		s := &seen{}
+		if err := json.NewDecoder(res.Body).Decode(s); err != nil {
+			return res.StatusCode, nil
+		}
+		return res.StatusCode, s
+	}
+	const host = "\r\nHost: web.example.com\r\n"
+	for raw, want := range map[string]int{
+		"GET /admin HTTP/1.1" + host + "\r\n":                                   403,
+		"GET //admin HTTP/1.1" + host + "\r\n":                                  400,
+		"GET /;/admin HTTP/1.1" + host + "\r\n":                                 400,
+		"GET /%2e%2e/admin HTTP/1.1" + host + "\r\n":                            400,
+		"GET /./admin HTTP/1.1" + host + "\r\n":                                 400,
+		"GET /%2Fadmin HTTP/1.1" + host + "\r\n":                                400,
+		"GET /%5Cadmin HTTP/1.1" + host + "\r\n":                                400,
+		"GET https://web.example.com/admin HTTP/1.1" + host + "\r\n":            403,
+		"GET https://web.example.com//admin HTTP/1.1" + host + "\r\n":           400,
+		"GET https://other.example.com/ HTTP/1.1" + host + "\r\n":               421,
+		"GET http://web.example.com/ HTTP/1.1" + host + "\r\n":                  421,
+		"GET / HTTP/1.1\r\nHost: other.example.com\r\n\r\n":                     421,
+		"GET / HTTP/1.1\r\nHost: web.example.com:444\r\n\r\n":                   421,
+		"TRACE / HTTP/1.1" + host + "\r\n":                                      405,
+		"TRACK / HTTP/1.1" + host + "\r\n":                                      405,
+		"trace / HTTP/1.1" + host + "\r\n":                                      405,
+		"CONNECT web.example.com:443 HTTP/1.1\r\nHost: web.example.com\r\n\r\n": 405,
+	} {
+		if code, s := exchange(raw); code != want || s != nil {
+			t.Errorf("%q: %d %v, want %d", raw, code, s, want)
+		}
+	}
+	r.mustTell("an odd path", func(e Event) bool { return !e.Allowed && e.Reason == reasonPath && e.Protocol == ProtocolHTTPS })
+	r.mustTell("TRACE", func(e Event) bool { return !e.Allowed && e.Reason == reasonMethod && e.Protocol == ProtocolHTTPS })
+
+	// What is set gets there alone, whatever the sandbox says beside it.
+	for what, raw := range map[string]string{
+		"plain":               "GET / HTTP/1.1" + host + "\r\n",
+		"duplicates":          "GET / HTTP/1.1" + host + "X-Key: a\r\nx-key: b\r\n\r\n",
+		"aliases":             "GET / HTTP/1.1" + host + "X_Key: a\r\nX.Key: b\r\nx_KEY: c\r\n\r\n",
+		"named by Connection": "GET / HTTP/1.1" + host + "Connection: x-key, close\r\nX-Key: a\r\n\r\n",
+		"host in other forms": "GET / HTTP/1.1\r\nHost: WEB.Example.com.:443\r\n\r\n",
+		"overrides":           "GET / HTTP/1.1" + host + "X-HTTP-Method-Override: DELETE\r\nX_Original_URL: /admin\r\nX-Rewrite-URL: /admin\r\n\r\n",
+		"a trailer":           "POST / HTTP/1.1" + host + "Transfer-Encoding: chunked\r\nTrailer: X-Key, X_Key\r\n\r\n1\r\na\r\n0\r\nX-Key: b\r\nX_Key: c\r\n\r\n",
+	} {
+		code, s := exchange(raw)
+		if code != 200 || s == nil {
+			t.Errorf("%s: %d", what, code)
+			continue
+		}
+		if s.Host != "web.example.com" || !slices.Equal(s.Header["X-Key"], []string{"secret"}) {
+			t.Errorf("%s: the site saw host %q, X-Key %q", what, s.Host, s.Header["X-Key"])
+		}
+		for name := range s.Header {
+			if name != "X-Key" && cgivar.Same(name, "X-Key") || strings.Contains(strings.ToLower(name), "override") || cgivar.Same(name, "X-Original-Url") || cgivar.Same(name, "X-Rewrite-Url") {
+				t.Errorf("%s: the site saw %s: %q", what, name, s.Header[name])
+			}
+		}
+		if len(s.Trailer) > 0 {
+			t.Errorf("%s: the site saw the trailer %v", what, s.Trailer)
 		}
 	}
 }

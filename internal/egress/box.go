@@ -2,6 +2,7 @@ package egress
 
 import (
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"sync"
@@ -20,6 +21,9 @@ import (
 type box struct {
 	p                *Proxy
 	queries, telling *rate.Limiter
+	// judging is held while a request is judged by rules: regular expressions
+	// cost time of the host's.
+	judging sync.Mutex
 
 	mu         sync.Mutex
 	s          Sandbox
@@ -37,11 +41,11 @@ func (p *Proxy) newBox(s Sandbox) *box {
 	}
 }
 
-// admit adds a connection, unless there are too many.
+// admit adds a connection, unless the sandbox is gone.
 func (b *box) admit(c *conn) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.gone || len(b.conns) >= b.p.cfg.Limits.ConnectionsPerSandbox {
+	if b.gone {
 		return false
 	}
 	b.conns[c] = struct{}{}
@@ -78,6 +82,23 @@ func (b *box) closeIdle(before time.Time) {
 			c.abortLocked()
 		}
 	}
+}
+
+// endIdlest ends the connection that has carried nothing for longest.
+func (b *box) endIdlest() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var idlest *conn
+	for c := range b.conns {
+		if idlest == nil || c.last.Load() < idlest.last.Load() {
+			idlest = c
+		}
+	}
+	if idlest == nil {
+		return false
+	}
+	idlest.abortLocked()
+	return true
 }
 
 func (b *box) policy() *policy.Compiled {
@@ -149,8 +170,20 @@ func (c dnsClient) Refused(name string) {
 	c.tell(Event{Protocol: ProtocolDNS, Reason: reasonDomain, Domain: name})
 }
 
+func (c dnsClient) Withheld(name string, a netip.Addr) {
+	reason := c.p.forbidden(a)
+	if reason == "" {
+		reason = reasonDenied
+	}
+	c.tell(Event{Protocol: ProtocolDNS, Reason: reason, Domain: name, Upstream: netip.AddrPortFrom(a, 0)})
+}
+
+func (c dnsClient) Unanswered(name string) {
+	c.tell(Event{Protocol: ProtocolDNS, Reason: reasonNameServer, Domain: name})
+}
+
 func (c dnsClient) Address(a netip.Addr) bool {
-	return !c.p.forbidden(a) && c.policy.Address(a) != policy.Denied
+	return c.p.forbidden(a) == "" && c.policy.Address(a) != policy.Denied
 }
 
 // permitted reports whether a policy allows what a connection does. The box is
@@ -181,4 +214,11 @@ func (c *conn) permitted(pol *policy.Compiled) bool {
 		}
 	}
 	return true
+}
+
+// choose judges a request, one of the sandbox's at a time.
+func (b *box) choose(site *policy.Site, r *http.Request) (*policy.Action, bool) {
+	b.judging.Lock()
+	defer b.judging.Unlock()
+	return site.Choose(r)
 }

@@ -32,6 +32,7 @@ type conn struct {
 	tcp      *net.TCPConn
 	p        *Proxy
 	box      *box
+	from     netip.Addr // the sandbox's
 	dest     netip.AddrPort
 	started  time.Time
 	// replay was read already, to judge by it.
@@ -115,14 +116,32 @@ func (p *Proxy) accept(tcp *net.TCPConn) {
 		names: map[string]int{}, upstreams: map[*upstream]netip.Addr{}, forwarded: map[*exchange]context.CancelFunc{},
 	}
 	c.last.Store(c.started.UnixNano())
-	if p.total.Add(1) > int64(p.cfg.Limits.Connections) || !b.admit(c) {
-		p.total.Add(-1)
+	c.from = from.Addr().Unmap()
+	taken := p.open.Take(c.from)
+	if !taken {
+		taken = p.yield(c.from) && p.open.Take(c.from)
+	}
+	if !taken || !b.admit(c) {
+		if taken {
+			p.open.Give(c.from)
+		}
 		reset(tcp)
 		b.tell(Event{Protocol: ProtocolTCP, Reason: reasonTooMany, Destination: dest})
 		return
 	}
 	p.running.Add(1) // for Close
 	p.running.Go(func() { p.handle(c) })
+}
+
+// yield ends the connection of the greediest sandbox that has carried nothing for
+// longest, if another needs its place more.
+func (p *Proxy) yield(to netip.Addr) bool {
+	from, ok := p.open.Yield(to)
+	if !ok {
+		return false
+	}
+	b := p.box(from)
+	return b != nil && b.endIdlest()
 }
 
 // originalDestination returns where a redirected connection was going to.
@@ -178,7 +197,7 @@ func (c *conn) closeLocked(hard bool) error {
 		u.TCPConn.Close()
 	}
 	delete(c.box.conns, c)
-	c.p.total.Add(-1)
+	c.p.open.Give(c.from)
 	c.p.running.Done()
 	return err
 }

@@ -30,4 +30,8 @@
 // What cannot be seen: in TLS that is passed through, which site the requests
 // ask for (domain fronting at a server that allows it). A rule on the domain,
 // even one that matches nothing, ends TLS and makes the Host count.
+//
+// Rules are chosen by how servers in general read a request, not by how it is
+// written: one that another rule would be for in another reading is refused
+// (policy.Site.Choose).
 package egress

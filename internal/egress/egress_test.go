@@ -72,13 +72,16 @@ func newRig(t testing.TB, pol policy.Policy, limits Limits) *rig {
 	forbidden := []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16"), netip.MustParsePrefix(hostAddr + "/32")}
 	r.Proxy, err = New(Config{
 		Resolver: resolver, CA: authority, Tokens: signer, Roots: lab.roots, Limits: limits,
-		Forbidden: func(a netip.Addr) bool {
+		Forbidden: func(a netip.Addr) string {
 			for _, p := range forbidden {
 				if p.Contains(a) {
-					return true
+					return reasonForbidden
 				}
 			}
-			return false
+			if privateNet.Contains(a) {
+				return reasonPrivate
+			}
+			return ""
 		},
 		OnEvent: func(e Event) {
 			r.mu.Lock()
@@ -129,7 +132,7 @@ func (r *rig) listen() {
 				r.t.Error(err)
 			}
 		}
-		if n := r.total.Load(); n != 0 {
+		if n := r.open.Used(); n != 0 {
 			r.t.Errorf("%d connections are left", n)
 		}
 	})
@@ -258,7 +261,7 @@ func TestTLSIsDenied(t *testing.T) {
 		"another name":            {webAddr, "evil.example.net", "access denied", reasonDomain},
 		"a longer name":           {webAddr, "web.example.com.evil.example.net", "access denied", reasonDomain},
 		"a denied address":        {oldAddr, "web.example.com", "reset", reasonDenied},
-		"a name at denied":        {webAddr, "old.example.com", "reset", reasonForbidden},
+		"a name at denied":        {webAddr, "old.example.com", "reset", reasonDenied},
 		"metadata":                {metaAddr, "web.example.com", "reset", reasonForbidden},
 		"the host":                {hostAddr, "web.example.com", "reset", reasonForbidden},
 		"the neighbour":           {sb2Addr.String(), "web.example.com", "reset", reasonForbidden},

@@ -37,7 +37,8 @@ type Event struct {
 	// the most.
 	Domain string
 	// Destination is where the sandbox wanted to connect, Upstream where it was
-	// connected to; either may be the zero value.
+	// connected to, or the address that was kept out of an answer; either may be
+	// the zero value.
 	Destination, Upstream netip.AddrPort
 	// End tells that what was allowed before has ended; only then are the byte
 	// counts set. A denied one has no end.
@@ -66,7 +67,7 @@ func (m *Meter) Egress() int64 { return m.out.Load() }
 const (
 	reasonAddress     = "address"              // allowed by a CIDR, or by allow-all
 	reasonDomain      = "domain"               // allowed or not by the domains
-	reasonForbidden   = "forbidden address"    // to every sandbox
+	reasonForbidden   = "forbidden address"    // to every sandbox, or what Config.Forbidden says
 	reasonDenied      = "denied address"       // by a CIDR, or by deny-all
 	reasonPort        = "port"                 // neither 80 nor 443, and only a domain could allow it
 	reasonTooMany     = "too many connections" // of the sandbox, or of all
@@ -81,6 +82,7 @@ const (
 	reasonMethod      = "method"
 	reasonCertificate = "upstream certificate"
 	reasonUpstream    = "upstream not reached"
+	reasonNameServer  = "no answer of a name server"
 	reasonNoCA        = "no certificate authority"
 	reasonHandshake   = "TLS handshake"
 	reasonRule        = "rule" // answered, forwarded or transformed by one

@@ -100,9 +100,10 @@ func (p *Proxy) dialForward(ctx context.Context, _, addr string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	err = errForbidden
+	err = &forbiddenError{reasonForbidden}
 	for _, a := range addrs[:min(len(addrs), maxTries)] {
-		if p.forbidden(a) {
+		if reason := p.forbidden(a); reason != "" {
+			err = &forbiddenError{reason}
 			continue
 		}
 		var conn *net.TCPConn

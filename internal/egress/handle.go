@@ -22,16 +22,24 @@ const (
 	portHTTPS = 443
 )
 
-// forbidden reports whether no policy opens an address.
-func (p *Proxy) forbidden(a netip.Addr) bool {
+// forbidden returns why no policy opens an address, or "".
+func (p *Proxy) forbidden(a netip.Addr) string {
 	a = a.Unmap()
-	return !a.Is4() || !a.IsGlobalUnicast() || a.As4()[0] == 0 || a.As4()[0] >= 224 || p.cfg.Forbidden(a)
+	if !a.Is4() || !a.IsGlobalUnicast() || a.As4()[0] == 0 {
+		return reasonForbidden
+	}
+	return p.cfg.Forbidden(a)
 }
+
+// forbiddenError means that no address of a name may be reached by anyone.
+type forbiddenError struct{ reason string }
+
+func (e *forbiddenError) Error() string { return "every address of the name is a " + e.reason }
 
 // handle judges a connection and carries what it carries.
 func (p *Proxy) handle(c *conn) {
-	if p.forbidden(c.dest.Addr()) {
-		p.deny(c, ProtocolTCP, reasonForbidden, "")
+	if reason := p.forbidden(c.dest.Addr()); reason != "" {
+		p.deny(c, ProtocolTCP, reason, "")
 		return
 	}
 	switch c.judgeAddress() {
@@ -158,13 +166,12 @@ func (p *Proxy) pass(c *conn, protocol, reason, name string) {
 	c.box.tell(e)
 }
 
-var errForbidden = errors.New("every address of the name is forbidden")
-
 func reasonOf(err error) string {
 	var invalid *certificateError
+	var forbidden *forbiddenError
 	switch {
-	case errors.Is(err, errForbidden):
-		return reasonForbidden
+	case errors.As(err, &forbidden):
+		return forbidden.reason
 	case errors.As(err, &invalid):
 		return reasonCertificate
 	}
@@ -204,13 +211,16 @@ func (p *Proxy) addresses(ctx context.Context, c *conn, name string) ([]netip.Ad
 	}
 	pol := c.box.policy()
 	var good []netip.Addr
+	why := reasonDenied
 	for _, a := range all {
-		if !p.forbidden(a) && pol.Address(a) != policy.Denied {
+		if reason := p.forbidden(a); reason != "" {
+			why = reason
+		} else if pol.Address(a) != policy.Denied {
 			good = append(good, a)
 		}
 	}
 	if len(good) == 0 {
-		return nil, errForbidden
+		return nil, &forbiddenError{why}
 	}
 	if i := slices.Index(good, c.dest.Addr()); i > 0 {
 		good[0], good[i] = good[i], good[0]

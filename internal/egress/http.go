@@ -3,6 +3,7 @@ package egress
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -15,13 +16,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/skerry-dev/skerry/internal/cgivar"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
 )
 
 const (
 	maxHeaderBytes  = 64 << 10
 	maxAnswerHeader = 256 << 10
-	keepAlive       = 2 * time.Minute
 	maxStreams      = 250
 	copyBuffer      = 64 << 10
 )
@@ -36,7 +37,7 @@ func (p *Proxy) newServer() *http.Server {
 	s := &http.Server{
 		Handler:           http.HandlerFunc(p.serveHTTP),
 		ReadHeaderTimeout: p.cfg.Limits.Hello,
-		IdleTimeout:       min(keepAlive, p.cfg.Limits.Idle),
+		IdleTimeout:       p.cfg.Limits.KeepAlive,
 		MaxHeaderBytes:    maxHeaderBytes,
 		// Clients of a hostile sandbox break every rule; that is no news.
 		ErrorLog:  log.New(io.Discard, "", 0),
@@ -135,11 +136,20 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodConnect:
 		x.refuse(w, http.StatusMethodNotAllowed, reasonMethod, "CONNECT is for proxies that were asked for")
 		return
-	case site.Ambiguous(r.URL):
-		x.refuse(w, http.StatusBadRequest, reasonPath, `the path has "." or ".." in it or the query is malformed, and a rule depends on it`)
+	case site.Echoes(r.Method):
+		x.refuse(w, http.StatusMethodNotAllowed, reasonMethod, "with "+r.Method+" a server would show the headers that a rule sets")
 		return
 	}
-	if x.action = site.Action(r); x.forwards() {
+	r.Header.Del("Host") // HTTP/2 lets through a second one
+	for _, name := range site.Overrides() {
+		dropAliases(r.Header, name)
+	}
+	var ok bool
+	if x.action, ok = c.box.choose(site, r); !ok {
+		x.refuse(w, http.StatusBadRequest, reasonPath, `servers may understand the path or the query differently ("//", ";", "\\", "..", "%2F" and the like), and a rule depends on it`)
+		return
+	}
+	if x.forwards() {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		defer c.forwarding(x, cancel)()
@@ -283,7 +293,39 @@ func (x *exchange) rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.Host = x.name
 	if x.action != nil && x.tls {
 		for k, v := range x.action.SetHeaders {
+			dropAliases(pr.Out.Header, k)
+			dropAliases(pr.Out.Trailer, k) // that it will come
 			pr.Out.Header[k] = []string{v}
+		}
+		if len(x.action.SetHeaders) > 0 && pr.Out.Trailer != nil {
+			pr.Out.Body = trailerGuard{pr.Out.Body, pr.Out.Trailer, x.action.SetHeaders}
+		}
+	}
+}
+
+// trailerGuard keeps what a rule sets out of a request's trailer, which some servers
+// add to the headers. The trailer is there when the body has ended.
+type trailerGuard struct {
+	io.ReadCloser
+	trailer http.Header
+	set     map[string]string
+}
+
+func (g trailerGuard) Read(p []byte) (int, error) {
+	n, err := g.ReadCloser.Read(p)
+	if err != nil {
+		for k := range g.set {
+			dropAliases(g.trailer, k)
+		}
+	}
+	return n, err
+}
+
+// dropAliases removes a header, whichever way a server may understand its name.
+func dropAliases(h http.Header, name string) {
+	for k := range h {
+		if cgivar.Same(k, name) {
+			delete(h, k)
 		}
 	}
 }
@@ -344,8 +386,9 @@ func (x *exchange) failed(w http.ResponseWriter, r *http.Request, err error) {
 		text = "the request could not be forwarded"
 	case reason == reasonCertificate:
 		text = "the certificate of " + x.name + " is not valid"
-	case reason == reasonForbidden:
-		text = "every address of " + x.name + " is forbidden"
+	case errors.As(err, new(*forbiddenError)):
+		x.c.box.tell(x.event(false, reason))
+		text = "every address of " + x.name + " is a " + reason
 	}
 	plainText(w, http.StatusBadGateway, text)
 }

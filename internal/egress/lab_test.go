@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -289,19 +290,23 @@ func labCertificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 // seen is what a server of the lab tells of a request.
 type seen struct {
 	Server, Host, SNI, Proto, Method, URI, Body string
-	Header                                      http.Header
+	Header, Trailer                             http.Header
 }
 
 func labHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		s := seen{Host: r.Host, Proto: r.Proto, Method: r.Method, URI: r.RequestURI, Body: string(body), Header: r.Header}
+		s := seen{Host: r.Host, Proto: r.Proto, Method: r.Method, URI: r.RequestURI, Body: string(body), Header: r.Header, Trailer: r.Trailer}
 		s.Server = r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()
 		if r.TLS != nil {
 			s.SNI = r.TLS.ServerName
 		}
 		json.NewEncoder(w).Encode(s)
+	})
+	mux.HandleFunc("/header", func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.FormValue("n"))
+		w.Header().Set("X-Long", strings.Repeat("a", n))
 	})
 	mux.HandleFunc("/endless", func(w http.ResponseWriter, r *http.Request) {
 		b := make([]byte, 4096)
@@ -450,6 +455,9 @@ func zoneAnswer(query []byte, udp bool) []byte {
 	lab.mu.Lock()
 	defer lab.mu.Unlock()
 	lab.queries = append(lab.queries, q.Type.String()+" "+name)
+	if strings.HasSuffix(name, ".silent.test") {
+		return nil
+	}
 	addrs, ok := lab.zone[name]
 	answer := dnsmessage.Message{Header: dnsmessage.Header{ID: m.ID, Response: true}, Questions: m.Questions}
 	head := dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class, TTL: 60}

@@ -10,13 +10,13 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/skerry-dev/skerry/internal/egress/ca"
 	"github.com/skerry-dev/skerry/internal/egress/dns"
 	"github.com/skerry-dev/skerry/internal/egress/oidc"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 // Config says what a Proxy works with.
@@ -24,11 +24,12 @@ type Config struct {
 	// Resolver finds the addresses of allowed names, for the proxy and for
 	// sandboxes.
 	Resolver *dns.Resolver
-	// Forbidden tells the addresses that no policy opens: the host's own,
-	// loopback, link-local, metadata, other sandboxes. Addresses that are not
-	// IPv4 unicast are forbidden anyway. It is called for every connection and
-	// must be quick.
-	Forbidden func(netip.Addr) bool
+	// Forbidden tells why no policy opens an address, in the words of an event's
+	// reason, or "" for one that policies can open: the host's own, loopback,
+	// link-local, metadata, other sandboxes, private networks. Addresses that are
+	// not IPv4 unicast are forbidden anyway. It is called for every connection
+	// and must be quick.
+	Forbidden func(netip.Addr) string
 	// CA signs the certificates that sandboxes see for domains with rules.
 	// Without one, connections to these fail.
 	CA *ca.Authority
@@ -47,13 +48,28 @@ type Config struct {
 	Log    *slog.Logger
 }
 
+// MaxConnections is how many connections a proxy takes that has the files for them.
+const MaxConnections = 16384
+
+// The defaults of Limits.
+const (
+	connectionsPerSandbox = 2048
+	helloTime             = 10 * time.Second
+	connectTime           = 15 * time.Second
+	idleTime              = time.Hour
+	keepAlive             = 2 * time.Minute
+	queriesPerSecond      = 200
+	eventsPerSecond       = 100
+)
+
 // Limits bound what sandboxes can take of the proxy. A zero field means the
 // default.
 type Limits struct {
-	// Connections in all; default 16384. Each takes two files and up to two
+	// Connections in all; default MaxConnections. Each takes two files and up to two
 	// goroutines of memory.
 	Connections int
-	// ConnectionsPerSandbox; default 2048. Those beyond are reset.
+	// ConnectionsPerSandbox; default 2048. A sandbox with connections gets more
+	// only while four times as many as it has are free. Those beyond are reset.
 	ConnectionsPerSandbox int
 	// Hello is how long a connection may take to say its name, or the headers
 	// of its first request; default 10 s.
@@ -61,9 +77,11 @@ type Limits struct {
 	// Connect is how long resolving and connecting upstream may take; default
 	// 15 s.
 	Connect time.Duration
-	// Idle is how long a connection may carry nothing; default 1 h. HTTP
-	// connections between requests: at the most 2 min.
+	// Idle is how long a connection may carry nothing; default 1 h.
 	Idle time.Duration
+	// KeepAlive is how long an HTTP connection may carry nothing between
+	// requests; default 2 min, and no more than Idle.
+	KeepAlive time.Duration
 	// QueriesPerSecond to the DNS server, of one sandbox, with bursts of twice
 	// that; default 200.
 	QueriesPerSecond int
@@ -86,9 +104,10 @@ type Sandbox struct {
 
 // Proxy serves all sandboxes of a host. It is safe for concurrent use.
 type Proxy struct {
-	cfg   Config
-	dns   *dns.Server
-	total atomic.Int64 // connections
+	cfg Config
+	dns *dns.Server
+	// open are the connections, by the sandbox's address.
+	open *share.Slots[netip.Addr]
 
 	// Requests of all connections are served by one server, which gets them
 	// from feed.
@@ -114,7 +133,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("egress: a resolver, forbidden addresses and a log must be set")
 	}
 	cfg.Limits = cfg.Limits.orDefault()
-	p := &Proxy{cfg: cfg, boxes: map[netip.Addr]*box{}, feed: newFeed(), originalDestination: originalDestination}
+	p := &Proxy{cfg: cfg, open: share.New[netip.Addr](cfg.Limits.Connections, cfg.Limits.ConnectionsPerSandbox), boxes: map[netip.Addr]*box{}, feed: newFeed(), originalDestination: originalDestination}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.dns = &dns.Server{Resolver: cfg.Resolver, Client: p.dnsClient, Normalize: policy.Normalize}
 	p.server, p.forward = p.newServer(), p.newForwardTransport()
@@ -134,13 +153,15 @@ func (l Limits) orDefault() Limits {
 			*v = d
 		}
 	}
-	set(&l.Connections, 16384)
-	set(&l.ConnectionsPerSandbox, 2048)
-	set(&l.QueriesPerSecond, 200)
-	set(&l.EventsPerSecond, 100)
-	wait(&l.Hello, 10*time.Second)
-	wait(&l.Connect, 15*time.Second)
-	wait(&l.Idle, time.Hour)
+	set(&l.Connections, MaxConnections)
+	set(&l.ConnectionsPerSandbox, connectionsPerSandbox)
+	set(&l.QueriesPerSecond, queriesPerSecond)
+	set(&l.EventsPerSecond, eventsPerSecond)
+	wait(&l.Hello, helloTime)
+	wait(&l.Connect, connectTime)
+	wait(&l.Idle, idleTime)
+	wait(&l.KeepAlive, keepAlive)
+	l.KeepAlive = min(l.KeepAlive, l.Idle)
 	return l
 }
 

@@ -18,19 +18,19 @@ import (
 	"github.com/skerry-dev/skerry/internal/egress"
 )
 
-// The log of a session is two files of JSON lines in its folder: when the newer
-// is full, it takes the place of the older.
+// The log of a session is two files of JSON lines in its folder. When the newer
+// file is full, it replaces the older.
 const (
 	logFile, olderLogFile = "network.jsonl", "network.1.jsonl"
 	maxLogBytes           = 1 << 20
-	// waiting is how many events may wait to be written; more are dropped and
-	// counted.
+	// waiting is the maximum number of events in the queue. Further events are
+	// dropped and counted.
 	waiting = 8192
-	// atOnce is how many are written at once at the most.
+	// atOnce is the maximum number of events in one write.
 	atOnce = 512
 )
 
-// recorder writes events beside what causes them.
+// recorder writes events in the background.
 type recorder struct {
 	dir     string
 	log     *slog.Logger
@@ -48,7 +48,7 @@ func newRecorder(dir string, log *slog.Logger) *recorder {
 	return r
 }
 
-// add implements egress.Config.OnEvent: it never waits.
+// add implements egress.Config.OnEvent. It never waits.
 func (r *recorder) add(e egress.Event) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -73,7 +73,7 @@ func (r *recorder) close() {
 	r.done.Wait()
 }
 
-// write takes what waits and writes it by session.
+// write writes the events in the queue, by session.
 func (r *recorder) write() {
 	for e := range r.queue {
 		lines := map[string]*bytes.Buffer{}
@@ -142,7 +142,7 @@ func (r *recorder) append(id string, lines []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// Events implements node.Networks.
+// Events implements nodeapi.Networks.
 func (f *Firewall) Events(_ context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error) {
 	if !skerry.ValidID(skerry.PrefixSession, sessionID) {
 		return nil, fmt.Errorf("%q is not a session's id", sessionID)

@@ -69,6 +69,24 @@ func TestLogOfASessionIsBounded(t *testing.T) {
 	}
 }
 
+// TestEventsThatWait: an event is never waited for, whatever writes them does.
+func TestEventsThatWait(t *testing.T) {
+	r := &recorder{queue: make(chan egress.Event, waiting)} // which nobody writes
+	for range waiting + 3 {
+		r.add(egress.Event{})
+	}
+	if n := r.dropped.Load(); n != 3 || len(r.queue) != waiting {
+		t.Errorf("%d wait, %d are dropped", len(r.queue), n)
+	}
+	var log counter
+	r.log, r.dir = slog.New(&log), t.TempDir()
+	r.done.Go(r.write)
+	r.close()
+	if log.infos.Load() == 0 {
+		t.Error("the log tells of none that were dropped")
+	}
+}
+
 // TestEventsOfTheForgotten: a session's end may overtake its last events, and an
 // id is no path.
 func TestEventsOfTheForgotten(t *testing.T) {

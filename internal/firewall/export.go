@@ -18,21 +18,24 @@ import (
 )
 
 const (
-	// exportRetry is how long after a failure to write it is tried again.
+	// exportRetry is the delay before a write is retried after a failure.
 	exportRetry = time.Second
-	// exportClose is how long the end waits for a target that takes nothing.
+	// exportClose is the maximum time that close waits for a target that accepts no
+	// data.
 	exportClose = 5 * time.Second
 )
 
-// exporter writes the events of all sandboxes for the operator, beside what
-// causes them, to a file or to standard output. A target that is slower than
-// the events, or full, costs events, which are counted, and nobody's time.
+// exporter writes the events of all sandboxes for the operator to a file or to
+// standard output, in the background. If the target is slower than the events, or
+// full, events are dropped and counted. Nothing waits for it.
 type exporter struct {
 	path  string // "" for a file that is not opened again
 	file  *os.File
 	log   *slog.Logger
 	queue chan egress.Event
 	ended chan struct{}
+	// patience is exportClose, but for tests.
+	patience time.Duration
 
 	dropped atomic.Int64 // since the last line that tells of it
 	failing bool         // the log has been told
@@ -42,7 +45,7 @@ type exporter struct {
 	closed bool
 }
 
-// newExporter opens the file at path, or takes standard output for "-".
+// newExporter opens the file at path, or uses standard output for "-".
 func newExporter(path string, log *slog.Logger) (*exporter, error) {
 	if path == "-" {
 		return exportTo("", os.Stdout, log), nil
@@ -58,12 +61,12 @@ func newExporter(path string, log *slog.Logger) (*exporter, error) {
 }
 
 func exportTo(path string, f *os.File, log *slog.Logger) *exporter {
-	x := &exporter{path: path, file: f, log: log, queue: make(chan egress.Event, waiting), ended: make(chan struct{})}
+	x := &exporter{path: path, file: f, log: log, queue: make(chan egress.Event, waiting), ended: make(chan struct{}), patience: exportClose}
 	go x.run()
 	return x
 }
 
-// openExport opens a regular file alone: to open a pipe can wait for ever.
+// openExport opens only a regular file: opening a pipe could wait for ever.
 func openExport(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK, 0o600)
 	if err != nil {
@@ -93,7 +96,8 @@ func (x *exporter) add(e egress.Event) {
 	}
 }
 
-// close writes what waits. A target that takes nothing is left behind.
+// close writes the events in the queue. It gives up on a target that accepts no
+// data.
 func (x *exporter) close() error {
 	x.mu.Lock()
 	closed := x.closed
@@ -105,7 +109,7 @@ func (x *exporter) close() error {
 	close(x.queue)
 	select {
 	case <-x.ended:
-	case <-time.After(exportClose):
+	case <-time.After(x.patience):
 		return fmt.Errorf("the network log takes nothing, %d events were not written", int64(len(x.queue))+x.dropped.Load())
 	}
 	if x.path == "" {
@@ -132,7 +136,8 @@ func (x *exporter) run() {
 	}
 }
 
-// more takes what waits, up to what is written at once.
+// more returns the event with further ones from the queue, at most as many as are
+// written at once.
 func (x *exporter) more(first egress.Event) []egress.Event {
 	list := []egress.Event{first}
 	for len(list) < atOnce {
@@ -149,7 +154,7 @@ func (x *exporter) more(first egress.Event) []egress.Event {
 	return list
 }
 
-// write writes events, after a line about those that were dropped before.
+// write writes events, after a line about events that were dropped before.
 func (x *exporter) write(events []egress.Event) {
 	dropped := x.dropped.Swap(0)
 	if dropped == 0 && len(events) == 0 {
@@ -197,8 +202,8 @@ func (x *exporter) write(events []egress.Event) {
 	x.failing = true
 }
 
-// reopen opens the file again that was moved away or removed, as programs that
-// rotate logs do.
+// reopen opens the file again if it was moved or removed, as programs that rotate
+// logs do.
 func (x *exporter) reopen() error {
 	if x.path == "" {
 		return nil
@@ -219,8 +224,7 @@ func (x *exporter) reopen() error {
 	return err
 }
 
-// line is an event in the operator's log. Its names are part of what README.md
-// promises.
+// line is an event in the operator's log. README.md documents its field names.
 type line struct {
 	Time        string `json:"time"`
 	SandboxID   string `json:"sandboxId,omitempty"`

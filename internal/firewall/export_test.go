@@ -196,6 +196,25 @@ func TestExportToASlowReader(t *testing.T) {
 	}
 }
 
+// TestExportToNoReader: a pipe that nobody reads does not hold up the end.
+func TestExportToNoReader(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := exportTo("", w, slog.New(slog.DiscardHandler))
+	x.patience = 50 * time.Millisecond
+	for range waiting {
+		x.add(egress.Event{Sandbox: "sess_1"})
+	}
+	if err := x.close(); err == nil || !strings.Contains(err.Error(), "not written") {
+		t.Errorf("the end of what nobody reads: %v", err)
+	}
+	r.Close() // ends the write
+	<-x.ended
+	w.Close()
+}
+
 func TestExportToAFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=64k"); err != nil {

@@ -1,6 +1,6 @@
-// Package firewall gives each session a network that lets out what its policy
-// allows: the kernel's rules (package network) judge addresses, and redirect
-// what is to be judged by names to the proxy (package egress).
+// Package firewall gives each session a network that enforces the session's policy.
+// The kernel's rules (package network) decide by address. They redirect connections
+// that must be decided by name to the proxy (package egress).
 package firewall
 
 import (
@@ -15,33 +15,36 @@ import (
 	"sync"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/egress"
 	"github.com/skerry-dev/skerry/internal/egress/ca"
 	"github.com/skerry-dev/skerry/internal/egress/dns"
 	"github.com/skerry-dev/skerry/internal/egress/oidc"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
 	"github.com/skerry-dev/skerry/internal/network"
-	"github.com/skerry-dev/skerry/internal/node"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // Config configures a Firewall.
 type Config struct {
 	Network network.Config
-	// Dir has the keys of the certificate authority and of tokens.
+	// Dir is the folder with the keys of the certificate authority and of the
+	// tokens.
 	Dir string
-	// Sessions has a folder for each session, in which what it was allowed and
-	// denied is logged.
+	// Sessions has a folder for each session. The log of what the session was
+	// allowed and denied is in it.
 	Sessions string
 	// Issuer is the URL at which Discovery is served.
 	Issuer string
 	// Export, if set, is a file to which the events of all sandboxes are
 	// appended, or "-" for standard output.
 	Export string
-	Log    *slog.Logger
+	// Connections is the maximum number of connections through the proxy; 0 is the
+	// proxy's own maximum.
+	Connections int
+	Log         *slog.Logger
 }
 
-// Firewall implements node.Networks.
+// Firewall implements nodeapi.Networks.
 type Firewall struct {
 	pool   *network.Pool
 	names  *dns.Resolver
@@ -56,7 +59,7 @@ type Firewall struct {
 	serves sync.WaitGroup
 }
 
-var _ node.Networks = (*Firewall)(nil)
+var _ nodeapi.Networks = (*Firewall)(nil)
 
 // New prepares the host and starts the proxy.
 func New(ctx context.Context, cfg Config) (_ *Firewall, err error) {
@@ -80,29 +83,30 @@ func New(ctx context.Context, cfg Config) (_ *Firewall, err error) {
 		return nil, errors.Join(err, f.closeExport())
 	}
 	f.events = newRecorder(cfg.Sessions, cfg.Log)
-	if err := f.startProxy(ctx, cfg.Network.Resolvers); err != nil {
+	if err := f.startProxy(ctx, cfg); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
-	servers, err := nameServers(configured)
+func (f *Firewall) startProxy(ctx context.Context, cfg Config) error {
+	servers, err := nameServers(cfg.Network.Resolvers)
 	if err != nil {
 		return err
 	}
 	if f.names, err = dns.NewResolver(dns.ResolverConfig{Upstreams: servers}); err != nil {
 		return err
 	}
+	gateway := f.pool.Gateway()
 	f.proxy, err = egress.New(egress.Config{
 		Resolver: f.names, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: f.signer,
-		OnEvent: f.tell, Mark: network.ProxyMark, Log: f.log,
+		OnEvent: f.tell, Mark: int(gateway.Mark), Log: f.log,
+		Limits: egress.Limits{Connections: cfg.Connections},
 	})
 	if err != nil {
 		return err
 	}
 	ctx, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	gateway := f.pool.Gateway()
 	serve := func(what string, run func() error) {
 		f.serves.Go(func() {
 			if err := run(); err != nil {
@@ -116,13 +120,13 @@ func (f *Firewall) startProxy(ctx context.Context, configured []string) error {
 	return nil
 }
 
-// denied tells of a packet that the kernel's rules denied.
+// denied reports a packet that the kernel's rules denied.
 func (f *Firewall) denied(d network.Denied) {
 	f.proxy.Tell(d.Source, egress.Event{Protocol: d.Protocol, Reason: d.Reason, Destination: d.Destination})
 }
 
-// Close ends the proxy and gives back the networks that are not in use. What
-// sandboxes that run on may reach without the proxy stays as it is.
+// Close stops the proxy and releases the networks that are not in use. Running
+// sandboxes keep what they may reach without the proxy.
 func (f *Firewall) Close() error {
 	f.cancel()
 	var errs []error
@@ -144,7 +148,7 @@ func (f *Firewall) closeExport() error {
 	return f.export.close()
 }
 
-// tell implements egress.Config.OnEvent: it never waits.
+// tell implements egress.Config.OnEvent. It never waits.
 func (f *Firewall) tell(e egress.Event) {
 	f.events.add(e)
 	if f.export != nil {
@@ -152,22 +156,22 @@ func (f *Firewall) tell(e egress.Event) {
 	}
 }
 
-// Discovery serves what it takes to verify the tokens of forwarded requests.
+// Discovery serves the documents for verifying the tokens of forwarded requests.
 func (f *Firewall) Discovery() http.Handler { return f.signer.Handler() }
 
-// Authority implements node.Networks.
+// Authority implements nodeapi.Networks.
 func (f *Firewall) Authority() []byte { return f.ca.CertificatePEM() }
 
-// Resolvers implements node.Networks.
+// Resolvers implements nodeapi.Networks.
 func (f *Firewall) Resolvers() []string { return f.pool.Resolvers() }
 
-// Recover implements node.Networks.
+// Recover implements nodeapi.Networks.
 func (f *Firewall) Recover(ctx context.Context, inUse []string) error {
 	return f.pool.Recover(ctx, inUse)
 }
 
-// Acquire implements node.Networks.
-func (f *Firewall) Acquire(ctx context.Context) (node.Lease, error) {
+// Acquire implements nodeapi.Networks.
+func (f *Firewall) Acquire(ctx context.Context) (nodeapi.Lease, error) {
 	l, err := f.pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -175,8 +179,8 @@ func (f *Firewall) Acquire(ctx context.Context) (node.Lease, error) {
 	return &lease{Lease: l, firewall: f}, nil
 }
 
-// Adopt implements node.Networks.
-func (f *Firewall) Adopt(ctx context.Context, id string) (node.Lease, error) {
+// Adopt implements nodeapi.Networks.
+func (f *Firewall) Adopt(ctx context.Context, id string) (nodeapi.Lease, error) {
 	l, err := f.pool.Adopt(ctx, id)
 	if err != nil {
 		return nil, err
@@ -184,19 +188,27 @@ func (f *Firewall) Adopt(ctx context.Context, id string) (node.Lease, error) {
 	return &lease{Lease: l, firewall: f}, nil
 }
 
-// lease is a network.Lease that the proxy knows of.
+// lease is a network.Lease that is known to the proxy.
 type lease struct {
 	*network.Lease
 	firewall *Firewall
 
 	mu sync.Mutex
-	// known is what the proxy has been told; nil for nothing.
+	// known is the sandbox as the proxy knows it, or nil.
 	known *egress.Sandbox
 }
 
-// SetNetwork implements node.Lease. The proxy comes first: of what the kernel
-// redirects to it, it lets through nothing that it has not been told of.
-func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec controller.NetworkSpec) error {
+// Interface implements nodeapi.Lease.
+func (l *lease) Interface() nodeapi.Interface {
+	return nodeapi.Interface{
+		NetNS: l.NetNSPath(), Name: network.IfName,
+		Address: netip.PrefixFrom(l.Address(), network.PrefixBits), Gateway: l.Gateway(),
+	}
+}
+
+// SetNetwork implements nodeapi.Lease. The proxy gets the policy before the kernel
+// does: it refuses every redirected connection that no policy allows.
+func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec nodeapi.NetworkSpec) error {
 	compiled, err := compile(spec.Policy)
 	if err != nil {
 		return err
@@ -204,14 +216,15 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec controlle
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	proxy, addr, before := l.firewall.proxy, l.Address(), l.known
-	next := egress.Sandbox{ID: sessionID, Box: spec.SandboxID, Policy: compiled, Claims: oidc.Claims{
-		TeamID: spec.Claims["team_id"], ProjectID: spec.Claims["project_id"],
-		SandboxID: spec.Claims["sandbox_id"], SandboxName: spec.Claims["sandbox_name"],
+	// The public proxy library takes the session's id for the sandbox's.
+	next := egress.Sandbox{ID: sessionID, Box: spec.Owner.SandboxID, Policy: compiled, Claims: oidc.Claims{
+		TeamID: spec.Owner.TeamID, ProjectID: spec.Owner.ProjectID, SandboxID: sessionID, SandboxName: spec.Owner.SandboxName,
 	}}
 	if err := proxy.Set(addr, next); err != nil {
-		return err // nothing has changed
+		return l.orShut(sessionID, spec.Policy, err) // nothing has changed at the proxy
 	}
-	if err := l.SetPolicy(ctx, spec.Policy); err != nil {
+	err = l.orShut(sessionID, spec.Policy, l.SetPolicy(ctx, spec.Policy))
+	if err != nil {
 		if before == nil {
 			proxy.Remove(addr)
 			return err
@@ -222,7 +235,17 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec controlle
 	return nil
 }
 
-// Release implements node.Lease.
+// orShut shuts the network if a policy that allows nothing could not be enforced in
+// another way.
+func (l *lease) orShut(sessionID string, p *skerry.NetworkPolicy, err error) error {
+	if err == nil || p.Mode != skerry.NetworkDenyAll {
+		return err
+	}
+	l.firewall.log.Error("a network is shut, as a policy that allows nothing could not be enforced", "network", l.ID(), "session", sessionID, "error", err)
+	return l.Shut()
+}
+
+// Release implements nodeapi.Lease.
 func (l *lease) Release(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -231,8 +254,12 @@ func (l *lease) Release(ctx context.Context) error {
 	return l.Lease.Release(ctx)
 }
 
-// compile makes the proxy's form of a policy.
+// compile converts a policy into the proxy's form. It is validated again: it may
+// come from another machine, or from a database that an earlier version wrote.
 func compile(p *skerry.NetworkPolicy) (*policy.Compiled, error) {
+	if err := p.Validate("networkPolicy"); err != nil {
+		return nil, err
+	}
 	out := policy.Policy{Mode: policy.DenyAll}
 	switch p.Mode {
 	case skerry.NetworkAllowAll:
@@ -247,11 +274,7 @@ func compile(p *skerry.NetworkPolicy) (*policy.Compiled, error) {
 			out.Domains = append(out.Domains, domain)
 		}
 	}
-	c, err := policy.Compile(out)
-	if e, ok := errors.AsType[*policy.Error](err); ok {
-		return nil, skerry.Invalid("networkPolicy."+e.Field, "%s", e.Message)
-	}
-	return c, err
+	return policy.Compile(out)
 }
 
 func ipv4(list []netip.Prefix) (out []netip.Prefix) {

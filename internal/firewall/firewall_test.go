@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/network"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 const farAddr = "192.0.2.2"
@@ -37,7 +37,7 @@ func newFirewall(t *testing.T, change ...func(*Config)) *Firewall {
 	})
 	dir := t.TempDir()
 	cfg := Config{
-		Network: network.Config{Dir: filepath.Join(dir, "netns"), Prefix: network.DefaultPrefix, Resolvers: []string{farAddr}, Outbound: true},
+		Network: network.Config{Dir: filepath.Join(dir, "netns"), Prefix: network.DefaultPrefix, Resolvers: []string{farAddr}, Outbound: true, Private: prefixes("192.0.2.0/24")},
 		Dir:     filepath.Join(dir, "keys"), Sessions: filepath.Join(dir, "sessions"), Issuer: "https://skerry.example.com", Log: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {
@@ -70,9 +70,7 @@ func newSession(t *testing.T, f *Firewall, p *skerry.NetworkPolicy) (*lease, str
 	if err := os.MkdirAll(filepath.Join(f.events.dir, id), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	spec := controller.NetworkSpec{Policy: p, SandboxID: "sb_1", Claims: map[string]string{
-		"team_id": "team_1", "project_id": "prj_1", "sandbox_id": id, "sandbox_name": "one",
-	}}
+	spec := nodeapi.NetworkSpec{Policy: p, Owner: nodeapi.Owner{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sb_1", SandboxName: "one"}}
 	if err := acquired.SetNetwork(t.Context(), id, spec); err != nil {
 		t.Fatal(err)
 	}

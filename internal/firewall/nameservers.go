@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// nameServers returns the servers that the proxy asks: the configured ones, or
-// the host's, also those on the host itself, which sandboxes cannot ask. A host
-// without any resolves nothing.
+// nameServers returns the servers that the proxy queries: the configured ones, or
+// the host's. The host's include servers on the host itself, which sandboxes cannot
+// query. A host without servers resolves nothing.
 func nameServers(configured []string) ([]netip.AddrPort, error) {
 	if len(configured) == 0 {
 		f, err := os.Open("/etc/resolv.conf")

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"os/exec"
 	"regexp"
@@ -9,9 +10,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 func prefixes(list ...string) (out []netip.Prefix) {
@@ -74,7 +78,7 @@ func TestBothGetThePolicy(t *testing.T) {
 		{"allow-all", skerry.AllowAll(), map[string][]string{"open": {""}}, [3]policy.Verdict{policy.Allowed, policy.Allowed, policy.Allowed}, "a.example x.b.example c.example"},
 		{"deny-all again", &skerry.NetworkPolicy{Mode: skerry.NetworkDenyAll}, nil, [3]policy.Verdict{policy.Denied, policy.Denied, policy.Denied}, ""},
 	} {
-		if err := l.SetNetwork(t.Context(), id, controller.NetworkSpec{Policy: c.policy}); err != nil {
+		if err := l.SetNetwork(t.Context(), id, nodeapi.NetworkSpec{Policy: c.policy}); err != nil {
 			t.Fatal(c.name, err)
 		}
 		got := kernelSets(t, l.Address())
@@ -109,7 +113,7 @@ func TestPolicyThatIsRefused(t *testing.T) {
 	before := &skerry.NetworkPolicy{Mode: skerry.NetworkCustom, Allow: prefixes("192.0.2.0/24"), Domains: []skerry.DomainRules{{Domain: "a.example"}}}
 	l, id := newSession(t, f, before)
 	bad := &skerry.NetworkPolicy{Mode: skerry.NetworkCustom, Allow: prefixes("198.51.100.0/24"), Domains: []skerry.DomainRules{{Domain: "not a name"}}}
-	err := l.SetNetwork(context.Background(), id, controller.NetworkSpec{Policy: bad})
+	err := l.SetNetwork(context.Background(), id, nodeapi.NetworkSpec{Policy: bad})
 	if skerry.CodeOf(err) != skerry.CodeBadRequest || !strings.Contains(err.Error(), "networkPolicy.") {
 		t.Errorf("the error is %v", err)
 	}
@@ -119,4 +123,102 @@ func TestPolicyThatIsRefused(t *testing.T) {
 	if l.known.Policy.Site("a.example") == nil || l.known.Policy.Address(netip.MustParseAddr("198.51.100.1")) != policy.ByName {
 		t.Error("the proxy has another policy")
 	}
+}
+
+// TestDenyAllWithoutRules closes a network while the kernel's rules cannot be
+// changed: there is no file descriptor to do it by.
+func TestDenyAllWithoutRules(t *testing.T) {
+	f := newFirewall(t)
+	l, id := newSession(t, f, skerry.AllowAll())
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	set := func(p *skerry.NetworkPolicy) error {
+		return l.SetNetwork(t.Context(), id, nodeapi.NetworkSpec{Policy: p, Owner: nodeapi.Owner{SandboxID: "sb_1"}})
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}); err != nil {
+		t.Fatal(err)
+	}
+	narrow := set(&skerry.NetworkPolicy{Mode: skerry.NetworkCustom})
+	closed := set(&skerry.NetworkPolicy{Mode: skerry.NetworkDenyAll})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	if narrow == nil || closed != nil {
+		t.Fatalf("a list is set without a descriptor: %v; nothing can be closed: %v", narrow, closed)
+	}
+	if isUp(t, l.ID()) {
+		t.Error("the network is not shut")
+	}
+	if err := set(skerry.AllowAll()); err != nil || !isUp(t, l.ID()) {
+		t.Errorf("the network does not come back: %v", err)
+	}
+}
+
+// isUp reports whether the host's end of a network is up.
+func isUp(t *testing.T, lease string) bool {
+	t.Helper()
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if strings.HasSuffix(link.Attrs().Name, lease) {
+			return link.Attrs().Flags&net.FlagUp != 0
+		}
+	}
+	t.Fatal("the network has no interface")
+	return false
+}
+
+// TestDenyAllWithoutProxy closes a network when the proxy takes no policies any more.
+func TestDenyAllWithoutProxy(t *testing.T) {
+	f := newFirewall(t)
+	l, id := newSession(t, f, skerry.AllowAll())
+	if err := f.proxy.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SetNetwork(t.Context(), id, nodeapi.NetworkSpec{Policy: &skerry.NetworkPolicy{Mode: skerry.NetworkDenyAll}, Owner: nodeapi.Owner{SandboxID: "sb_1"}}); err != nil {
+		t.Error(err)
+	}
+	if isUp(t, l.ID()) {
+		t.Error("the network is not shut")
+	}
+}
+
+// FuzzPolicy: what is accepted from a client can be enforced. Otherwise a sandbox
+// would keep a policy with which it cannot start.
+func FuzzPolicy(f *testing.F) {
+	f.Add("*.a.example", "x-key", "v", "https://p.example:8443/in", "get", "^/v[0-9]+$", "/", "text/plain", 200, true)
+	f.Add("a.0x1f", "Vercel-Forwarded-Host", "", "https://0x7f.1/", "", "(?i)a", ";/..", "", 204, false)
+	f.Add("b\u00fccher.example", "proxy-authorization", "\t", "https://b\u00fccher.example", "A B", "[", "//", "a/b", 599, true)
+	f.Fuzz(func(t *testing.T, domain, header, value, forward, method, regex, exact, contentType string, status int, body bool) {
+		match := &skerry.RequestMatch{
+			Path: &skerry.Matcher{Regex: &regex}, Method: []string{method},
+			QueryString: []skerry.PairMatcher{{Key: &skerry.Matcher{Exact: &exact}, Value: &skerry.Matcher{Regex: &regex}}},
+			Headers:     []skerry.PairMatcher{{Key: &skerry.Matcher{Regex: &regex}}, {Value: &skerry.Matcher{StartsWith: &exact}}},
+		}
+		set := map[string]string{header: value}
+		response := &skerry.RuleResponse{StatusCode: status, Headers: set, ContentType: contentType}
+		if body {
+			response.Body = &value
+		}
+		for _, rule := range []skerry.NetworkRule{
+			{Match: match, Transform: []skerry.HeaderTransform{{Headers: set}}}, {ForwardURL: forward}, {Response: response},
+		} {
+			p := &skerry.NetworkPolicy{Mode: skerry.NetworkCustom, Domains: []skerry.DomainRules{{Domain: domain, Rules: []skerry.NetworkRule{rule}}}}
+			if p.Validate("networkPolicy") != nil {
+				continue
+			}
+			c, err := compile(p)
+			if err != nil {
+				t.Fatalf("%+v is valid, but: %v", p, err)
+			}
+			asked := strings.ReplaceAll(p.Domains[0].Domain, "*", "x")
+			if site := c.Site(asked); site == nil || !site.HasRules() {
+				t.Errorf("%q does not allow %q", p.Domains[0].Domain, asked)
+			}
+		}
+	})
 }

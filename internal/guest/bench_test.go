@@ -31,7 +31,7 @@ func BenchmarkExecTrue(b *testing.B) {
 	}
 }
 
-// benchSize is how many bytes an operation moves.
+// benchSize is the number of bytes per operation.
 const benchSize = 256 << 20
 
 func BenchmarkOutput(b *testing.B) {

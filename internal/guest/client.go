@@ -12,73 +12,80 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// Setup makes a fresh sandbox ready for its first command.
+// Setup prepares a new sandbox for its first command.
 type Setup struct {
 	// Hostname is a DNS label.
 	Hostname string
-	// User runs the commands that are not run as root; the zero value is
-	// skerry.DefaultUser. An image that knows the name has its own ids.
+	// User runs the commands that do not run as root. The default is
+	// skerry.DefaultUser. If the image has an account of that name, its ids are used.
 	User User
-	// WorkDir is skerry.WorkDir when empty.
+	// WorkDir is the working directory. The default is skerry.WorkDir.
 	WorkDir string
-	// Env is the environment of every command, below the command's own.
+	// Env is the environment of every command. A command's own variables override it.
 	Env map[string]string
-	// Xattrs are extended attributes to set, by the path of the file and by
-	// their name.
-	Xattrs map[string]map[string][]byte
-	// Resolv is the lines of /etc/resolv.conf; none leaves the image's alone.
+	// Authorities are certificate authorities for the sandbox to trust.
+	Authorities []Authority
+	// Xattrs are extended attributes to set, by path and name.
+	Xattrs wire.Xattrs
+	// Resolv is the lines of /etc/resolv.conf. If empty, the image's file stays.
 	Resolv []string
-	// Processes, when positive, bounds the sandbox's processes and threads:
-	// beyond it fork fails, inside.
+	// Processes, if positive, limits the processes and threads in the sandbox. At
+	// the limit, fork fails inside.
 	Processes int
 }
 
 // User is an account in a sandbox.
 type User = wire.User
 
-// Info is what the agent says of itself.
+// Authority is a certificate authority.
+type Authority = wire.Authority
+
+// Info describes the agent.
 type Info = wire.Info
 
-// ResumePoint is how much of a process's output the caller has stored.
+// ResumePoint tells how much of a process's output the caller has stored.
 type ResumePoint = wire.ResumePoint
 
-// ProcessState describes a process that the agent has.
+// ProcessState describes a process of the agent.
 type ProcessState = wire.ProcessState
 
-// Client is one connection to an agent. Its methods may be called at the same
-// time. They fail with an Unavailable error once the connection has ended.
+// Client is one connection to an agent. It is safe for concurrent use. Its methods fail
+// with CodeUnavailable after the connection has ended.
 type Client struct {
 	link     *wire.Link
 	received chan struct{} // closed when the receiving goroutine has ended
+	// work is the goroutines that wait for the end of abandoned processes.
+	work sync.WaitGroup
 
 	mu     sync.Mutex
+	ended  bool // nothing more is received, and no goroutine joins work
 	nextID uint32
 	calls  map[uint32]*call
 	procs  map[uint32]*Process
-	// resumed says that the processes of an earlier connection are known; on
-	// a first connection there are none.
+	// resumed is set when the processes of earlier connections are known. A first
+	// connection has none.
 	resumed bool
 }
 
-// call is a request without its Reply yet, or an upload or download in
-// progress. Its parts are nil where the request has no use for them.
+// call is a request that waits for its Reply, or an upload or download in progress.
+// Fields that the request does not need are nil.
 type call struct {
-	reply chan wire.Reply // holds one
-	// listing says that a Listing answers the request, and nothing else does.
+	reply chan wire.Reply // has room for one
+	// listing is set if the answer must be a Listing instead of a Reply.
 	listing bool
-	gate    *wire.Gate  // what an upload may send
-	in      *wire.Inbox // what a download receives
+	gate    *wire.Gate  // limits what an upload sends
+	in      *wire.Inbox // receives a download
 }
 
-// Connect sets a fresh sandbox up over its first connection, which the Client
-// owns from then on, also when Connect fails.
+// Connect sets up a new sandbox over its first connection. The Client owns the
+// connection, and Connect closes it on error.
 func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
 	return setUp(ctx, conn, setup, wire.TypeSetup)
 }
 
-// Renew makes a sandbox that was restored from a snapshot of its memory another
-// one, over a new connection. From then on it is as after Connect: what it runs goes on, but the
-// Client knows nothing of it.
+// Renew gives a sandbox that was restored from a memory snapshot the identity of a new
+// session, over a new connection. The rest is as with Connect. The processes of the
+// snapshot continue, but the Client does not know them.
 func Renew(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
 	return setUp(ctx, conn, setup, wire.TypeRenew)
 }
@@ -93,7 +100,7 @@ func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.T
 	c := newClient(conn, true)
 	req := wire.Setup{
 		Version: wire.Version, Hostname: setup.Hostname, User: setup.User, WorkDir: setup.WorkDir,
-		Env: setup.Env, Xattrs: setup.Xattrs, Resolv: setup.Resolv, Processes: setup.Processes,
+		Env: setup.Env, Xattrs: setup.Xattrs, Authorities: setup.Authorities, Resolv: setup.Resolv, Processes: setup.Processes,
 	}
 	err := req.Validate()
 	var r wire.Reply
@@ -101,26 +108,26 @@ func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.T
 		r, err = c.request(ctx, how, &req)
 	}
 	if err == nil && (r.Info == nil || r.Info.Version != wire.Version) {
-		err = errors.New("the agent speaks another version of the protocol")
+		err = errors.New("the agent has another version of the protocol")
 	}
 	if err != nil {
 		c.Close()
-		return nil, Info{}, fmt.Errorf("setting a sandbox up: %w", err)
+		return nil, Info{}, fmt.Errorf("set up the sandbox: %w", err)
 	}
 	return c, *r.Info, nil
 }
 
-// Reconnect goes on with a sandbox over a new connection, which the Client
-// owns from then on, also when Reconnect fails. It returns all processes that
-// the agent has; output of those that resume names goes on where resume says,
-// of the others from the last acknowledged byte. A process of resume that is
-// not returned is not known to the agent.
+// Reconnect resumes the work with a sandbox over a new connection. The Client owns the
+// connection, and Reconnect closes it on error. It returns all processes of the agent.
+// The output of a process in resume continues at the offsets there, the output of any
+// other after the last acknowledged byte. If a process in resume is not returned, the
+// agent does not know it.
 func Reconnect(ctx context.Context, conn io.ReadWriteCloser, resume []ResumePoint) (*Client, []*Process, error) {
 	c := newClient(conn, false)
 	procs, err := c.resume(ctx, resume)
 	if err != nil {
 		c.Close()
-		return nil, nil, fmt.Errorf("going on with a sandbox: %w", err)
+		return nil, nil, fmt.Errorf("reconnect to the sandbox: %w", err)
 	}
 	return c, procs, nil
 }
@@ -140,37 +147,48 @@ func newClient(conn io.ReadWriteCloser, first bool) *Client {
 // Done is closed when the connection has ended.
 func (c *Client) Done() <-chan struct{} { return c.link.Done() }
 
-// Err returns why the connection ended, nil while it has not.
+// Err returns why the connection ended. It is nil before the end.
 func (c *Client) Err() error { return c.link.Err() }
 
-// Close ends the connection; the sandbox's processes live on.
+// Close ends the connection. The processes in the sandbox continue.
 func (c *Client) Close() error {
 	c.link.Close()
 	<-c.received
+	c.work.Wait()
 	return nil
 }
 
-// Ping returns once the agent has answered.
+// Ping waits for an answer of the agent.
 func (c *Client) Ping(ctx context.Context) error {
 	_, err := c.request(ctx, wire.TypePing, nil)
 	return err
 }
 
-// Processes lists the processes that the agent has.
+// Victim is a process that was killed to free memory. The sandbox reports it.
+type Victim = wire.Victim
+
+// Relieve lets the agent kill the process that uses the most memory. It returns nil if
+// no process uses much.
+func (c *Client) Relieve(ctx context.Context) (*Victim, error) {
+	r, err := c.request(ctx, wire.TypeRelieve, nil)
+	return r.Victim, err
+}
+
+// Processes lists the processes of the agent.
 func (c *Client) Processes(ctx context.Context) ([]ProcessState, error) {
 	r, err := c.request(ctx, wire.TypeList, nil)
 	return r.Processes, err
 }
 
-// Shutdown ends all processes of the sandbox: SIGTERM, and SIGKILL for those
-// that are left after grace (at most a minute). The agent stays.
+// Shutdown ends all processes in the sandbox with SIGTERM, and after grace with
+// SIGKILL. grace is at most a minute. The agent keeps running.
 func (c *Client) Shutdown(ctx context.Context, grace time.Duration) error {
 	_, err := c.request(ctx, wire.TypeShutdown, &wire.Shutdown{GraceMillis: grace.Milliseconds()})
 	return err
 }
 
-// Mkdir makes one directory as the default user. A relative path starts from
-// cwd, a relative or empty cwd from the working directory.
+// Mkdir creates one directory as the default user. A relative path is relative to cwd.
+// A relative or empty cwd is relative to the working directory.
 func (c *Client) Mkdir(ctx context.Context, cwd, path string) error {
 	req := &wire.PathRequest{Path: path, Cwd: cwd}
 	if err := req.Validate(); err != nil {
@@ -191,10 +209,15 @@ func (c *Client) request(ctx context.Context, t wire.Type, req any) (wire.Reply,
 	return c.await(ctx, cl)
 }
 
-// open gives a call an id, under which p is known too if there is one.
+// open registers a call, and p if it is not nil, under a new id. It returns 0 at the
+// limit of processes. An agent that never reports their ends must not fill the host's
+// memory.
 func (c *Client) open(cl *call, p *Process) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if p != nil && len(c.procs) >= wire.MaxProcesses {
+		return 0
+	}
 	c.nextID++
 	c.calls[c.nextID] = cl
 	if p != nil {
@@ -247,7 +270,7 @@ func (c *Client) await(ctx context.Context, cl *call) (wire.Reply, error) {
 	}
 }
 
-// lost says of an error of the connection what it means to a caller.
+// lost turns an error of the connection into an error for the caller.
 func (c *Client) lost(err error) error {
 	if err == nil {
 		return nil
@@ -255,12 +278,12 @@ func (c *Client) lost(err error) error {
 	return &skerry.Error{Code: skerry.CodeUnavailable, Message: "the connection to the sandbox was lost", Err: err}
 }
 
-// writeTimeout is how long the agent may leave the socket full. It always
-// reads, so one that does not has stopped.
+// writeTimeout is how long a write may block. A working agent always reads, so one
+// that does not is stuck.
 const writeTimeout = 30 * time.Second
 
-// transport carries frames over any connection, best over one that writes
-// several buffers at once.
+// transport sends frames over any connection. It uses WriteVec and write deadlines if
+// the connection has them.
 type transport struct{ io.ReadWriteCloser }
 
 // WriteVec implements wire.Transport.

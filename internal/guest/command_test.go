@@ -1,6 +1,7 @@
 package guest_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -29,16 +30,12 @@ func TestCommandResults(t *testing.T) {
 		{name: "exit code", spec: guest.StartSpec{Name: "sh", Args: []string{"-c", "exit 42"}}, code: 42},
 		{name: "streams", spec: guest.StartSpec{Name: "sh", Args: []string{"-c", "echo out; echo err >&2"}}, stdout: "out\n", stderr: "err\n"},
 		{name: "signal", spec: guest.StartSpec{Name: "sh", Args: []string{"-c", "kill -TERM $$"}}, code: 128 + 15},
-		{name: "not found", spec: guest.StartSpec{Name: "no-such-command"}, code: 127, stderr: "no-such-command: command not found\n"},
-		{name: "path not found", spec: guest.StartSpec{Name: "./nothing"}, code: 127, stderr: "no such file"},
 		{name: "not executable", spec: guest.StartSpec{Name: "/tmp/plain"}, code: 126, stderr: "permission denied"},
 		{name: "directory", spec: guest.StartSpec{Name: "/tmp"}, code: 126, stderr: "is a directory"},
-		{name: "bad interpreter", spec: guest.StartSpec{Name: "/tmp/bad"}, code: 127, stderr: "/tmp/bad"},
 		{name: "script without interpreter", spec: guest.StartSpec{Name: "/tmp/script"}, stdout: "no interpreter line\n"},
 		{name: "cwd missing", spec: guest.StartSpec{Name: "true", Cwd: "/no/such/dir"}, code: 126, stderr: "cannot enter working directory /no/such/dir"},
 		{name: "cwd closed", spec: guest.StartSpec{Name: "true", Cwd: "/tmp/closed"}, code: 126, stderr: "cannot enter working directory /tmp/closed"},
 		{name: "cwd relative", spec: guest.StartSpec{Name: "pwd", Cwd: "."}, stdout: "/vercel/sandbox\n"},
-		{name: "own PATH", spec: guest.StartSpec{Name: "true", Env: map[string]string{"PATH": "/nowhere"}}, code: 127, stderr: "not found"},
 		{name: "PATH relative to cwd", spec: guest.StartSpec{Name: "script", Cwd: "/tmp", Env: map[string]string{"PATH": "."}}, stdout: "no interpreter line\n"},
 		{name: "PATH goes on after a closed file", spec: guest.StartSpec{Name: "plain", Env: map[string]string{"PATH": "/tmp"}}, code: 126, stderr: "permission denied"},
 		{name: "stdin is empty", spec: guest.StartSpec{Name: "cat"}},
@@ -60,6 +57,28 @@ func TestCommandResults(t *testing.T) {
 				t.Errorf("exit %d, stdout %q, stderr %q; want %d, %q, %q", r.Code, r.stdout, r.stderr, tt.code, tt.stdout, tt.stderr)
 			}
 		})
+	}
+}
+
+func TestStartRefusesWhatIsNotThere(t *testing.T) {
+	_, c := start(t)
+	sh(t, c, "printf '#!/no/such\\n' > /tmp/bad; chmod 755 /tmp/bad")
+	for says, spec := range map[string]guest.StartSpec{
+		"no-such-command: command not found":   {ID: "a", Name: "no-such-command"},
+		"./nothing: no such file or directory": {ID: "a", Name: "./nothing"},
+		"/tmp/bad: no such file or directory":  {ID: "a", Name: "/tmp/bad"},
+		"true: command not found":              {ID: "a", Name: "true", Env: map[string]string{"PATH": "/nowhere"}},
+	} {
+		_, err := c.Start(testContext(t), spec)
+		if skerry.CodeOf(err) != skerry.CodeExecutableNotFound || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %s", spec.Name, err, says)
+		}
+	}
+	// The id of a refused command is free.
+	if p, err := c.Start(testContext(t), guest.StartSpec{ID: "a", Name: "true"}); err != nil {
+		t.Error(err)
+	} else if _, err := finish(testContext(t), p); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -124,7 +143,7 @@ func TestSignalReachesTheGroup(t *testing.T) {
 	}
 }
 
-// waitFor tries until ok, which runs a command each time.
+// waitFor repeats ok, which runs a command each time, until it returns true.
 func waitFor(t testing.TB, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); {
@@ -190,6 +209,44 @@ func TestManyCommandsAtOnce(t *testing.T) {
 	}
 }
 
+// TestAbandonedStarts: callers give up before their commands have started. The agent
+// must not keep the commands, or it would reach its limit one day.
+func TestAbandonedStarts(t *testing.T) {
+	_, c := start(t)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	abandoned := 0
+	for i := range 100 {
+		name := "sleep"
+		if i%10 == 0 {
+			name = "no-such-program"
+		}
+		p, err := c.Start(gone, guest.StartSpec{ID: newID(), Name: name, Args: []string{"1000"}})
+		switch {
+		case errors.Is(err, context.Canceled):
+			abandoned++
+		case err == nil: // the answer came before the cancel
+			if err := p.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := finish(testContext(t), p); err != nil {
+				t.Fatal(err)
+			}
+		case name == "sleep":
+			t.Fatalf("a start that nobody waits for: %v", err)
+		}
+	}
+	if abandoned < 50 {
+		t.Errorf("%d of 100 starts were abandoned", abandoned)
+	}
+	// A listing does not include commands that have not started yet.
+	waitFor(t, func() bool {
+		running := sh(t, c, "pgrep -x sleep || echo none")
+		procs, err := c.Processes(testContext(t))
+		return err == nil && len(procs) == 0 && running == "none"
+	})
+}
+
 func TestZombiesAreReaped(t *testing.T) {
 	_, c := start(t)
 	sh(t, c, "for i in 1 2 3 4 5 6 7 8; do (setsid sh -c 'exit 3' &) ; done; sleep 0.1")
@@ -204,11 +261,11 @@ func TestGrandchildKeepsTheOutputOpen(t *testing.T) {
 	if r.Code != 0 || len(r.stdout) < 3000000 {
 		t.Fatalf("exit %d, %d bytes", r.Code, len(r.stdout))
 	}
-	// It must neither die of SIGPIPE nor block.
+	// The process that is left must neither get SIGPIPE nor block.
 	pid := strings.TrimSpace(r.stderr)
 	sh(t, c, "sleep 0.2; test -d /proc/"+pid)
 	asRoot(t, c, "kill -9 "+pid)
-	// One that never stops writing must not keep the command from ending.
+	// The command ends, even if a process that is left never stops writing.
 	r = run(t, c, guest.StartSpec{Name: "sh", Args: []string{"-c", "yes & echo $! >&2; exit 7"}})
 	if r.Code != 7 {
 		t.Fatalf("exit %d", r.Code)
@@ -359,8 +416,7 @@ func TestAgentIsSmall(t *testing.T) {
 	}
 }
 
-// memory returns the resident set of a process and the part that no file
-// backs, in KiB.
+// memory returns the resident set of a process and its anonymous part, in KiB.
 func memory(t testing.TB, pid int) (rss, anon int) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

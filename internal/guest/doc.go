@@ -1,17 +1,16 @@
-// Package guest is the host's side of the connection to a sandbox's agent: it
-// starts commands, takes in their output and moves files.
+// Package guest is the host's side of the connection to the agent in a sandbox. It
+// starts commands, receives their output and transfers files.
 //
-// A Client stands for one connection. When the connection is lost, the agent
-// and its processes live on; Reconnect takes them up again over a new one,
-// from the output offsets that the caller has stored. So a caller
+// A Client is one connection. When the connection is lost, the agent and its processes
+// continue. Reconnect resumes them over a new connection, from the output offsets that
+// the caller has stored. So a caller
 //
-//   - stores what Process.Next returns and then calls Process.Ack,
-//   - stores what Process.Wait returns and then calls Process.Forget,
+//   - stores the result of Process.Next and then calls Process.Ack,
+//   - stores the result of Process.Wait and then calls Process.Forget.
 //
-// and whatever was not acknowledged comes again after a Reconnect, once.
+// After Reconnect, everything that was not acknowledged is sent again, once.
 //
-// The agent is in the hands of whoever has become root in the sandbox, so a
-// Client believes it nothing: what breaks the protocol (package wire) ends the
-// connection, and what it holds for a process is bounded by the window of each
-// stream.
+// Root in the sandbox controls the agent, so a Client does not trust it. A violation of
+// the protocol (package wire) ends the connection. The memory for the output of a
+// process is limited by the window of each stream.
 package guest

@@ -9,14 +9,14 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// WriteTar extracts an uncompressed tar stream in dir as the default user. dir
-// is made where it is missing, and is relative to the working directory when
-// it is not absolute. r is read to its end unless an error comes before.
+// WriteTar extracts an uncompressed tar stream in dir as the default user. It creates
+// dir if it is missing. A relative dir is relative to the working directory. WriteTar
+// reads r to its end, or until an error.
 //
-// Regular files, directories, symbolic and hard links are taken, with their
-// permission bits and times. An entry that is anything else, whose name is
-// absolute or has "..", or whose way leads out of dir by a symbolic link, is a
-// bad_request that names it; what came before it stays.
+// It extracts regular files, directories, FIFOs, symbolic links and hard links, with
+// their permission bits and times. Any other entry is a bad_request that names the
+// entry. So is an entry whose name is absolute or contains "..", or whose path leads
+// out of dir through a symbolic link. The entries before it stay.
 func (c *Client) WriteTar(ctx context.Context, dir string, r io.Reader) error {
 	if dir == "" {
 		dir = "."
@@ -37,12 +37,12 @@ func (c *Client) WriteTar(ctx context.Context, dir string, r io.Reader) error {
 			return err
 		}
 	}
-	// The agent is told to stop; what it answers does not matter.
+	// Tell the agent to stop. Its answer does not matter.
 	_ = c.link.Send(wire.TypeCancel, 0, id, nil, nil)
 	return err
 }
 
-// upload sends r on the call's stream.
+// upload sends r on the stream of the call.
 func (c *Client) upload(ctx context.Context, cl *call, id uint32, r io.Reader) error {
 	buf := make([]byte, wire.MaxData)
 	for {
@@ -67,9 +67,9 @@ func (c *Client) upload(ctx context.Context, cl *call, id uint32, r io.Reader) e
 	}
 }
 
-// ReadFile opens a regular file that the default user may read. size is -1
-// when only the end of the file will tell it. The context is for the reading
-// too, and the reader must be closed.
+// ReadFile opens a regular file as the default user. size is -1 if it is not known
+// before the end of the file. ctx also applies to reads. The caller must close the
+// reader.
 func (c *Client) ReadFile(ctx context.Context, cwd, path string) (r io.ReadCloser, size int64, err error) {
 	req := &wire.PathRequest{Path: path, Cwd: cwd}
 	if err := req.Validate(); err != nil {
@@ -91,7 +91,7 @@ func (c *Client) ReadFile(ctx context.Context, cwd, path string) (r io.ReadClose
 	return nil, 0, err
 }
 
-// download is a file on its way here.
+// download reads a file from the sandbox.
 type download struct {
 	c   *Client
 	id  uint32
@@ -111,11 +111,11 @@ func (d *download) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close gives up what was not read.
+// Close implements io.Closer. It cancels the rest of the download.
 func (d *download) Close() error {
 	d.c.close(d.id)
 	if d.end == nil {
-		// If the connection has ended, so has the sending.
+		// An error means that the connection has ended, and the download with it.
 		_ = d.c.link.Send(wire.TypeCancel, 0, d.id, nil, nil)
 	}
 	d.end = &skerry.Error{Code: skerry.CodeInternal, Message: "the file was closed", Err: io.ErrClosedPipe}

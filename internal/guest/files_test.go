@@ -17,8 +17,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// archive makes a tar of entries; the content of an entry is its Linkname for
-// links.
+// archive returns a tar archive of entries. The content of a link is its target.
 func archive(t testing.TB, entries ...entry) *bytes.Buffer {
 	t.Helper()
 	var b bytes.Buffer
@@ -140,13 +139,13 @@ func TestWriteTarRefuses(t *testing.T) {
 		{name: "through a link up", entry: entry{name: "up/x"}, failure: wire.FailUnsafe, message: "up/x"},
 		{name: "over a link out", entry: entry{name: "victim", content: "harm"}, failure: wire.FailUnsafe, message: "victim"},
 		{name: "link loop", entry: entry{name: "loop1"}, failure: wire.FailInvalid, message: "loop1"},
-		{name: "device", entry: entry{name: "dev", kind: tar.TypeChar}, failure: wire.FailUnsafe, message: "dev: is a device"},
-		{name: "fifo", entry: entry{name: "pipe", kind: tar.TypeFifo}, failure: wire.FailUnsafe, message: "pipe: is a FIFO"},
+		{name: "device", entry: entry{name: "dev", kind: tar.TypeChar}, failure: wire.FailUnsafe, message: "dev: devices are not supported"},
+		{name: "fifo over a directory", entry: entry{name: "adir", kind: tar.TypeFifo}, failure: wire.FailIsDirectory, message: "adir"},
 		{name: "hard link up", entry: entry{name: "h", kind: tar.TypeLink, content: "../../etc/passwd"}, failure: wire.FailUnsafe, message: "target"},
 		{name: "hard link through a link", entry: entry{name: "h", kind: tar.TypeLink, content: "out/victim"}, failure: wire.FailUnsafe, message: "target"},
-		{name: "root's file", entry: entry{name: "rootfile", content: "x"}, failure: wire.FailPermission, message: "rootfile"},
+		{name: "root's file", entry: entry{name: "rootfile", content: "x"}, failure: wire.FailPermission, message: "/vercel/sandbox/rootfile: "},
 		{name: "root's directory", entry: entry{name: "rootdir/x", content: "x"}, failure: wire.FailPermission, message: "rootdir/x"},
-		{name: "system directory", dir: "/", entry: entry{name: "etc/x", content: "x"}, failure: wire.FailPermission, message: "etc/x"},
+		{name: "system directory", dir: "/", entry: entry{name: "etc/x", content: "x"}, failure: wire.FailPermission, message: "/etc/x: "},
 		{name: "closed dir", dir: "/etc/new", entry: entry{name: "x"}, failure: wire.FailPermission, message: "/etc/new"},
 		{name: "dir is a file", dir: "/etc/passwd", entry: entry{name: "x"}, failure: wire.FailNotDirectory, message: "/etc/passwd"},
 		{name: "over a directory", entry: entry{name: "adir", content: "x"}, failure: wire.FailIsDirectory, message: "adir"},
@@ -163,7 +162,7 @@ func TestWriteTarRefuses(t *testing.T) {
 			if tt.code == "" {
 				tt.code = skerry.CodeBadRequest
 			}
-			// More follows, which the agent must not wait for.
+			// The agent must not wait for the rest of the archive.
 			err := c.WriteTar(testContext(t), tt.dir, io.MultiReader(archive(t, tt.entry), bytes.NewReader(make([]byte, 4<<20))))
 			var f *guest.Failure
 			if skerry.CodeOf(err) != tt.code || !errors.As(err, &f) || f.Code != tt.failure || !strings.Contains(f.Message, tt.message) {
@@ -200,7 +199,7 @@ func TestWriteTarOfNoArchive(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
-	waitFor(t, func() bool { return sh(t, c, "ls -A") == "" }) // halves are removed
+	waitFor(t, func() bool { return sh(t, c, "ls -A") == "" }) // incomplete files are removed
 }
 
 type cancelReader context.CancelFunc
@@ -228,7 +227,7 @@ func TestReadFile(t *testing.T) {
 		}
 		r.Close()
 	}
-	// A file whose size nobody knows.
+	// A file of unknown size.
 	r, n, err := c.ReadFile(ctx, "", "/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +236,7 @@ func TestReadFile(t *testing.T) {
 		t.Errorf("%d bytes of %d: %v", len(got), n, err)
 	}
 	r.Close()
-	// A reader that is closed early leaves nothing in the agent's way.
+	// A reader that is closed early does not block the agent.
 	for range 20 {
 		r, _, err := c.ReadFile(ctx, "sub", "f")
 		if err != nil {

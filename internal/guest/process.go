@@ -12,50 +12,48 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// StartSpec is a command to be run.
+// StartSpec describes a command to run.
 type StartSpec struct {
-	// ID is the caller's name for the process, unique among those that the
-	// agent has.
+	// ID is the caller's name for the process. It must be unique among the processes
+	// of the agent.
 	ID   string
 	Name string
 	Args []string
 	Env  map[string]string
-	// Cwd is relative to the working directory when it is not absolute.
+	// Cwd is the directory of the command. A relative path is relative to the working
+	// directory.
 	Cwd string
 	// Root runs the command as root.
 	Root bool
-	// Timeout, when positive, is after how long the process group gets
-	// SIGKILL.
+	// Timeout, if positive, is the time after which the process group gets SIGKILL.
 	Timeout time.Duration
-	// TTY, if set, runs the command on a terminal of that size. Its output
-	// is all on skerry.Stdout.
+	// TTY, if set, runs the command on a terminal of this size. All its output is on
+	// skerry.Stdout.
 	TTY *Size
-	// Stdin asks for a standard input; without, it is /dev/null. A terminal
-	// has one always.
+	// Stdin gives the command a standard input. Otherwise it is /dev/null. A command
+	// on a terminal always has one.
 	Stdin bool
 }
 
-// Size is that of a terminal's window.
+// Size is the size of a terminal.
 type Size struct{ Cols, Rows uint16 }
 
-// Exit is how a process ended.
+// Exit is how a process ended, with details for the host only.
 type Exit struct {
-	// Code is the exit code; 128 plus the signal's number for a process that
-	// a signal ended, 127 for a command that was not found and 126 for one
-	// that could not be executed otherwise or whose cwd could not be entered
-	// (its standard error says what it was).
-	Code     int
+	nodeapi.Exit
 	Signal   syscall.Signal
 	TimedOut bool
-	Duration time.Duration
+	// Killed are processes of the command that were killed to free memory.
+	Killed []Victim
 }
 
 // Chunk is a piece of a process's output.
 type Chunk struct {
 	Stream skerry.Stream
-	// Offset is the place of the first byte in its stream.
+	// Offset is the position of the first byte in the stream.
 	Offset int64
 	Data   []byte
 }
@@ -70,7 +68,7 @@ type Process struct {
 	key   string
 	pid   int
 	in    *wire.Inbox
-	stdin *Stdin // nil without one
+	stdin *Stdin // nil for /dev/null
 
 	ended sync.Once
 	done  chan struct{} // closed when exit or err is set
@@ -78,8 +76,9 @@ type Process struct {
 	err   error
 }
 
-// Start runs a command and returns once it runs. A command that cannot be
-// executed is no error: it ends with 126 or 127.
+// Start starts a command and returns when it runs. If the program does not exist, it
+// fails with CodeExecutableNotFound. If the program cannot be executed, Start succeeds
+// and the exit code is 126.
 func (c *Client) Start(ctx context.Context, spec StartSpec) (*Process, error) {
 	req := &wire.Start{
 		Key: spec.ID, Name: spec.Name, Args: spec.Args, Env: spec.Env, Cwd: spec.Cwd, Root: spec.Root,
@@ -100,30 +99,59 @@ func (c *Client) Start(ctx context.Context, spec StartSpec) (*Process, error) {
 	}
 	cl := &call{reply: make(chan wire.Reply, 1)}
 	id := c.open(cl, p)
-	defer c.close(id)
+	if id == 0 {
+		return nil, failure(wire.Failf(wire.FailBusy, "limit of %d running commands reached", wire.MaxProcesses))
+	}
 	err := c.send(wire.TypeStart, id, req)
 	if err == nil {
 		var r wire.Reply
-		if r, err = c.await(ctx, cl); err == nil {
+		r, err = c.await(ctx, cl)
+		if err == nil {
 			p.pid = r.PID
+			c.close(id)
 			return p, nil
 		}
-		if ctx.Err() != nil {
-			// It may start all the same: nobody will want it.
-			_ = p.Signal(syscall.SIGKILL)
+		if ctx.Err() != nil && c.abandon(cl, p) {
+			return nil, err
 		}
 	}
+	c.close(id)
 	c.drop(p)
 	return nil, err
 }
 
-// resume tells the agent what the caller has and takes its processes over.
+// abandon kills and forgets a process whose Start was cancelled. The process may still
+// start, and the agent would keep it for ever. abandon returns false if the connection
+// has ended.
+func (c *Client) abandon(cl *call, p *Process) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	c.work.Go(func() {
+		defer c.close(p.id)
+		ctx := context.Background() // all waits end with the connection
+		if _, err := c.await(ctx, cl); err != nil {
+			c.drop(p)
+			return
+		}
+		_ = p.Signal(syscall.SIGKILL)
+		p.Discard(ctx)
+	})
+	return true
+}
+
+// resume tells the agent which output the caller has, and takes over its processes.
 func (c *Client) resume(ctx context.Context, points []ResumePoint) ([]*Process, error) {
 	if _, err := c.request(ctx, wire.TypeResume, &wire.Resume{Version: wire.Version, Points: points}); err != nil {
 		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.ended {
+		return nil, c.lost(c.link.Err())
+	}
 	procs := make([]*Process, 0, len(c.procs))
 	for _, p := range c.procs {
 		procs = append(procs, p)
@@ -131,10 +159,10 @@ func (c *Client) resume(ctx context.Context, points []ResumePoint) ([]*Process, 
 	return procs, nil
 }
 
-// adopt makes the processes of a listing known where they are not. It runs in
-// the receiving goroutine: their output comes right after the listing.
+// adopt registers the processes of the first listing. It runs in the receiving
+// goroutine, because their output follows right after the listing.
 func (c *Client) adopt(r *wire.Reply) error {
-	const maxID = 1 << 31 // far from where the counting would begin anew
+	const maxID = 1 << 31 // leaves room before ids would wrap around
 	if r.LastID > maxID {
 		return fmt.Errorf("%w: last id %d", errProtocol, r.LastID)
 	}
@@ -142,13 +170,13 @@ func (c *Client) adopt(r *wire.Reply) error {
 	defer c.mu.Unlock()
 	ids, keys := make(map[uint32]bool, len(r.Processes)), make(map[string]bool, len(r.Processes))
 	for _, s := range r.Processes {
-		if s.ID == 0 || s.Stdout < 0 || s.Stderr < 0 || s.ID > r.LastID || ids[s.ID] || keys[s.Key] {
+		if s.ID == 0 || len(s.Key) > wire.MaxKey || s.Stdout < 0 || s.Stderr < 0 || s.ID > r.LastID || ids[s.ID] || keys[s.Key] {
 			return fmt.Errorf("%w: process %d of %d", errProtocol, s.ID, r.LastID)
 		}
 		ids[s.ID], keys[s.Key] = true, true
 	}
 	if c.resumed {
-		return nil // a listing that was asked for later
+		return nil // a later listing
 	}
 	c.resumed = true
 	for _, s := range r.Processes {
@@ -161,7 +189,7 @@ func (c *Client) adopt(r *wire.Reply) error {
 	return nil
 }
 
-// drop forgets a process on this side.
+// drop forgets a process on the host's side.
 func (c *Client) drop(p *Process) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,20 +199,19 @@ func (c *Client) drop(p *Process) {
 // ID returns the caller's name for the process.
 func (p *Process) ID() string { return p.key }
 
-// PID returns the process's id in the sandbox, 0 if it was never executed.
+// PID returns the process id in the sandbox. It is 0 if the program was not executed.
 func (p *Process) PID() int { return p.pid }
 
-// Offset returns up to where a stream was returned by Next; of a process that
-// Reconnect returned, where it goes on.
+// Offset returns the offset of a stream at which the next chunk starts.
 func (p *Process) Offset(s skerry.Stream) int64 { return p.in.Offset(streamID(s)) }
 
-// Next returns the next piece of output, in the order in which the agent sent
-// it. Its bytes are valid until the following call. After the last one it
-// returns io.EOF; if the connection is lost before, an Unavailable error. One
-// goroutine at a time may call it.
+// Next returns the next chunk of output, in the order in which the agent sent it. The
+// data is valid until the next call. After the last chunk it returns io.EOF. If the
+// connection is lost before, it fails with CodeUnavailable. Only one goroutine at a
+// time may call it.
 //
-// The process waits when more than wire.Window bytes of a stream are not
-// acknowledged, and disturbs no other by it.
+// The process blocks when more than wire.Window bytes of a stream are not
+// acknowledged. Other processes are not affected.
 func (p *Process) Next(ctx context.Context) (Chunk, error) {
 	c, err := p.in.Next(ctx)
 	if err != nil {
@@ -197,8 +224,8 @@ func (p *Process) Next(ctx context.Context) (Chunk, error) {
 	return Chunk{Stream: stream, Offset: c.Offset, Data: c.Data}, nil
 }
 
-// Ack says that the caller has stored a stream up to offset, or has no need
-// of it: the agent may drop it. It may be told so later.
+// Ack tells the agent that the caller has stored a stream up to offset, or does not
+// need it. The agent may drop that output. Small advances are sent later, together.
 func (p *Process) Ack(s skerry.Stream, offset int64) error {
 	id := streamID(s)
 	if !p.in.Ack(id, offset) {
@@ -214,8 +241,8 @@ func streamID(s skerry.Stream) uint8 {
 	return wire.StreamOut
 }
 
-// Wait returns once the process has ended and all its output is here (though
-// maybe not read by Next).
+// Wait waits until the process has ended and all its output has been received. Next may
+// still have to return some.
 func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	select {
 	case <-p.done:
@@ -225,8 +252,8 @@ func (p *Process) Wait(ctx context.Context) (Exit, error) {
 	}
 }
 
-// Forget says that the caller has stored the exit and the output: the agent
-// drops the process. One that has not ended is left as it is.
+// Forget tells the agent that the caller has stored the exit and the output. The agent
+// then drops the process. For a process that has not ended, Forget does nothing.
 func (p *Process) Forget() error {
 	select {
 	case <-p.done:
@@ -237,19 +264,34 @@ func (p *Process) Forget() error {
 	return p.c.lost(p.c.link.Send(wire.TypeForget, 0, p.id, nil, nil))
 }
 
-// Signal sends a signal to the process group. A process that has ended
-// ignores it.
+// Discard drops the output of the process until it ends, and then forgets it.
+func (p *Process) Discard(ctx context.Context) {
+	for {
+		chunk, err := p.Next(ctx)
+		if err != nil {
+			break // the output or the connection has ended
+		}
+		if p.Ack(chunk.Stream, chunk.End()) != nil {
+			break
+		}
+	}
+	if _, err := p.Wait(ctx); err == nil {
+		_ = p.Forget()
+	}
+}
+
+// Signal sends a signal to the process group. It has no effect after the process has
+// ended.
 func (p *Process) Signal(sig syscall.Signal) error {
-	if sig < 1 || sig > 64 {
-		return skerry.Invalid("signal", "%d is not a signal", int(sig))
+	if err := skerry.ValidateSignal("signal", int64(sig)); err != nil {
+		return err
 	}
 	var b [4]byte
 	binary.LittleEndian.PutUint32(b[:], uint32(sig))
 	return p.c.lost(p.c.link.Send(wire.TypeSignal, 0, p.id, b[:], nil))
 }
 
-// Resize tells the process's terminal its new size; without a terminal it has
-// no effect.
+// Resize sets the size of the terminal. It has no effect without a terminal.
 func (p *Process) Resize(size Size) error {
 	var b [4]byte
 	binary.LittleEndian.PutUint16(b[:], size.Cols)
@@ -257,7 +299,7 @@ func (p *Process) Resize(size Size) error {
 	return p.c.lost(p.c.link.Send(wire.TypeResize, 0, p.id, b[:], nil))
 }
 
-// exited takes the agent's word, if the output is what it says.
+// exited handles the Exit of the process. The lengths of the output must match.
 func (p *Process) exited(e wire.Exit) error {
 	const maxCode = 255
 	if e.Code < 0 || e.Code > maxCode || e.Signal < 0 || e.Signal > 64 || e.DurationMicros < 0 ||
@@ -276,13 +318,13 @@ func (p *Process) exited(e wire.Exit) error {
 		return err
 	}
 	p.finish(Exit{
-		Code: e.Code, Signal: syscall.Signal(e.Signal), TimedOut: e.TimedOut,
-		Duration: time.Duration(e.DurationMicros) * time.Microsecond,
+		Exit:   nodeapi.Exit{Code: e.Code, Duration: time.Duration(e.DurationMicros) * time.Microsecond},
+		Signal: syscall.Signal(e.Signal), TimedOut: e.TimedOut, Killed: e.Killed,
 	}, nil)
 	return nil
 }
 
-// lose ends what waits for the process when the connection has ended.
+// lose ends all waits for the process after the connection has ended.
 func (p *Process) lose(err error) {
 	p.in.Close(err)
 	p.finish(Exit{}, err)
@@ -298,30 +340,31 @@ func (p *Process) finish(exit Exit, err error) {
 	})
 }
 
-// Stdin returns the standard input or the terminal's keyboard. It is nil for a
-// process without, and for one that Reconnect returned.
+// Stdin returns the standard input, or the input of the terminal. It is nil for a
+// process without one, and for a process that Reconnect returned.
 func (p *Process) Stdin() *Stdin { return p.stdin }
 
-// Stdin is the standard input of a process. It takes bytes as fast as the
-// process does; a process that has ended takes none (io.ErrClosedPipe).
+// Stdin is the standard input of a process. A Write blocks until the process reads.
+// After the process has ended, it fails with io.ErrClosedPipe.
 type Stdin struct {
 	p    *Process
 	gate *wire.Gate
 
-	mu     sync.Mutex // one Write at a time
-	closed bool
+	writing sync.Mutex // held during a Write; guards closed
+	closed  bool
 }
 
-// Sent returns how many bytes were taken so far.
+// Sent returns how many bytes were sent so far.
 func (s *Stdin) Sent() int64 { return s.gate.Sent() }
 
 // Write implements io.Writer.
 func (s *Stdin) Write(b []byte) (int, error) { return s.WriteContext(context.Background(), b) }
 
-// WriteContext writes until ctx ends, and returns how much was taken.
+// WriteContext is Write with a context. It returns the number of bytes that were sent
+// before ctx ended.
 func (s *Stdin) WriteContext(ctx context.Context, b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	written := 0
 	for written < len(b) {
 		if s.closed {
@@ -339,11 +382,11 @@ func (s *Stdin) WriteContext(ctx context.Context, b []byte) (int, error) {
 	return written, nil
 }
 
-// Close ends the input, or hangs the terminal up. A Write in progress fails.
+// Close ends the input, or hangs up the terminal. A Write in progress fails.
 func (s *Stdin) Close() error {
 	s.gate.Close(io.ErrClosedPipe)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	if s.closed {
 		return nil
 	}

@@ -13,10 +13,10 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-var errProtocol = errors.New("the agent broke the protocol")
+var errProtocol = errors.New("the agent violated the protocol")
 
-// receive takes frames in until the connection ends. It never waits for a
-// consumer and never sends.
+// receive receives frames until the connection ends. It never waits for a consumer and
+// never sends.
 func (c *Client) receive() {
 	defer close(c.received)
 	err := c.frames()
@@ -24,15 +24,21 @@ func (c *Client) receive() {
 		err = errors.New("the agent closed the connection")
 	}
 	c.link.Fail(err)
+	c.link.Received()
 	err = c.lost(c.link.Err())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.ended = true
 	for _, cl := range c.calls {
 		cl.end(err)
 	}
 	for _, p := range c.procs {
 		p.lose(err)
 	}
+	// A Client may be kept long after its end. It must not hold the received output,
+	// which only readers need.
+	clear(c.calls)
+	clear(c.procs)
 }
 
 func (cl *call) end(err error) {
@@ -93,17 +99,17 @@ func (c *Client) frame(h wire.Header) error {
 		cl.in.Close(failure(&f))
 		return nil
 	}
-	return fmt.Errorf("%w: type %d is not the agent's to send", errProtocol, h.Type)
+	return fmt.Errorf("%w: the agent must not send type %d", errProtocol, h.Type)
 }
 
 func (c *Client) reply(h wire.Header, cl *call) error {
 	if cl == nil {
-		// Nobody waits any more. It is not decoded either: an agent that
-		// answers what nobody asked must not cost more than the reading.
+		// The request has ended, or there was none. Decoding would let a hostile
+		// agent take CPU time with unsolicited answers.
 		return c.link.Discard(h.Length)
 	}
 	if cl.listing != (h.Type == wire.TypeListing) {
-		return fmt.Errorf("%w: an answer of type %d to another request", errProtocol, h.Type)
+		return fmt.Errorf("%w: type %d does not answer this request", errProtocol, h.Type)
 	}
 	var r wire.Reply
 	if err := c.link.ReadJSON(h, &r); err != nil {
@@ -125,8 +131,8 @@ func (c *Client) reply(h wire.Header, cl *call) error {
 	return nil
 }
 
-// errReplied ends an upload whose Reply has come.
-var errReplied = errors.New("the upload is answered")
+// errReplied ends an upload when its Reply has arrived.
+var errReplied = errors.New("the upload has a reply")
 
 func (c *Client) offset(h wire.Header, cl *call, p *Process) error {
 	offset, err := c.link.ReadOffset()
@@ -146,7 +152,7 @@ func (c *Client) offset(h wire.Header, cl *call, p *Process) error {
 	return nil
 }
 
-// failureCodes says what a client sees of each kind of failure.
+// failureCodes maps the agent's failures to the codes that clients see.
 var failureCodes = map[wire.FailureCode]skerry.Code{
 	wire.FailInvalid:       skerry.CodeBadRequest,
 	wire.FailNotFound:      skerry.CodeNotFound,
@@ -159,17 +165,17 @@ var failureCodes = map[wire.FailureCode]skerry.Code{
 	wire.FailUnsafe:        skerry.CodeBadRequest,
 	wire.FailDiskFull:      skerry.CodeDiskFull,
 	wire.FailBusy:          skerry.CodeRateLimited,
+	wire.FailNoExecutable:  skerry.CodeExecutableNotFound,
 }
 
-// Failure is why the agent could not do something, as it told. It is in the
-// chain of the *skerry.Error that a method returns, for callers that need to
-// tell more apart than a client does.
+// Failure is a failure that the agent reported. The *skerry.Error of a method wraps it,
+// for callers that need more detail than a client.
 type Failure = wire.Failure
 
-// failure turns what the agent says into an error for the client. The message
-// comes from the sandbox, so it is made fit to be shown.
+// failure turns a failure of the agent into an error for the client. The sandbox
+// controls its text, so it is made safe to print.
 func failure(f *wire.Failure) error {
-	f = &Failure{Code: f.Code, Message: printable(f.Message)}
+	f = &Failure{Code: wire.FailureCode(printable(string(f.Code))), Message: printable(f.Message)}
 	if f.Code == wire.FailCancelled {
 		return fmt.Errorf("in the sandbox: %w", context.Canceled)
 	}
@@ -180,7 +186,8 @@ func failure(f *wire.Failure) error {
 	return &skerry.Error{Code: code, Message: f.Message, Err: f}
 }
 
-// printable bounds a message and drops what would confuse a terminal.
+// printable limits the length of a message and replaces characters that a terminal
+// could interpret.
 func printable(s string) string {
 	const longest = 1 << 10
 	s = strings.Map(func(r rune) rune {

@@ -4,22 +4,25 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// fakeConn is a connection whose other side has said everything beforehand.
+// fakeConn is a connection with all received data prepared.
 type fakeConn struct{ io.Reader }
 
 func (fakeConn) Write(p []byte) (int, error) { return len(p), nil }
 func (fakeConn) Close() error                { return nil }
 
-// recorder keeps the frames that a test has a hostile agent say.
+// recorder records the frames of a hostile agent.
 type recorder struct {
 	fakeConn
 	bytes.Buffer
@@ -50,7 +53,7 @@ func hear(b []byte) (*Process, *call, error) {
 	return p, cl, c.Err()
 }
 
-// gatedConn says nothing before it is opened.
+// gatedConn sends nothing before it is opened.
 type gatedConn struct {
 	fakeConn
 	open chan struct{}
@@ -100,6 +103,12 @@ func TestHostileAgent(t *testing.T) {
 		"listing of the shortest processes": func(l *wire.Link) {
 			l.Send(wire.TypeListing, 0, 3, []byte(`{"processes":[{}`+strings.Repeat(",{}", 1<<20)+"]}"), nil)
 		},
+		"exit with more killed than are told": func(l *wire.Link) {
+			l.Send(wire.TypeExit, 0, 1, manyKilled, nil)
+		},
+		"listing with a key of no process": func(l *wire.Link) {
+			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Key: strings.Repeat("k", wire.MaxKey+1)}}})
+		},
 		"listing nobody asked for": func(l *wire.Link) { l.SendJSON(wire.TypeListing, 2, wire.Reply{}) },
 		"reply for a listing":      func(l *wire.Link) { l.SendJSON(wire.TypeReply, 3, wire.Reply{}) },
 		"flood": func(l *wire.Link) {
@@ -113,7 +122,7 @@ func TestHostileAgent(t *testing.T) {
 			t.Errorf("%s: not noticed: %v", name, err)
 		}
 	}
-	// What is merely late is dropped.
+	// Late frames are dropped.
 	_, _, err := hear(say(func(l *wire.Link) {
 		l.Send(wire.TypeData, wire.StreamOut, 77, []byte("x"), nil)
 		l.SendJSON(wire.TypeReply, 77, wire.Reply{})
@@ -125,8 +134,8 @@ func TestHostileAgent(t *testing.T) {
 	}
 }
 
-// TestHostileListingsCostLittle has an agent send what decodes to many times
-// its length, asked and unasked.
+// TestHostileListingsCostLittle: an agent sends listings that would take many times
+// their length in memory, with and without a request.
 func TestHostileListingsCostLittle(t *testing.T) {
 	payload := []byte(`{"processes":[{}` + strings.Repeat(",{}", 1<<20) + "]}")
 	for name, id := range map[string]uint32{"asked": 3, "unasked": 77} {
@@ -141,6 +150,128 @@ func TestHostileListingsCostLittle(t *testing.T) {
 	}
 }
 
+// imitated returns a client of a false agent. The agent answers each Start, or none, and
+// never reports an end.
+func imitated(t *testing.T, answers bool) *Client {
+	host, agent := net.Pipe()
+	go func() {
+		l := wire.NewLink(transport{agent})
+		for {
+			h, err := l.Receive()
+			if err != nil || l.Discard(h.Length) != nil {
+				return
+			}
+			if h.Type == wire.TypeStart && answers && l.SendJSON(wire.TypeReply, h.ID, wire.Reply{}) != nil {
+				return
+			}
+		}
+	}()
+	c := newClient(host, true)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// TestEndlessProcessesAreBounded starts processes that are soon abandoned and never end.
+func TestEndlessProcessesAreBounded(t *testing.T) {
+	for name, answers := range map[string]bool{"that answers": true, "that is silent": false} {
+		c := imitated(t, answers)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		if !answers {
+			cancel() // before the answer
+		}
+		var discarding sync.WaitGroup
+		var err error
+		started := 0
+		for ; started <= wire.MaxProcesses; started++ {
+			var p *Process
+			p, err = c.Start(ctx, StartSpec{ID: skerry.NewID(skerry.PrefixCommand), Name: "x"})
+			if skerry.CodeOf(err) == skerry.CodeRateLimited {
+				break
+			}
+			if p != nil {
+				discarding.Go(func() { p.Discard(context.Background()) })
+			}
+		}
+		if started != wire.MaxProcesses {
+			t.Errorf("an agent %s has %d processes: %v", name, started, err)
+		}
+		c.Close()
+		discarding.Wait()
+	}
+}
+
+// TestEndedConnectionHoldsNothing: clients of ended sessions, which their owners keep,
+// hold no output.
+func TestEndedConnectionHoldsNothing(t *testing.T) {
+	list := wire.Reply{LastID: 100}
+	for id := range uint32(64) {
+		list.Processes = append(list.Processes, wire.ProcessState{ID: id + 4, Key: fmt.Sprint(id)})
+	}
+	b := say(func(l *wire.Link) {
+		l.SendJSON(wire.TypeListing, 3, list)
+		for _, p := range list.Processes {
+			l.Send(wire.TypeData, wire.StreamOut, p.ID, make([]byte, wire.MaxData), nil)
+		}
+	})
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var ended [8]*Client
+	for i := range ended {
+		p, _, _ := hear(b)
+		ended[i] = p.c
+	}
+	for range 2 { // the second frees the pools
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&after)
+	if n := (int64(after.HeapAlloc) - int64(before.HeapAlloc)) / int64(len(ended)); n > 16<<10 {
+		t.Errorf("an ended connection holds %d bytes", n)
+	}
+	runtime.KeepAlive(ended)
+}
+
+// manyKilled is an exit of 64 KiB with as many killed processes as possible.
+var manyKilled = []byte(`{"killed":[{}` + strings.Repeat(",{}", 21_000) + "]}")
+
+// TestHostileExitsCostLittle: an agent sends exits that are too large. Exits are kept as
+// long as their session.
+func TestHostileExitsCostLittle(t *testing.T) {
+	long := strings.Repeat("é", 32_000)
+	for name, payload := range map[string][]byte{
+		"many killed":  manyKilled,
+		"a long name":  []byte(`{"killed":[{"name":"` + long + `"}]}`),
+		"what is none": []byte(`{"` + long + `":"` + long[:100] + `"}`),
+	} {
+		b := say(func(l *wire.Link) { l.Send(wire.TypeExit, 0, 1, payload, nil) })
+		const commands = 64
+		kept := make([]*Process, commands)
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		for i := range kept {
+			kept[i], _, _ = hear(b)
+		}
+		// Keep only the processes, not the connection.
+		exits := make([]Exit, commands)
+		for i, p := range kept {
+			exits[i], kept[i] = p.exit, nil
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		for _, exit := range exits {
+			if len(exit.Killed) > 0 && len(exit.Killed[0].Name) > wire.MaxVictimName {
+				t.Fatalf("%s: a name of %d bytes is kept", name, len(exit.Killed[0].Name))
+			}
+		}
+		if n := int64(after.HeapAlloc-before.HeapAlloc) / commands; n > 4<<10 {
+			t.Errorf("%s: an exit of %d bytes takes %d", name, len(payload), n)
+		}
+		runtime.KeepAlive(exits)
+	}
+}
+
 func TestFailureMessagesAreMadeFit(t *testing.T) {
 	err := failure(&wire.Failure{Code: wire.FailNotFound, Message: "a\x1b[31m\nb\xff" + strings.Repeat("é", 2000)})
 	var e *skerry.Error
@@ -150,12 +281,14 @@ func TestFailureMessagesAreMadeFit(t *testing.T) {
 	if !strings.HasPrefix(e.Message, "a?[31m?b?é") || len(e.Message) > 1100 {
 		t.Errorf("%q", e.Message)
 	}
-	if err := failure(&wire.Failure{Code: "made up", Message: "x"}); skerry.CodeOf(err) != skerry.CodeInternal {
-		t.Errorf("an unknown code: %v", err)
+	made := wire.FailureCode("made\nup" + strings.Repeat("é", 20_000))
+	if err := failure(&wire.Failure{Code: made, Message: "x"}); skerry.CodeOf(err) != skerry.CodeInternal ||
+		len(err.Error()) > 1100 || strings.Contains(err.Error(), "\n") {
+		t.Errorf("an unknown code: %d bytes, %.100v", len(err.Error()), err)
 	}
 }
 
-// FuzzClient takes any bytes for what an agent says.
+// FuzzClient receives any bytes from an agent.
 func FuzzClient(f *testing.F) {
 	f.Add(say(func(l *wire.Link) {
 		l.SendJSON(wire.TypeReply, 1, wire.Reply{PID: 5})
@@ -173,7 +306,7 @@ func FuzzClient(f *testing.F) {
 			t.Fatal("the connection goes on after its end")
 		}
 		ctx := context.Background()
-		// Everybody who waits is told.
+		// All waits end.
 		if exit, err := p.Wait(ctx); err == nil && (exit.Code < 0 || exit.Code > 255 || exit.Duration < 0) {
 			t.Fatalf("an exit of %+v", exit)
 		}

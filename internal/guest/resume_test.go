@@ -22,14 +22,13 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// numbers is a script whose output tells every lost or doubled byte: the
-// numbers from 1 to n, on both streams.
+// numbers is a script that prints the numbers from 1 to n on both streams. So every lost
+// or repeated byte shows.
 func numbers(n int) guest.StartSpec {
 	return guest.StartSpec{Name: "sh", Args: []string{"-c", fmt.Sprintf("seq %d & seq %d >&2; wait; exit 3", n, n)}}
 }
 
-// store is what a host keeps of a process: hashes of the streams and how long
-// they are.
+// store is the state that a host keeps of a process: hashes and lengths of the streams.
 type store struct {
 	sum map[skerry.Stream]hash.Hash
 	len map[skerry.Stream]int64
@@ -79,10 +78,9 @@ func TestResumeContinuesToTheByte(t *testing.T) {
 	p := mustStart(t, c, spec)
 	kept := newStore()
 	for round := 0; ; round++ {
-		// Chunks are kept and the acknowledging is left behind by some, as a
-		// host that dies would have it. The count is the stream's own: the
-		// streams take turns, and one of which every chunk falls on the same
-		// number would never be acknowledged, and stop at its full window.
+		// Store all chunks, but acknowledge only some, as a host that dies. Count
+		// per stream: the streams take turns, and with a common count one of them
+		// might never be acknowledged and block at its full window.
 		chunks, got := 0, map[skerry.Stream]int{}
 		for limit := 7 + round*13; chunks < limit; chunks++ {
 			chunk, err := p.Next(ctx)
@@ -119,7 +117,7 @@ func TestResumeContinuesToTheByte(t *testing.T) {
 		t.Fatalf("%+v, %v", exit, err)
 	}
 	kept.check(t, n)
-	// The exit is kept until it is acknowledged, and not longer.
+	// The agent keeps the exit until Forget, and no longer.
 	c.Close()
 	c, procs := s.reattach(kept.point("long"))
 	if p = procs["long"]; p == nil {
@@ -170,7 +168,7 @@ func TestHostKilled(t *testing.T) {
 	if err := host.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	host.Wait() // killed: its error says nothing
+	host.Wait() // its error is the kill
 	var have int64
 	if _, err := fmt.Sscanf(line, "stored %d", &have); err != nil {
 		t.Fatalf("%q: %v", line, err)
@@ -194,7 +192,7 @@ func TestHostKilled(t *testing.T) {
 	}
 }
 
-// doomedHost stores some output, says how much, and reads on without storing
+// doomedHost stores some output, reports how much, and reads more without storing it
 // until it is killed.
 func doomedHost(t *testing.T) {
 	conn, err := wire.NewDuplex(3, 4)
@@ -242,8 +240,8 @@ func TestProcessEndsWithoutHost(t *testing.T) {
 	}
 }
 
-// TestBrokenHostsLoseTheAgent: what is not the protocol ends the connection for
-// good, and nothing is done that it asks for.
+// TestBrokenHostsLoseTheAgent: a violation of the protocol ends the connection for good,
+// and has no other effect.
 func TestBrokenHostsLoseTheAgent(t *testing.T) {
 	frames := map[string]func(l *wire.Link) error{
 		"garbage":         nil,
@@ -257,7 +255,7 @@ func TestBrokenHostsLoseTheAgent(t *testing.T) {
 			l.SendJSON(wire.TypeStart, 1<<21, wire.Start{Key: "y", Name: "sleep", Args: []string{"100"}, Stdin: true})
 			for range 2*(wire.Window+1<<20)/wire.MaxData + 2 {
 				if err := l.Send(wire.TypeData, wire.StreamIn, 1<<21, make([]byte, wire.MaxData), nil); err != nil {
-					return nil // the agent has had enough
+					return nil // the agent has closed the connection
 				}
 			}
 			return nil
@@ -292,7 +290,7 @@ func TestBrokenHostsLoseTheAgent(t *testing.T) {
 	}
 }
 
-// TestHostsThatGoInTheMiddle leave half a frame behind.
+// TestHostsThatGoInTheMiddle: hosts leave an incomplete frame.
 func TestHostsThatGoInTheMiddle(t *testing.T) {
 	s, c := start(t)
 	p := mustStart(t, c, guest.StartSpec{ID: "steady", Name: "cat", Stdin: true, TTY: &guest.Size{Cols: 80, Rows: 24}})
@@ -322,7 +320,7 @@ func TestSlowReaderOfAGigabyte(t *testing.T) {
 	var before runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	// While nobody reads, the command waits; others are not disturbed.
+	// While nobody reads, the command blocks. Others are not affected.
 	for range 20 {
 		if got := sh(t, c, "head -c 2000000 /dev/zero | wc -c; ps -C head -o stat= | head -1"); !strings.HasPrefix(got, "2000000") {
 			t.Fatalf("beside the slow one: %q", got)

@@ -22,9 +22,8 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// These tests run the real agent as the init of its own pid, mount, network
-// and host name spaces, over a copy-on-write view of this machine's files.
-// They need root.
+// These tests need root. They run the real agent as init in its own PID, mount, network
+// and UTS namespaces, on a copy-on-write view of the files of this machine.
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "enter-sandbox" {
@@ -55,8 +54,7 @@ var buildAgent = sync.OnceValue(func() error {
 	return nil
 })
 
-// enterSandbox runs as pid 1 of the new name spaces. What it mounts goes with
-// them.
+// enterSandbox runs as PID 1 of the new namespaces. Its mounts end with them.
 func enterSandbox(root, agent string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("private mounts: %w", err)
@@ -176,7 +174,7 @@ func bootWith(t testing.TB, guestEnd pipes.Guest) *sandbox {
 	return &sandbox{t, cmd.Process.Pid, names}
 }
 
-// testContext bounds a test.
+// testContext returns a context with the time limit of a test.
 func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
@@ -201,7 +199,8 @@ func start(t testing.TB) (*sandbox, *guest.Client) {
 	return s, c
 }
 
-// attach begins anew on the agent's pipes. The connection before is closed.
+// attach opens a new connection over the agent's pipes. The agent drops the previous
+// one.
 func (s *sandbox) attach() *wire.Duplex {
 	s.t.Helper()
 	conn, err := pipes.Take(testContext(s.t), s.pid, s.pipes)
@@ -238,7 +237,7 @@ func newID() string {
 	return fmt.Sprint("cmd_", lastID)
 }
 
-// result is what a finished command has left.
+// result is the output and exit of a command.
 type result struct {
 	guest.Exit
 	stdout, stderr string
@@ -256,7 +255,7 @@ func mustStart(t testing.TB, c *guest.Client, spec guest.StartSpec) *guest.Proce
 	return p
 }
 
-// finish takes all output of p in.
+// finish receives all output of p.
 func finish(ctx context.Context, p *guest.Process) (result, error) {
 	var out, errs bytes.Buffer
 	for {
@@ -292,7 +291,7 @@ func run(t testing.TB, c *guest.Client, spec guest.StartSpec) result {
 	return r
 }
 
-// sh runs a script of which success is expected, and returns what it printed.
+// sh runs a script that must succeed, and returns its output.
 func sh(t testing.TB, c *guest.Client, script string) string {
 	t.Helper()
 	r := run(t, c, guest.StartSpec{Name: "sh", Args: []string{"-c", script}})

@@ -7,18 +7,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
 // defaultRuntimes are the runtimes of the default image, the default first.
-var defaultRuntimes = []string{skerry.DefaultRuntime, "node22", "python3.13"}
+var defaultRuntimes = []string{skerry.DefaultRuntime, "node26", "node22", "python3.13"}
 
 // BuildDefault makes the default image, unless the store has it already, and
 // makes it the one that sandboxes start from. It needs root, mmdebstrap and
 // mkfs.erofs. If it fails or ctx ends, nothing is left behind.
 func (s *Store) BuildDefault(ctx context.Context, progress Progress) (Meta, error) {
+	return s.makeDefault(ctx, false, progress)
+}
+
+// RefreshDefault makes the default image anew, from the packages that Debian has
+// today. Sandboxes and snapshots that start from the one before go on with it,
+// and GC removes it once there are none.
+func (s *Store) RefreshDefault(ctx context.Context, progress Progress) (Meta, error) {
+	return s.makeDefault(ctx, true, progress)
+}
+
+func (s *Store) makeDefault(ctx context.Context, anew bool, progress Progress) (Meta, error) {
 	r, err := s.recipe()
 	if err != nil {
 		return Meta{}, err
@@ -27,26 +40,30 @@ func (s *Store) BuildDefault(ctx context.Context, progress Progress) (Meta, erro
 	if err != nil {
 		return Meta{}, err
 	}
-	if m, ok, err := s.reuse(ctx, "recipe:"+key, defaultRef); ok || err != nil {
-		progress.report("ready", 100)
-		return m, err
+	if !anew {
+		if m, ok, err := s.reuse(ctx, "recipe:"+key, defaultRef); ok || err != nil {
+			progress.report("ready", 100)
+			return m, err
+		}
 	}
 	w, err := s.newWork(ctx, "default-"+key)
 	if err != nil {
 		return Meta{}, err
 	}
-	m, err := s.buildDefault(ctx, w, r, "recipe:"+key, progress)
+	m, err := s.buildDefault(ctx, w, r, "recipe:"+key, anew, progress)
 	if closeErr := w.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("cleaning up after building the default image: %w", closeErr)
 	}
 	return m, err
 }
 
-func (s *Store) buildDefault(ctx context.Context, w *work, r recipe, source string, progress Progress) (Meta, error) {
+func (s *Store) buildDefault(ctx context.Context, w *work, r recipe, source string, anew bool, progress Progress) (Meta, error) {
 	// Whoever held the lock before may have built it.
-	if m, ok, err := s.reuse(ctx, source, defaultRef); ok || err != nil {
-		progress.report("ready", 100)
-		return m, err
+	if !anew {
+		if m, ok, err := s.reuse(ctx, source, defaultRef); ok || err != nil {
+			progress.report("ready", 100)
+			return m, err
+		}
 	}
 	root := filepath.Join(w.dir, "root")
 	if err := bootstrap(ctx, w, r, root, progress); err != nil {
@@ -88,6 +105,7 @@ func (s *Store) reuse(ctx context.Context, source string, names ...string) (Meta
 	if err != nil {
 		return Meta{}, false, err
 	}
+	slices.SortFunc(metas, func(a, b Meta) int { return b.CreatedAt.Compare(a.CreatedAt) }) // the newest first
 	for _, m := range metas {
 		if m.Source != source {
 			continue
@@ -157,8 +175,15 @@ done
 unset i
 `
 
+// expectedDirs are folders that the scripts of packages take for granted. They
+// are gone with the documentation that is kept out.
+var expectedDirs = []string{
+	"usr/share/man/man1", "usr/share/man/man2", "usr/share/man/man3", "usr/share/man/man4", "usr/share/man/man5", "usr/share/man/man6",
+	"usr/share/man/man7", "usr/share/man/man8", "usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/lintian/overrides",
+}
+
 // configFiles are files of the default image that no package has. sudo keeps
-// the PATH of the sandbox's user, so that it finds the runtime too.
+// the environment of the sandbox's user, so that it finds the runtime too.
 var configFiles = []struct {
 	path, content string
 	mode          os.FileMode
@@ -168,10 +193,8 @@ var configFiles = []struct {
 	{"etc/resolv.conf", "", 0o644},
 	{"etc/profile", profile, 0o644},
 	{"etc/default/locale", "LANG=C.UTF-8\n", 0o644},
-	{
-		"etc/sudoers.d/" + skerry.DefaultUser,
-		skerry.DefaultUser + " ALL=(ALL:ALL) NOPASSWD:ALL\nDefaults:" + skerry.DefaultUser + " !secure_path\n", 0o440,
-	},
+	{"etc/sudoers.d/" + skerry.DefaultUser, skerry.DefaultUser + " ALL=(ALL:ALL) NOPASSWD:ALL\n", 0o440},
+	{"etc/sudoers.d/skerry-environment", wire.SudoEnvironment(skerry.DefaultUser, skerry.DefaultUID), 0o440},
 }
 
 // configure makes the user, its directories and the files of the image.
@@ -192,6 +215,14 @@ func configure(ctx context.Context, w *work, root string) error {
 		if err := replaceFile(tree, f.path, f.content, f.mode); err != nil {
 			return err
 		}
+	}
+	for _, dir := range expectedDirs {
+		if err := tree.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := tree.Symlink("../proc/self/mounts", "etc/mtab"); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
 	}
 	if err := allowPip(tree); err != nil {
 		return err
@@ -249,7 +280,7 @@ func makeWorkDir(tree *os.Root) error {
 // "npm install -g" works and puts programs on the PATH. The user can become
 // root anyway.
 func ownNodeRuntimes(tree *os.Root) error {
-	for _, name := range []string{"node24", "node22"} {
+	for _, name := range []string{"node26", "node24", "node22"} {
 		err := fs.WalkDir(tree.FS(), "vercel/runtimes/"+name, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil {
 				return err

@@ -38,9 +38,16 @@ func TestDefaultImage(t *testing.T) {
 		t.Errorf("the default image resolves to %+v, %v", found, err)
 	}
 	root := mount(t, s, m.Digest)
+	for _, dir := range expectedDirs {
+		if st, err := os.Stat(filepath.Join(root, dir)); err != nil || !st.IsDir() {
+			t.Errorf("a folder that packages expect: %v, %v", st, err)
+		}
+	}
 	tests := []struct{ path, command, says string }{
 		{"node24", "node -v", "v24."},
 		{"node24", "npm -v && npx -v && pnpm -v && npm config get prefix", "/vercel/runtimes/node24"},
+		{"node26", "node -v", "v26."},
+		{"node26", "npm -v && npx -v && pnpm -v && npm config get prefix", "/vercel/runtimes/node26"},
 		{"node22", "node -v", "v22."},
 		{"node22", "npm -v && npx -v && pnpm -v", "."},
 		{"python", "python -V && python3 -V", "Python 3.13"},
@@ -49,6 +56,8 @@ func TestDefaultImage(t *testing.T) {
 		{"node24", "bash -lc 'node -v && echo $LANG && locale -a'", "C.utf8"},
 		{"node24", "sudo -n id -u && sudo -n node -v", "v24."},
 		{"node24", "id -un && echo ~ && stat -c '%U %a' /vercel/sandbox /tmp", "vercel-sandbox\n/home/vercel-sandbox\nvercel-sandbox 755\nroot 1777"},
+		{"node24", "exec 2>/dev/null; LAB=kept sudo -n printenv LAB && sudo -n sh -c 'echo $HOME'", "kept\n/root"},
+		{"node24", "readlink /etc/mtab", "../proc/self/mounts"},
 		{"node24", "ls -l /usr/bin/ping", "-rwsr-xr-x"},
 		{"node24", "for c in dig bzip2 find git gzip openssl ps tar unzip which whois zip zstd curl wget less nano vi file jq xz ssh nc ip; do command -v $c || exit 1; done", "/usr/bin/git"},
 		{"node24", "apt-config dump APT::Sandbox::User && cat /etc/apt/sources.list.d/*", "trixie"},
@@ -144,5 +153,43 @@ func writeAll(t *testing.T, dir string, files map[string]string) {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestRefresh: an image that is there is built anew when that is asked for, and
+// the newest of a recipe is the one that is used.
+func TestRefresh(t *testing.T) {
+	nowhere := httptest.NewServer(http.NotFoundHandler())
+	defer nowhere.Close()
+	s, err := Open(Options{Dir: t.TempDir(), Mirror: nowhere.URL + "/debian"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.recipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := r.key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var newest Meta
+	for _, content := range []string{"first", "second", "third"} {
+		packed := filepath.Join(t.TempDir(), "packed")
+		if err := os.WriteFile(packed, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if newest, err = s.add(t.Context(), packed, Meta{Source: "recipe:" + key}, defaultRef); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m, err := s.BuildDefault(t.Context(), nil); err != nil || m.Digest != newest.Digest {
+		t.Errorf("an image that is there: %+v, %v, want %s", m, err, newest.Digest)
+	}
+	if _, err := s.RefreshDefault(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "mmdebstrap") {
+		t.Errorf("a refresh from no mirror answered %v", err)
+	}
+	if m, err := s.Resolve(t.Context(), ""); err != nil || m.Digest != newest.Digest {
+		t.Errorf("after a refresh that failed the default image is %+v, %v", m, err)
 	}
 }

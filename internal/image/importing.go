@@ -204,7 +204,7 @@ func checkSmall(name string, h *tar.Header) error {
 func chooseTag(list tarball.Manifest, ref string) (*name.Tag, error) {
 	tag, err := name.NewTag(ref)
 	if err != nil {
-		return nil, skerry.Invalid("name", "the tarball has %d images: name one of them", len(list))
+		return nil, skerry.Invalid("name", "the tarball has %d images: give the name of one of them", len(list))
 	}
 	return &tag, nil
 }
@@ -263,7 +263,7 @@ func (s *Store) importLayout(ctx context.Context, dir, ref string, progress Prog
 	case 1:
 		return s.storeAs(ctx, found[0], ref, progress)
 	}
-	return Meta{}, skerry.Invalid("name", "the layout has %d images, and not one of this name", len(found))
+	return Meta{}, skerry.Invalid("name", "the layout has %d images, but none with this name", len(found))
 }
 
 // maxIndexDepth is how deep indexes in indexes are looked into; real ones have
@@ -288,7 +288,7 @@ func smallFile(dir, name string) error {
 	case err != nil:
 		return invalidImage("it is not an OCI layout: %w", err)
 	case !info.Mode().IsRegular() || info.Size() > maxManifest:
-		return invalidImage("%s is no file of at most %d bytes", name, maxManifest)
+		return invalidImage("%s is not a file of at most %d bytes", name, maxManifest)
 	}
 	return nil
 }
@@ -359,12 +359,15 @@ func (s *Store) storeAs(ctx context.Context, img v1.Image, ref string, progress 
 	if ref == "" {
 		return Meta{}, skerry.Invalid("name", "the image has no name of its own: give it one")
 	}
-	if len(ref) > maxReference {
-		return Meta{}, skerry.Invalid("name", "it is longer than %d bytes", maxReference)
+	if err := skerry.ValidateImage("name", ref); err != nil {
+		return Meta{}, err
 	}
 	tag, err := name.NewTag(ref)
 	if err != nil {
-		return Meta{}, skerry.Invalid("name", "%q is not a name of the form name[:tag]", ref)
+		return Meta{}, skerry.Invalid("name", "%q does not have the form name[:tag]", ref)
+	}
+	if err := s.checkUnsigned(tag.Repository.Name()); err != nil {
+		return Meta{}, err
 	}
 	o, err := checkImage(img)
 	if err != nil {

@@ -159,7 +159,7 @@ func (u *unpacker) whiteout(_ context.Context, e *entry) error {
 	}
 	p.name = strings.TrimPrefix(base, whiteoutPrefix)
 	if p.name == "" || p.name == "." || p.name == ".." {
-		return broken("it removes no name")
+		return broken("a whiteout entry must name a file")
 	}
 	return p.remove()
 }
@@ -242,7 +242,7 @@ func (u *unpacker) create(ctx context.Context, p place, e *entry) error {
 	case tar.TypeFifo:
 		return unix.Mknodat(p.dir, p.name, unix.S_IFIFO|0o600, 0)
 	}
-	return broken("it is of the unknown type %q", e.Typeflag)
+	return broken("it has the unknown type %q", e.Typeflag)
 }
 
 func (u *unpacker) createFile(ctx context.Context, p place, e *entry) error {
@@ -295,7 +295,7 @@ func (u *unpacker) createLink(p place, e *entry) error {
 // time, in this order: each of the first two takes away some of the next.
 func setAttributes(p place, e *entry) error {
 	if e.Uid < 0 || e.Uid > maxID || e.Gid < 0 || e.Gid > maxID {
-		return broken("its owner %d:%d is not one", e.Uid, e.Gid)
+		return broken("its owner %d:%d is not valid", e.Uid, e.Gid)
 	}
 	if err := unix.Fchownat(p.dir, p.name, e.Uid, e.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("setting the owner: %w", err)

@@ -50,6 +50,9 @@ func checkImage(img v1.Image) (*ociImage, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the image's manifest: %w", err)
 	}
+	if len(raw) > maxManifest {
+		return nil, invalidImage("its manifest is larger than %d bytes", maxManifest)
+	}
 	if !isHash(digest, raw) {
 		return nil, invalidImage("its manifest does not have the digest %s", digest)
 	}
@@ -58,7 +61,7 @@ func checkImage(img v1.Image) (*ociImage, error) {
 		return nil, invalidImage("its manifest cannot be parsed: %w", err)
 	}
 	if size := manifest.Config.Size; size < 0 || size > maxManifest {
-		return nil, invalidImage("its configuration has %d bytes, at most %d may be", size, maxManifest)
+		return nil, invalidImage("its configuration has %d bytes; at most %d are allowed", size, maxManifest)
 	}
 	rawConfig, err := img.RawConfigFile()
 	if err != nil {
@@ -98,7 +101,7 @@ func (o *ociImage) check() error {
 		return invalidImage("it is for %.50s/%.50s, this machine is linux/%s", c.OS, c.Architecture, runtime.GOARCH)
 	}
 	if len(c.Config.Env) > skerry.MaxEnv {
-		return invalidImage("it sets more than %d environment variables", skerry.MaxEnv)
+		return invalidImage("it sets more than %d environment variables, the maximum", skerry.MaxEnv)
 	}
 	return nil
 }
@@ -230,7 +233,7 @@ func layerError(ctx context.Context, diffID v1.Hash, err error) error {
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
 		return skerry.Errorf(skerry.CodeDiskFull, "fetching layer %s: %w", diffID, err)
 	case errors.As(err, &network):
-		return skerry.Errorf(skerry.CodeUnavailable, "fetching layer %s: the registry broke off: %w", diffID, err)
+		return skerry.Errorf(skerry.CodeUnavailable, "fetching layer %s: the registry closed the connection: %w", diffID, err)
 	case errors.As(err, new(*os.PathError)): // of this machine
 		return fmt.Errorf("fetching layer %s: %w", diffID, err)
 	}

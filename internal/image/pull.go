@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -24,14 +26,14 @@ type PullOptions struct {
 	Insecure bool
 }
 
-// headerTime bounds how long a registry may take to begin an answer.
+// headerTime is the default of Options.
 const headerTime = time.Minute
 
 // Pull takes an image from a registry into the store, under the name that it
 // has there. Credentials are those of "docker login" on this machine.
 func (s *Store) Pull(ctx context.Context, ref string, opt PullOptions, progress Progress) (Meta, error) {
-	if len(ref) > maxReference {
-		return Meta{}, skerry.Invalid("image", "the reference is longer than %d bytes", maxReference)
+	if err := skerry.ValidateImage("image", ref); err != nil {
+		return Meta{}, err
 	}
 	named, err := name.ParseReference(ref)
 	if err != nil {
@@ -41,16 +43,17 @@ func (s *Store) Pull(ctx context.Context, ref string, opt PullOptions, progress 
 		}
 	}
 	if opt.Insecure && !isLoopback(named.Context().RegistryStr()) {
-		return Meta{}, skerry.Invalid("image", "plain HTTP is allowed to a registry on a loopback address only")
+		return Meta{}, skerry.Invalid("image", "plain HTTP is allowed only to a registry on a loopback address")
 	}
 	progress.report("asking the registry", 0)
-	transport := newRegistryTransport(opt.Insecure)
+	transport := newRegistryTransport(opt.Insecure, s.opt.headerTime)
 	defer transport.CloseIdleConnections()
-	img, err := remote.Image(named,
+	img, err := s.resolve(ctx, named, []remote.Option{
 		remote.WithContext(ctx),
 		remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}),
 		remote.WithTransport(transport),
-		remote.WithAuthFromKeychain(authn.DefaultKeychain))
+		remote.WithAuthFromKeychain(authn.DefaultKeychain),
+	})
 	if err != nil {
 		return Meta{}, pullError(ctx, ref, err)
 	}
@@ -63,6 +66,30 @@ func (s *Store) Pull(ctx context.Context, ref string, opt PullOptions, progress 
 		return Meta{}, fmt.Errorf("pulling image %q: %w", ref, err)
 	}
 	return m, nil
+}
+
+// resolve asks a registry for an image, and refuses one that the policy does not
+// let in. What is returned has the digest that was looked at.
+func (s *Store) resolve(ctx context.Context, named name.Reference, options []remote.Option) (v1.Image, error) {
+	found, err := remote.Get(named, options...)
+	if err != nil {
+		return nil, err
+	}
+	if len(found.Manifest) > maxManifest {
+		return nil, invalidImage("its manifest is larger than %d bytes", maxManifest)
+	}
+	img, err := found.Image()
+	if err != nil {
+		return nil, err
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.checkSigned(ctx, named.Context(), slices.Compact([]v1.Hash{found.Digest, digest}), options); err != nil {
+		return nil, err
+	}
+	return img, nil
 }
 
 func isLoopback(registry string) bool {
@@ -84,17 +111,17 @@ func pullError(ctx context.Context, ref string, err error) error {
 	if errors.As(err, &known) {
 		return fmt.Errorf("pulling image %q: %w", ref, err)
 	}
-	code, what := skerry.CodeUnavailable, "its registry cannot be asked"
+	code, what := skerry.CodeUnavailable, "its registry cannot be reached"
 	var answer *transport.Error
 	if errors.As(err, &answer) {
 		switch answer.StatusCode {
 		case http.StatusNotFound:
 			code, what = skerry.CodeNotFound, "its registry does not have it"
 		case http.StatusUnauthorized, http.StatusForbidden:
-			code, what = skerry.CodeForbidden, "its registry does not allow it to be read; see \"docker login\""
+			code, what = skerry.CodeForbidden, "its registry does not allow reading it; see \"docker login\""
 		}
-	} else if !errors.As(err, new(*net.OpError)) {
-		code, what = skerry.CodeImageInvalid, "what its registry has is not an image for this machine"
+	} else if !errors.As(err, new(*net.OpError)) && !errors.As(err, new(*url.Error)) {
+		code, what = skerry.CodeImageInvalid, "it is not an image for this machine"
 	}
 	return &skerry.Error{Code: code, Field: "image", Message: fmt.Sprintf("image %q: %s", ref, what), Err: err}
 }
@@ -106,7 +133,7 @@ type registryTransport struct {
 	insecure bool
 }
 
-func newRegistryTransport(insecure bool) *registryTransport {
+func newRegistryTransport(insecure bool, headerTime time.Duration) *registryTransport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.ResponseHeaderTimeout = headerTime
 	return &registryTransport{Transport: t, insecure: insecure}

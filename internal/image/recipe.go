@@ -15,7 +15,7 @@ import (
 const (
 	// recipeVersion is raised with every change of how the default image is
 	// put together that the rest of the recipe does not show.
-	recipeVersion = 2
+	recipeVersion = 3
 	debianSuite   = "trixie"
 	debianMirror  = "http://deb.debian.org/debian"
 	// debianKeyring checks the archive's signatures; the package of the same

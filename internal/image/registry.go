@@ -40,14 +40,19 @@ const (
 type packageRegistry struct {
 	npm, pypi string
 	client    *http.Client
+	// most bounds a package, patience one try of it; see above.
+	most     int64
+	patience time.Duration
 }
 
 func newPackageRegistry() *packageRegistry {
 	home, _ := os.UserHomeDir() // without a home there is no configuration in it
 	return &packageRegistry{
-		npm:    npmRegistry(os.Getenv, home),
-		pypi:   pypiIndex(os.Getenv, home),
-		client: &http.Client{},
+		npm:      npmRegistry(os.Getenv, home),
+		pypi:     pypiIndex(os.Getenv, home),
+		client:   &http.Client{},
+		most:     maxDownload,
+		patience: downloadTime,
 	}
 }
 
@@ -197,7 +202,7 @@ func (r *packageRegistry) fetch(ctx context.Context, from, file string, newHash 
 }
 
 func (r *packageRegistry) fetchOnce(ctx context.Context, from, file string, sum hash.Hash, want []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, downloadTime)
+	ctx, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
 	resp, err := r.get(ctx, from, "*/*")
 	if err != nil {
@@ -208,15 +213,15 @@ func (r *packageRegistry) fetchOnce(ctx context.Context, from, file string, sum 
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(io.MultiWriter(out, sum), io.LimitReader(resp.Body, maxDownload+1))
+	n, err := io.Copy(io.MultiWriter(out, sum), io.LimitReader(resp.Body, r.most+1))
 	if closeErr := out.Close(); err == nil {
 		err = closeErr
 	}
 	switch {
 	case err != nil:
 		return err
-	case n > maxDownload:
-		return fmt.Errorf("it is larger than %d bytes", maxDownload)
+	case n > r.most:
+		return fmt.Errorf("it is larger than %d bytes", r.most)
 	case subtle.ConstantTimeCompare(sum.Sum(nil), want) != 1:
 		return fmt.Errorf("its hash is not the pinned one")
 	}

@@ -26,6 +26,12 @@ func TestRegistriesOfTheMachine(t *testing.T) {
 	}
 }
 
+func registryAt(s *httptest.Server) *packageRegistry {
+	r := newPackageRegistry()
+	r.npm, r.pypi, r.client = s.URL+"/", s.URL+"/", s.Client()
+	return r
+}
+
 func TestFetchChecksHashes(t *testing.T) {
 	json := false
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -42,7 +48,7 @@ func TestFetchChecksHashes(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	r := &packageRegistry{npm: server.URL + "/", pypi: server.URL + "/", client: server.Client()}
+	r := registryAt(server)
 	file := filepath.Join(t.TempDir(), "download")
 	sum := sha512.Sum512([]byte("contents"))
 	good := npmPin{Name: "npm", Version: "1.0.0", Integrity: "sha512-" + base64.StdEncoding.EncodeToString(sum[:])}

@@ -12,22 +12,18 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
-
-// maxReference bounds what a client names an image by, in bytes. Registries
-// allow 255 for the repository and 128 for the tag.
-const maxReference = 512
 
 // Resolve finds the stored image that a client means by ref: the default image
 // (""), "name[:tag]", "name@sha256:…", or a digest alone. A digest may be that
 // of the image file or of the OCI manifest that it was made from.
-func (s *Store) Resolve(_ context.Context, ref string) (controller.Image, error) {
+func (s *Store) Resolve(_ context.Context, ref string) (nodeapi.Image, error) {
 	m, err := s.find(ref)
 	if err != nil {
-		return controller.Image{}, err
+		return nodeapi.Image{}, err
 	}
-	img := controller.Image{Digest: m.Digest, Runtimes: m.Runtimes, Env: m.Env}
+	img := nodeapi.Image{Digest: m.Digest, Runtimes: m.Runtimes, Env: m.Env}
 	if m.Repository != "" {
 		img.Name = m.Repository + "@" + m.Source
 	}
@@ -36,8 +32,8 @@ func (s *Store) Resolve(_ context.Context, ref string) (controller.Image, error)
 
 // find returns the image for a reference.
 func (s *Store) find(ref string) (Meta, error) {
-	if len(ref) > maxReference {
-		return Meta{}, skerry.Invalid("image", "the reference is longer than %d bytes", maxReference)
+	if err := skerry.ValidateImage("image", ref); err != nil {
+		return Meta{}, err
 	}
 	if ref == "" {
 		return s.named(defaultRef, "the default image is not built: run \"sandboxd image build\" on the server")
@@ -143,6 +139,9 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	}
 	defer held.Close()
 	m, err := s.find(ref)
+	if skerry.CodeOf(err) == skerry.CodeNotFound {
+		return skerry.Errorf(skerry.CodeNotFound, "there is no image %q; \"sandboxd image ls\" shows the images", ref)
+	}
 	if err != nil {
 		return err
 	}

@@ -28,13 +28,11 @@ func installRuntimes(ctx context.Context, w *work, r recipe, root string, progre
 	}
 	defer tree.Close()
 	in := &installer{registry: newPackageRegistry(), recipe: r, tree: tree, download: filepath.Join(w.dir, "download")}
-	progress.report("installing node 24", 60)
-	if err := in.node(ctx, "24"); err != nil {
-		return fmt.Errorf("node 24: %w", err)
-	}
-	progress.report("installing node 22", 70)
-	if err := in.node(ctx, "22"); err != nil {
-		return fmt.Errorf("node 22: %w", err)
+	for i, major := range []string{"24", "26", "22"} {
+		progress.report("installing node "+major, 60+6*i)
+		if err := in.node(ctx, major); err != nil {
+			return fmt.Errorf("node %s: %w", major, err)
+		}
 	}
 	progress.report("installing uv", 80)
 	if err := in.python(ctx); err != nil {

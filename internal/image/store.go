@@ -35,6 +35,8 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/atomicfile"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
 // Progress is told how far a long operation is: what it does now, and how much
@@ -61,6 +63,9 @@ type Options struct {
 	SecurityMirror string
 	// Limits bound OCI images.
 	Limits Limits
+
+	// headerTime bounds how long a registry may take to begin an answer.
+	headerTime time.Duration
 }
 
 // Store keeps images in a directory. Several processes may use it at once.
@@ -85,9 +90,9 @@ type Meta struct {
 	Env      map[string]string `json:"env,omitempty"`
 	// Xattrs are the extended attributes of its files, which gVisor cannot
 	// read from EROFS: the guest sets them.
-	Xattrs  Xattrs `json:"xattrs,omitempty"`
-	WorkDir string `json:"workDir,omitempty"`
-	User    string `json:"user,omitempty"`
+	Xattrs  wire.Xattrs `json:"xattrs,omitempty"`
+	WorkDir string      `json:"workDir,omitempty"`
+	User    string      `json:"user,omitempty"`
 }
 
 // reference is a name and the image that it stands for.
@@ -104,6 +109,9 @@ const defaultRef = "default"
 func Open(opt Options) (*Store, error) {
 	if opt.Dir == "" {
 		return nil, errors.New("opening the image store: no directory given")
+	}
+	if opt.headerTime == 0 {
+		opt.headerTime = headerTime
 	}
 	s := &Store{opt: opt}
 	for _, dir := range []string{"", "blobs", "meta", "refs", "work"} {
@@ -127,7 +135,7 @@ func (s *Store) refPath(name string) string {
 }
 
 // Xattrs returns the extended attributes of an image's files.
-func (s *Store) Xattrs(digest string) (Xattrs, error) {
+func (s *Store) Xattrs(digest string) (wire.Xattrs, error) {
 	id, err := parseDigest(digest)
 	if err != nil {
 		return nil, err
@@ -253,37 +261,7 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	// The dot keeps a leftover of a crash out of listings; the next write
-	// replaces it.
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
-	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
-		return err
-	}
-	return moveSynced(tmp, path)
-}
-
-// moveSynced renames a file once its bytes are on disk, and syncs the rename.
-func moveSynced(from, to string) error {
-	for _, step := range []func() error{
-		func() error { return syncPath(from) },
-		func() error { return os.Rename(from, to) },
-		func() error { return syncPath(filepath.Dir(to)) },
-	} {
-		if err := step(); err != nil {
-			os.Remove(from)
-			return err
-		}
-	}
-	return nil
-}
-
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return atomicfile.WriteDurable("", path, raw)
 }
 
 // add takes a packed image into the store and makes the names stand for it.
@@ -301,7 +279,7 @@ func (s *Store) add(ctx context.Context, packed string, m Meta, names ...string)
 	if err := os.Chmod(packed, 0o400); err != nil {
 		return Meta{}, fmt.Errorf("storing an image: %w", err)
 	}
-	if err := moveSynced(packed, s.blobPath(sum)); err != nil {
+	if err := atomicfile.RenameDurable(packed, s.blobPath(sum)); err != nil {
 		return Meta{}, fmt.Errorf("storing an image: %w", err)
 	}
 	if err := writeJSON(s.metaPath(sum), m); err != nil {

@@ -27,10 +27,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-var _ controller.Images = (*Store)(nil)
+var _ nodeapi.Images = (*Store)(nil)
 
 func newStore(t *testing.T) *Store {
 	t.Helper()
@@ -181,6 +181,17 @@ func TestPullRefuses(t *testing.T) {
 	forged := push(t, withConfig(t, image(t, richLayers[0]), func(c *v1.ConfigFile) {
 		c.RootFS.DiffIDs = []v1.Hash{{Algorithm: "sha256", Hex: strings.Repeat("0", 64)}}
 	}))
+	hugeImage := mutate.Annotations(image(t, richLayers[0]), map[string]string{"a": strings.Repeat("x", maxManifest)}).(v1.Image)
+	huge := push(t, hugeImage)
+	inIndex, err := name.NewTag(strings.TrimSuffix(huge, "v1") + "index")
+	if err == nil {
+		err = remote.WriteIndex(inIndex, mutate.AppendManifests(empty.Index, mutate.IndexAddendum{
+			Add: hugeImage, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}},
+		}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	tests := []struct {
 		name, ref string
 		insecure  bool
@@ -195,6 +206,8 @@ func TestPullRefuses(t *testing.T) {
 		{"no layers", chart, true, skerry.CodeImageInvalid},
 		{"evil layer", evil, true, skerry.CodeImageInvalid},
 		{"other architecture", other, true, skerry.CodeImageInvalid},
+		{"huge manifest", huge, true, skerry.CodeImageInvalid},
+		{"huge manifest in an index", inIndex.Name(), true, skerry.CodeImageInvalid},
 		{"forged layer hash", forged, true, skerry.CodeImageInvalid},
 	}
 	for _, tt := range tests {
@@ -341,7 +354,7 @@ func TestResolveUnknown(t *testing.T) {
 		{"sha256:" + strings.Repeat("a", 64), "aaaa", skerry.CodeNotFound},
 		{"sha256:../../etc/passwd", "digest", skerry.CodeBadRequest},
 		{"Not A Reference", "reference", skerry.CodeBadRequest},
-		{strings.Repeat("a", 10_000), "longer", skerry.CodeBadRequest},
+		{strings.Repeat("a", 10_000), "at most 512 bytes", skerry.CodeBadRequest},
 	}
 	for _, tt := range tests {
 		_, err := s.Resolve(t.Context(), tt.ref)

@@ -8,13 +8,12 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// Xattrs are extended attributes by the path of the file, absolute in the
-// image, and by their name.
-type Xattrs = map[string]map[string][]byte
-
-// Bounds of an image's extended attributes: the guest sets them at each start.
+// Bounds of an image's extended attributes, with their names and the paths of
+// their files: the guest sets them at each start.
 // Of ordinary images one or two programs have capabilities.
 const (
 	maxXattrFiles = 1024
@@ -23,8 +22,8 @@ const (
 
 // readXattrs returns the extended attributes in a tree. Of hard links the
 // first stands for all.
-func readXattrs(root string) (Xattrs, error) {
-	found := Xattrs{}
+func readXattrs(root string) (wire.Xattrs, error) {
+	found := wire.Xattrs{}
 	size := 0
 	seen := map[uint64]bool{}
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
@@ -43,8 +42,9 @@ func readXattrs(root string) (Xattrs, error) {
 			return nil
 		}
 		seen[st.Ino] = true
-		found["/"+strings.TrimPrefix(strings.TrimPrefix(path, root), "/")] = attrs
-		if size += n + len(path); len(found) > maxXattrFiles || size > maxXattrBytes {
+		name := "/" + strings.TrimPrefix(strings.TrimPrefix(path, root), "/")
+		found[name] = attrs
+		if size += n + len(name); len(found) > maxXattrFiles || size > maxXattrBytes {
 			return invalidImage("more than %d files or %d bytes of extended attributes", maxXattrFiles, maxXattrBytes)
 		}
 		return nil

@@ -9,7 +9,7 @@ import (
 
 // CheckDomain refuses what no host name can end with.
 func CheckDomain(domain string) error {
-	bad := fmt.Errorf("ingress: %q is no domain in lower case", domain)
+	bad := fmt.Errorf("%q is not a domain name in lower case", domain)
 	if len(domain) > 200 || net.ParseIP(domain) != nil {
 		return bad
 	}

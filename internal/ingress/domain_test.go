@@ -61,7 +61,7 @@ func certificate(t *testing.T, dir string, serial int64) *x509.CertPool {
 }
 
 // startDomain makes an ingress in domain mode.
-func startDomain(t *testing.T, s *sandbox) (i *Ingress, ports []skerry.PublishedPort, addr string, trust *x509.CertPool) {
+func startDomain(t *testing.T, s *sandbox, changes ...func(*Config)) (i *Ingress, ports []skerry.PublishedPort, addr string, trust *x509.CertPool) {
 	t.Helper()
 	dir := t.TempDir()
 	trust = certificate(t, dir, 1)
@@ -73,7 +73,12 @@ func startDomain(t *testing.T, s *sandbox) (i *Ingress, ports []skerry.Published
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, ports, _ = start(t, s, func(c *Config) { c.Domain, c.Listener, c.TLS = domain, ln, cert.TLS() })
+	i, ports, _ = start(t, s, func(c *Config) {
+		c.Domain, c.Listener, c.TLS = domain, ln, cert.TLS()
+		for _, change := range changes {
+			change(c)
+		}
+	})
 	return i, ports, ln.Addr().String(), trust
 }
 

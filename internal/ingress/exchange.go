@@ -6,8 +6,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,6 +26,8 @@ type exchange struct {
 	r  *http.Request
 	u  *upstream
 	up *upload // nil for a request without a body
+	// patience is how long the sandbox may think before it answers.
+	patience time.Duration
 	// began says that an answer has come, in part at least.
 	began bool
 	rt    *route
@@ -48,14 +52,14 @@ var heads = sync.Pool{New: func() any { b := make([]byte, 0, 2<<10); return &b }
 func (i *Ingress) forward(w http.ResponseWriter, r *http.Request, rt *route, session string) {
 	buf := heads.Get().(*[]byte)
 	defer heads.Put(buf)
-	head, err := appendHead((*buf)[:0], withoutTokensOf(r), r.Host)
+	head, err := appendHead((*buf)[:0], withoutTokensOf(r), i.hostFor(r, rt))
 	if err != nil {
 		i.refuse(w, r, rt, badRequest)
 		return
 	}
 	*buf = head
 	p := peer{session, rt.Port}
-	u := i.upstreams.take(p)
+	u := i.upstreams.take(p, clientAt(r.RemoteAddr))
 	for {
 		fresh := u == nil
 		if fresh {
@@ -64,7 +68,7 @@ func (i *Ingress) forward(w http.ResponseWriter, r *http.Request, rt *route, ses
 				return
 			}
 		}
-		x := &exchange{w: w, r: r, u: u, rt: rt}
+		x := &exchange{w: w, r: r, u: u, rt: rt, patience: i.cfg.answerTimeout}
 		x.watch()
 		res, err := x.begin(head)
 		if err == nil {
@@ -77,7 +81,7 @@ func (i *Ingress) forward(w http.ResponseWriter, r *http.Request, rt *route, ses
 		if x.began && !errors.Is(err, errUpgrade) {
 			panic(http.ErrAbortHandler) // the client must see that it is cut off
 		}
-		if fresh || x.began || !replayable(r) || r.Context().Err() != nil || rt.ctx.Err() != nil {
+		if fresh || x.began || !replayable(r) || errors.Is(err, os.ErrDeadlineExceeded) || r.Context().Err() != nil || rt.ctx.Err() != nil {
 			i.failed(w, r, rt, err)
 			return
 		}
@@ -85,11 +89,37 @@ func (i *Ingress) forward(w http.ResponseWriter, r *http.Request, rt *route, ses
 	}
 }
 
+// hostFor is the Host that a sandbox sees. The client's own is always in
+// X-Forwarded-Host.
+func (i *Ingress) hostFor(r *http.Request, rt *route) string {
+	if i.cfg.RewriteHost && i.isOurs(r.Host) {
+		return net.JoinHostPort(localhost, strconv.Itoa(rt.Port))
+	}
+	return r.Host
+}
+
+// isOurs reports whether a Host names this installation. Another name's owner
+// may have pointed it at a published port, so that a page of theirs reaches a
+// development server (DNS rebinding); what such a server does against that, it
+// does by the Host.
+func (i *Ingress) isOurs(host string) bool {
+	if i.cfg.Domain != "" {
+		return true // else there was no route
+	}
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = strings.Trim(host, "[]")
+	}
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	_, err = netip.ParseAddr(name)
+	return err == nil || name == localhost || name == strings.ToLower(i.cfg.Host)
+}
+
 // connect makes a connection for a request.
 func (i *Ingress) connect(r *http.Request, rt *route, p peer) (*upstream, error) {
 	ctx, done := joined(r, rt)
 	defer done()
-	return i.upstreams.open(ctx, p)
+	return i.upstreams.open(ctx, p, clientAt(r.RemoteAddr))
 }
 
 // watch closes the connection when the request or the route ends.
@@ -135,7 +165,7 @@ func replayable(r *http.Request) bool {
 // says before it is passed on.
 func (x *exchange) begin(head []byte) (*http.Response, error) {
 	x.u.bound(maxAnswerHeader)
-	if err := x.u.await(answerTimeout); err != nil {
+	if err := x.u.await(x.patience); err != nil {
 		return nil, err
 	}
 	if _, err := x.u.Conn.Write(head); err != nil {
@@ -174,7 +204,7 @@ func (x *exchange) wait() error {
 		if err == nil || x.up == nil || x.up.over() || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
-		if err := x.u.await(answerTimeout); err != nil {
+		if err := x.u.await(x.patience); err != nil {
 			return err
 		}
 	}
@@ -481,7 +511,7 @@ func copyUp(to io.Writer, r *http.Request) (readErr, writeErr error) {
 	}
 	end := []byte("0\r\n")
 	for name, values := range r.Trailer {
-		if isToken(name) && !ofThisHop(name, nil) && !ofTheProxy(name) {
+		if isTrailer(name) {
 			for _, v := range values {
 				end = appendLine(end, name, v)
 			}

@@ -373,7 +373,7 @@ func TestEarlyAnswers(t *testing.T) {
 		t.Errorf("%d %q %v", res.StatusCode, b, err)
 	}
 	// Nobody reads from the client for ever.
-	for i.connections.Load() > 0 {
+	for i.connections.Used() > 0 {
 		time.Sleep(10 * time.Millisecond)
 		if t.Context().Err() != nil {
 			t.Fatal("the connection is left")
@@ -430,8 +430,31 @@ func TestClientGone(t *testing.T) {
 	<-ended
 }
 
-// FuzzHead looks that whatever a client sends, a sandbox reads one request with
-// what the proxy says of it.
+// TestTrailersThatAreNone announces trailers with names that no header has, or
+// that are the proxy's.
+func TestTrailersThatAreNone(t *testing.T) {
+	r := request(t, "POST", "http://a/", strings.NewReader("x"))
+	r.ContentLength = -1
+	r.Trailer = http.Header{"X-End": nil, "\"": nil, "X-B, Host": nil, "X-Forwarded-For": nil, "Connection": nil, "X-Begin": nil}
+	head, err := appendHead(nil, r, "a")
+	if err != nil || !bytes.Contains(head, []byte("chunked\r\nTrailer: X-Begin\r\nTrailer: X-End\r\n\r\n")) {
+		t.Errorf("%q, %v", head, err)
+	}
+}
+
+// TestHostsThatAreNone has hosts in the target, which net/http does not check.
+func TestHostsThatAreNone(t *testing.T) {
+	for host, good := range map[string]bool{"a:80": true, "[::1]": true, "": true, "\"": false, "a b": false, "a\r\nX: y": false, "\xc3\xbc": false} {
+		r := request(t, "GET", "http://a/", nil)
+		r.Host = host
+		for _, sent := range []string{host, "localhost:3000"} {
+			if _, err := appendHead(nil, r, sent); (err == nil) != good {
+				t.Errorf("%q, sent as %q: %v", host, sent, err)
+			}
+		}
+	}
+}
+
 // TestHeadsAreEqual has a request written as it was before, whatever the order
 // in which a map is read.
 func TestHeadsAreEqual(t *testing.T) {
@@ -450,6 +473,8 @@ func TestHeadsAreEqual(t *testing.T) {
 	}
 }
 
+// FuzzHead looks that whatever a client sends, a sandbox reads one request with
+// what the proxy says of it.
 func FuzzHead(f *testing.F) {
 	f.Add("GET", "/a?b", "X-A", "1", "host", "Connection", "close")
 	f.Add("POST", "/%0d%0a", "Transfer-Encoding", "chunked", "h", "Content-Length", "5")

@@ -2,11 +2,16 @@ package ingress
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/skerry-dev/skerry/internal/cgivar"
 )
 
 // errBadRequest is a request that cannot be written as one of HTTP/1.
@@ -18,7 +23,9 @@ var errBadRequest = errors.New("the request cannot be sent on")
 // end a line or a word early is an error or left out: HTTP/2 has other rules.
 func appendHead(b []byte, r *http.Request, host string) ([]byte, error) {
 	target := r.URL.RequestURI()
-	if !isToken(r.Method) || !isTarget(target, r.Method) || host != "" && !isVisible(host) {
+	// net/http's server has looked at the Host header, but not at a host in the
+	// target.
+	if !isToken(r.Method) || !isTarget(target, r.Method) || !httpguts.ValidHostHeader(r.Host) || !httpguts.ValidHostHeader(host) {
 		return nil, errBadRequest
 	}
 	b = append(b, r.Method...)
@@ -71,11 +78,18 @@ func appendHead(b []byte, r *http.Request, host string) ([]byte, error) {
 		b = append(b, "\r\n"...)
 	default:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
-		for name := range r.Trailer {
-			b = appendLine(b, "Trailer", name)
+		for _, name := range slices.Sorted(maps.Keys(r.Trailer)) {
+			if isTrailer(name) {
+				b = appendLine(b, "Trailer", name)
+			}
 		}
 	}
 	return append(b, "\r\n"...), nil
+}
+
+// isTrailer reports whether a header may follow a body.
+func isTrailer(name string) bool {
+	return isToken(name) && !ofThisHop(name, nil) && !ofTheProxy(name)
 }
 
 // hasBody tells a request with a body, if an empty one, from those without.
@@ -107,10 +121,28 @@ func ofThisHop(name string, connection []string) bool {
 	return len(connection) > 0 && hasToken(connection, name)
 }
 
-// ofTheProxy reports whether a header of a request speaks for the proxy.
+// ofTheProxy reports whether a header of a request speaks for the proxy, or would
+// to a program that does not tell "-" from "_": in the variables of CGI, which many
+// servers still make of headers, every character but letters and digits is "_".
 func ofTheProxy(name string) bool {
-	return strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" || name == "X-Real-Ip"
+	if cgivar.HasPrefix(name, "X-Forwarded-") {
+		return true
+	}
+	for _, own := range []string{"Forwarded", "X-Real-Ip", TokenHeader} {
+		if cgivar.Same(name, own) {
+			return true
+		}
+	}
+	for _, own := range framing {
+		if name != own && cgivar.Same(name, own) {
+			return true
+		}
+	}
+	return false
 }
+
+// framing are headers that the proxy makes itself, as ofThisHop has them.
+var framing = []string{"Host", "Connection", "Content-Length", "Transfer-Encoding", "Proxy-Authorization"}
 
 // hasToken looks for a word in the lists that the values are.
 func hasToken(values []string, word string) bool {

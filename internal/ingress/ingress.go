@@ -10,11 +10,16 @@
 // Both sides are hostile. A client can send no headers slowly or without end,
 // open so many connections that others have none, or forge what the proxy
 // says of it; a sandbox can answer slowly, endlessly or never. Messages are
-// parsed and written anew by net/http on both sides, so neither can smuggle
+// parsed by net/http and written anew on both sides, so neither can smuggle
 // one past the proxy.
+//
+// Requests are written to sandboxes by this package (head.go, exchange.go) and
+// not by httputil.ReverseProxy: see BenchmarkProxy and bench/ingress for what
+// that saves. FuzzAnswers and FuzzRequests hold it to what ReverseProxy does.
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -22,12 +27,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 // Backend is where requests go.
@@ -38,9 +44,10 @@ type Backend interface {
 	// Reach returns the session that takes a sandbox's requests. With resume it
 	// starts one, if the sandbox is one that is started again, and waits.
 	Reach(ctx context.Context, sandboxID string, resume bool) (sessionID string, err error)
-	// Dial connects to a port of a session. That nothing listens there is
-	// CodeUnavailable.
-	Dial(ctx context.Context, sessionID string, port int) (net.Conn, error)
+	// Dial connects to a port of a session for a client. That nothing listens
+	// there is CodeUnavailable. A connection of which a client may have only some
+	// is a Chargeable.
+	Dial(ctx context.Context, sessionID string, port int, client netip.Addr) (net.Conn, error)
 }
 
 // Config says how routes are reached. Zero fields mean the defaults.
@@ -62,15 +69,19 @@ type Config struct {
 	TLS *tls.Config
 	// NoResume has requests to stopped sandboxes fail.
 	NoResume bool
+	// RewriteHost has sandboxes see localhost and the route's port as the Host:
+	// development servers refuse names that they do not know.
+	RewriteHost bool
 	// ResumeWait bounds how long a request waits for a sandbox to start.
 	ResumeWait time.Duration
 	// MaxConnections bounds the connections of clients, RouteConnections those
-	// to one route in port mode, RouteRequests the requests of one route that
+	// to one route in port mode; a route, or in domain mode a client's address,
+	// gets more only while four times as many as it has are free. RouteRequests bounds the requests of one route that
 	// are under way.
 	MaxConnections, RouteConnections, RouteRequests int
 
-	// readHeaderTimeout is how long a client may take to send its headers.
-	readHeaderTimeout time.Duration
+	// The times of proxy.go, and closeGrace, which tests shorten.
+	readHeaderTimeout, idleTimeout, answerTimeout, keepIdle, closeGrace time.Duration
 }
 
 // Defaults of Config.
@@ -92,8 +103,8 @@ type Ingress struct {
 	server  *http.Server
 	// upstreams are connections to sandboxes, for the next request.
 	upstreams upstreams
-	// connections counts those of clients.
-	connections atomic.Int64
+	// connections are those of clients.
+	connections *share.Slots[holder]
 
 	// ctx ends when the ingress closes; work counts what ends by then.
 	ctx    context.Context
@@ -119,6 +130,11 @@ func New(cfg Config) (*Ingress, error) {
 		cfg: cfg, ready: make(chan struct{}),
 		routes: map[string][]*route{}, bySubdomain: map[string]*route{}, places: map[int]*place{},
 	}
+	most := cfg.RouteConnections
+	if cfg.Domain != "" { // one address may be many clients': those behind another proxy
+		most = cfg.MaxConnections
+	}
+	i.connections = share.New[holder](cfg.MaxConnections, most)
 	switch {
 	case cfg.Log == nil:
 		return nil, errors.New("ingress: no log is set")
@@ -134,8 +150,9 @@ func New(cfg Config) (*Ingress, error) {
 		i.urlPort = i.portInURLs()
 	}
 	i.ctx, i.cancel = context.WithCancel(context.Background())
-	i.upstreams.dial = func(ctx context.Context, session string, port int) (net.Conn, error) {
-		return i.backend.Dial(ctx, session, port)
+	i.upstreams.keep = cfg.keepIdle
+	i.upstreams.dial = func(ctx context.Context, p peer, client netip.Addr) (net.Conn, error) {
+		return i.backend.Dial(ctx, p.session, p.port, client)
 	}
 	i.server = i.newServer()
 	return i, nil
@@ -144,6 +161,9 @@ func New(cfg Config) (*Ingress, error) {
 func (c *Config) fill() {
 	if c.Address == "" {
 		c.Address = DefaultAddress
+	}
+	if c.Host == "" && c.Address == DefaultAddress {
+		c.Host = localhost
 	}
 	if c.Host == "" {
 		c.Host = c.Address
@@ -154,9 +174,11 @@ func (c *Config) fill() {
 	if c.ResumeWait == 0 {
 		c.ResumeWait = DefaultResumeWait
 	}
-	if c.readHeaderTimeout == 0 {
-		c.readHeaderTimeout = readHeaderTimeout
-	}
+	c.readHeaderTimeout = cmp.Or(c.readHeaderTimeout, readHeaderTimeout)
+	c.idleTimeout = cmp.Or(c.idleTimeout, idleTimeout)
+	c.answerTimeout = cmp.Or(c.answerTimeout, answerTimeout)
+	c.keepIdle = cmp.Or(c.keepIdle, keepIdle)
+	c.closeGrace = cmp.Or(c.closeGrace, closeGrace)
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
 	}
@@ -174,7 +196,7 @@ func (i *Ingress) Start(backend Backend) {
 	close(i.ready)
 	if i.cfg.Domain != "" {
 		i.work.Go(func() {
-			ln := &listener{Listener: i.cfg.Listener, total: &i.connections, mostTotal: i.cfg.MaxConnections}
+			ln := &listener{Listener: i.cfg.Listener, slots: i.connections}
 			i.serve(tls.NewListener(ln, i.cfg.TLS))
 		})
 	}
@@ -193,7 +215,7 @@ func (i *Ingress) Close() error {
 	if before {
 		return nil
 	}
-	grace, done := context.WithTimeout(context.Background(), closeGrace)
+	grace, done := context.WithTimeout(context.Background(), i.cfg.closeGrace)
 	defer done()
 	err := i.server.Shutdown(grace)
 	i.cancel() // streams and WebSockets too

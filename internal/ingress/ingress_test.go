@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -58,7 +59,7 @@ func (s *sandbox) Reach(ctx context.Context, id string, resume bool) (string, er
 	return session, nil
 }
 
-func (s *sandbox) Dial(ctx context.Context, session string, port int) (net.Conn, error) {
+func (s *sandbox) Dial(ctx context.Context, session string, port int, _ netip.Addr) (net.Conn, error) {
 	s.dials.Add(1)
 	if port != 3000 || !strings.HasPrefix(session, "sbx_") {
 		return nil, fmt.Errorf("asked for %s:%d", session, port)
@@ -71,7 +72,7 @@ func (s *sandbox) Dial(ctx context.Context, session string, port int) (net.Conn,
 }
 
 // running returns a sandbox in which h serves.
-func running(t *testing.T, h http.HandlerFunc) *sandbox {
+func running(t testing.TB, h http.HandlerFunc) *sandbox {
 	t.Helper()
 	s := &sandbox{}
 	session := "sbx_1"
@@ -87,7 +88,7 @@ func running(t *testing.T, h http.HandlerFunc) *sandbox {
 
 // start makes an ingress in port mode and returns the URL of the sandbox's
 // port 3000.
-func start(t *testing.T, s *sandbox, change func(*Config)) (*Ingress, []skerry.PublishedPort, string) {
+func start(t testing.TB, s *sandbox, change func(*Config)) (*Ingress, []skerry.PublishedPort, string) {
 	t.Helper()
 	cfg := Config{Log: slog.New(slog.DiscardHandler), FirstPort: 21000, LastPort: 29999}
 	if change != nil {
@@ -101,7 +102,7 @@ func start(t *testing.T, s *sandbox, change func(*Config)) (*Ingress, []skerry.P
 		if err := i.Close(); err != nil {
 			t.Error(err)
 		}
-		if n := i.connections.Load(); n != 0 {
+		if n := i.connections.Used(); n != 0 {
 			t.Errorf("%d connections are left", n)
 		}
 	})
@@ -166,6 +167,53 @@ func TestHeaders(t *testing.T) {
 	}
 	if res.Header.Get("X-Gone") != "" || fmt.Sprint(res.Header["Set-Cookie"]) != "[own=1]" {
 		t.Errorf("the client saw %v", res.Header)
+	}
+}
+
+// TestRewriteHost: development servers refuse names that they do not know, so the
+// sandbox may see localhost as the Host, of ports and of names. The outside name
+// is in X-Forwarded-Host.
+func TestRewriteHost(t *testing.T) {
+	s := running(t, func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %q", r.Host, r.Header["X-Forwarded-Host"])
+	})
+	for _, rewrite := range []bool{true, false} {
+		rewritten := func(c *Config) { c.RewriteHost = rewrite }
+		want := func(outside string) string {
+			if rewrite {
+				return fmt.Sprintf("localhost:3000 [%q]", outside)
+			}
+			return fmt.Sprintf("%s [%q]", outside, outside)
+		}
+		_, _, url := start(t, s, func(c *Config) { rewritten(c); c.Host = "preview.example" })
+		url = strings.Replace(url, "preview.example", "127.0.0.1", 1)
+		for _, host := range []string{"preview.example:81", "Preview.example", "localhost:9", "127.0.0.1:9", "[::1]:9", "[::1]"} {
+			r := request(t, "GET", url, nil, "X-Forwarded-Host", "evil")
+			r.Host = host
+			if _, got := ask(t, r); got != want(host) {
+				t.Errorf("rewrite %t: at a port the sandbox saw %s", rewrite, got)
+			}
+		}
+		// A stranger's name for this machine stays for the program to refuse.
+		for _, host := range []string{"evil.example:81", "localhost.evil.example"} {
+			r := request(t, "GET", url, nil)
+			r.Host = host
+			if _, got := ask(t, r); got != fmt.Sprintf("%s [%q]", host, host) {
+				t.Errorf("rewrite %t: of a stranger's name the sandbox saw %s", rewrite, got)
+			}
+		}
+		i, ports, addr, trust := startDomain(t, s, rewritten)
+		for _, h2 := range []bool{false, true} {
+			res, err := browser(addr, trust, h2).Get(i.URL(ports[0]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if host := strings.TrimPrefix(i.URL(ports[0]), "https://"); err != nil || string(b) != want(host) {
+				t.Errorf("rewrite %t: at a name over %s the sandbox saw %s %v", rewrite, res.Proto, b, err)
+			}
+		}
 	}
 }
 
@@ -264,7 +312,7 @@ func TestNothingListens(t *testing.T) {
 	s := running(t, nil)
 	_, _, url := start(t, s, nil)
 	res, page := ask(t, request(t, "GET", url, nil, "Accept", "text/html,*/*"))
-	if res.StatusCode != 502 || !strings.Contains(page, `http-equiv="refresh"`) || !strings.Contains(page, "port 3000") {
+	if res.StatusCode != 502 || !strings.Contains(page, `http-equiv="refresh"`) || !strings.Contains(page, "no program in it accepts connections on port 3000.") {
 		t.Errorf("%d %s", res.StatusCode, page)
 	}
 	res, text := ask(t, request(t, "GET", url, nil, "Accept", "application/json"))

@@ -2,20 +2,54 @@ package ingress
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
+
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 // listener bounds how many connections there are. Those beyond are closed at
 // once: left to wait, they would keep others waiting behind them.
 type listener struct {
 	net.Listener
-	place     *place
-	total     *atomic.Int64
-	mostTotal int
-	// own counts the connections of this listener; nil does not.
-	own     *atomic.Int64
-	mostOwn int
+	place *place
+	// slots are those of all listeners. In port mode a listener is a holder of
+	// some, otherwise a client's address is.
+	slots *share.Slots[holder]
+}
+
+// holder is who has connections.
+type holder struct {
+	port   int
+	client netip.Addr
+}
+
+func (l *listener) holderOf(c net.Conn) holder {
+	if l.place != nil {
+		return holder{port: l.place.port}
+	}
+	return holder{client: clientAt(c.RemoteAddr().String())}
+}
+
+// clientAt returns the client at an address with a port.
+func clientAt(address string) netip.Addr {
+	peer, _ := netip.ParseAddrPort(address)
+	return clientOf(peer.Addr())
+}
+
+// clientOf is the network that counts as one client: of IPv6 a whole /64, which
+// one machine has.
+func clientOf(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if a.Is4() {
+		return a
+	}
+	p, err := a.Prefix(64)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return p.Addr()
 }
 
 // Accept implements net.Listener.
@@ -25,42 +59,25 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.enter() {
-			return &clientConn{Conn: c, of: l}, nil
+		if h := l.holderOf(c); l.slots.Take(h) {
+			return &clientConn{Conn: c, of: l, holder: h}, nil
 		}
 		_ = c.Close()
 	}
 }
 
-func (l *listener) enter() bool {
-	if l.total.Add(1) > int64(l.mostTotal) {
-		l.total.Add(-1)
-		return false
-	}
-	if l.own != nil && l.own.Add(1) > int64(l.mostOwn) {
-		l.total.Add(-1)
-		l.own.Add(-1)
-		return false
-	}
-	return true
-}
-
 // clientConn is a connection that is counted.
 type clientConn struct {
 	net.Conn
-	of   *listener
-	once sync.Once
+	of     *listener
+	holder holder
+	once   sync.Once
 	// spent says that no further request is taken from it.
 	spent atomic.Bool
 }
 
 // Close implements net.Conn.
 func (c *clientConn) Close() error {
-	c.once.Do(func() {
-		c.of.total.Add(-1)
-		if c.of.own != nil {
-			c.of.own.Add(-1)
-		}
-	})
+	c.once.Do(func() { c.of.slots.Give(c.holder) })
 	return c.Conn.Close()
 }

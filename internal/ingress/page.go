@@ -30,27 +30,27 @@ var (
 	noRoute = refusal{status: http.StatusNotFound, code: "route_not_found", title: "Nothing is published here",
 		text: "There is no sandbox at this address. It may have been deleted, or its port is no longer published."}
 	badRequest = refusal{status: http.StatusBadRequest, code: "bad_request", title: "The request cannot be sent on",
-		text: "Its method, its target or its host is not one of HTTP/1."}
+		text: "Its method, its target or its host is not valid in HTTP/1."}
 	noTunnels = refusal{status: http.StatusMethodNotAllowed, code: "method_not_allowed", title: "This method is not supported",
-		text: "CONNECT is for proxies, which this is not to you."}
+		text: "CONNECT is for proxies, and this server is not a proxy."}
 	tooMany = refusal{status: http.StatusServiceUnavailable, code: "too_many_requests", title: "The sandbox is busy",
-		text: "Too many requests to port %d are under way.", again: 2}
+		text: "Too many requests to port %d are in progress.", again: 2}
 	noToken = refusal{status: http.StatusUnauthorized, code: "token_required", title: "This address is private",
 		text: "A token is needed to open it. Ask its owner for a link; tokens expire."}
 	stopped = refusal{status: http.StatusServiceUnavailable, code: "sandbox_stopped", title: "The sandbox has stopped",
-		text: "It is not started by a request."}
+		text: "A request does not start it again."}
 	notStarted = refusal{status: http.StatusServiceUnavailable, code: "sandbox_unavailable", title: "The sandbox could not be started",
 		text: "It had stopped, and starting it again failed.", again: 5}
 	starting = refusal{status: http.StatusServiceUnavailable, code: "sandbox_starting", title: "The sandbox is still starting",
 		text: "It takes longer than usual.", again: 3}
 	notListening = refusal{status: http.StatusBadGateway, code: "port_not_listening", title: "Nothing is listening yet",
-		text: "The sandbox runs, but no program in it listens on port %d of all addresses (0.0.0.0).", again: 2}
+		text: "The sandbox runs, but no program in it accepts connections on port %d.", again: 2}
 	noAnswer = refusal{status: http.StatusGatewayTimeout, code: "upstream_timeout", title: "The sandbox does not answer",
 		text: "The program on port %d took too long."}
 	brokenAnswer = refusal{status: http.StatusBadGateway, code: "upstream_failed", title: "The sandbox did not answer properly",
-		text: "The program on port %d closed the connection, or sent what is not HTTP."}
-	ended = refusal{status: http.StatusServiceUnavailable, code: "sandbox_stopping", title: "The sandbox is just stopping",
-		text: "It is started again by the next request, if it is one that may be.", again: 2}
+		text: "The program on port %d closed the connection, or its answer was not valid HTTP."}
+	ended = refusal{status: http.StatusServiceUnavailable, code: "sandbox_stopping", title: "The sandbox is stopping",
+		text: "The next request starts it again, if requests may start this sandbox.", again: 2}
 )
 
 // unreachable says why there is no session to send a request to.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,8 +19,6 @@ import (
 type place struct {
 	port  int
 	route atomic.Pointer[route]
-	// connections are those of its listener.
-	connections atomic.Int64
 	// ctx ends with the place.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -87,11 +84,10 @@ func (i *Ingress) openPlace(port int, patient bool) (*place, error) {
 }
 
 func (i *Ingress) listenAt(port int) (net.Listener, error) {
-	ln, err := new(net.ListenConfig).Listen(i.ctx, "tcp", net.JoinHostPort(i.cfg.Address, strconv.Itoa(port)))
-	if err != nil {
-		return nil, fmt.Errorf("ingress: %w", err)
+	if i.cfg.onLoopback() {
+		return listenLocalhost(i.ctx, port)
 	}
-	return ln, nil
+	return listenTCP(i.ctx, "tcp", i.cfg.Address, port)
 }
 
 func (i *Ingress) listenAnywhere() (int, net.Listener, error) {
@@ -144,7 +140,5 @@ func (i *Ingress) serveAt(p *place, ln net.Listener) {
 		_ = ln.Close()
 		return
 	}
-	i.serve(&listener{
-		Listener: ln, place: p, total: &i.connections, mostTotal: i.cfg.MaxConnections, own: &p.connections, mostOwn: i.cfg.RouteConnections,
-	})
+	i.serve(&listener{Listener: ln, place: p, slots: i.connections})
 }

@@ -38,7 +38,7 @@ func (i *Ingress) newServer() *http.Server {
 	return &http.Server{
 		Handler:           http.HandlerFunc(i.handle),
 		ReadHeaderTimeout: i.cfg.readHeaderTimeout,
-		IdleTimeout:       idleTimeout,
+		IdleTimeout:       i.cfg.idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		BaseContext:       func(net.Listener) context.Context { return i.ctx },

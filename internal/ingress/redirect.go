@@ -7,8 +7,9 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 const (
@@ -26,14 +27,14 @@ type Redirect struct {
 	answer       func(http.ResponseWriter, *http.Request) bool
 	ln           net.Listener
 	server       *http.Server
-	connections  atomic.Int64
+	connections  *share.Slots[holder]
 	work         sync.WaitGroup
 }
 
 // Redirect returns one at a listener, which it closes in the end. What answer
 // answers it leaves alone; nil answers nothing.
 func (i *Ingress) Redirect(ln net.Listener, answer func(http.ResponseWriter, *http.Request) bool) *Redirect {
-	d := &Redirect{domain: i.cfg.Domain, port: i.urlPort, answer: answer, ln: ln}
+	d := &Redirect{domain: i.cfg.Domain, port: i.urlPort, answer: answer, ln: ln, connections: share.New[holder](redirectConnections, redirectConnections)}
 	d.server = &http.Server{
 		Handler: d, DisableGeneralOptionsHandler: true, MaxHeaderBytes: redirectHeaders, ReadHeaderTimeout: redirectTimeout, ReadTimeout: redirectTimeout, WriteTimeout: redirectTimeout,
 		ErrorLog: slog.NewLogLogger(i.cfg.Log.Handler(), slog.LevelDebug),
@@ -46,7 +47,7 @@ func (i *Ingress) Redirect(ln net.Listener, answer func(http.ResponseWriter, *ht
 // Start lets clients in. It is called once.
 func (d *Redirect) Start() {
 	d.work.Go(func() {
-		_ = d.server.Serve(&listener{Listener: d.ln, total: &d.connections, mostTotal: redirectConnections})
+		_ = d.server.Serve(&listener{Listener: d.ln, slots: d.connections})
 	})
 }
 

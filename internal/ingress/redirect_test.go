@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 func TestRedirect(t *testing.T) {
@@ -67,6 +69,38 @@ func TestRedirect(t *testing.T) {
 	}
 	if _, err := net.Dial("tcp", ln.Addr().String()); err == nil {
 		t.Error("it listens still")
+	}
+}
+
+// TestRedirectBounds: clients of plain HTTP are let go that are too many, or slow.
+func TestRedirectBounds(t *testing.T) {
+	i, _, _, _ := startDomain(t, running(t, hello))
+	for what, slow := range map[string]bool{"one more than may be": false, "a connection without a request": true} {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := i.Redirect(ln, nil)
+		d.connections = share.New[holder](2, 2) // one address gets no second one
+		if slow {
+			d.server.ReadHeaderTimeout, d.server.ReadTimeout = d.server.ReadHeaderTimeout/100, d.server.ReadTimeout/100
+		} else {
+			d.server.ReadHeaderTimeout, d.server.ReadTimeout = time.Hour, time.Hour
+		}
+		d.Start()
+		defer d.Close()
+		var last net.Conn
+		for range 2 {
+			c, err := net.Dial("tcp", ln.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if !slow || last == nil {
+				last = c
+			}
+		}
+		wantClosed(t, what, last, last)
 	}
 }
 

@@ -97,7 +97,7 @@ func (i *Ingress) replace(sandboxID string, ports []skerry.PublishedPort, patien
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.closed {
-		return skerry.Errorf(skerry.CodeUnavailable, "the service is shutting down")
+		return skerry.Errorf(skerry.CodeUnavailable, "the server is shutting down")
 	}
 	places, err := i.placesFor(ports, i.routes[sandboxID], patient)
 	if err != nil {

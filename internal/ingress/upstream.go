@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -106,7 +107,9 @@ func (u *upstream) quiet() bool {
 
 // upstreams keeps connections for the next requests.
 type upstreams struct {
-	dial func(ctx context.Context, session string, port int) (net.Conn, error)
+	dial func(ctx context.Context, p peer, client netip.Addr) (net.Conn, error)
+	// keep is for how long one may wait.
+	keep time.Duration
 
 	mu     sync.Mutex
 	closed bool
@@ -116,13 +119,37 @@ type upstreams struct {
 	sweep *time.Timer
 }
 
+// Chargeable is a connection of which one client may have only some.
+type Chargeable interface {
+	// ChargeTo counts the connection against another client's share. It reports
+	// false if that client's share is used up.
+	ChargeTo(client netip.Addr) bool
+	// Wanted reports whether calls of Dial wait for others like it to be closed.
+	Wanted() bool
+}
+
+// wanted reports whether the connection is not to be kept, as others wait for its
+// place.
+func (u *upstream) wanted() bool {
+	c, ok := u.Conn.(Chargeable)
+	return ok && c.Wanted()
+}
+
 // take returns the connection to a peer that waits for the shortest time, nil
-// if none does.
-func (s *upstreams) take(p peer) *upstream {
+// if there is none that the client may have.
+func (s *upstreams) take(p peer, client netip.Addr) *upstream {
 	for {
 		u := s.pop(p)
-		if u == nil || u.quiet() {
-			return u
+		if u == nil {
+			return nil
+		}
+		if u.quiet() {
+			c, ok := u.Conn.(Chargeable)
+			if !ok || c.ChargeTo(client) {
+				return u
+			}
+			_ = u.Close()
+			return nil
 		}
 		_ = u.Close()
 	}
@@ -143,9 +170,9 @@ func (s *upstreams) pop(p peer) *upstream {
 	return u
 }
 
-// open makes a connection.
-func (s *upstreams) open(ctx context.Context, p peer) (*upstream, error) {
-	c, err := s.dial(ctx, p.session, p.port)
+// open makes a connection for a client.
+func (s *upstreams) open(ctx context.Context, p peer, client netip.Addr) (*upstream, error) {
+	c, err := s.dial(ctx, p, client)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +190,10 @@ func (s *upstreams) open(ctx context.Context, p peer) (*upstream, error) {
 // closed.
 func (s *upstreams) put(u *upstream) {
 	u.used, u.since = true, time.Now()
+	if u.wanted() {
+		_ = u.Close()
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := s.idle[u.peer]
@@ -180,14 +211,14 @@ func (s *upstreams) put(u *upstream) {
 	}
 }
 
-// sweepEvery is how much longer than keepIdle a connection may wait.
+// sweepEvery is how much longer than keep a connection may wait.
 const sweepEvery = 500 * time.Millisecond
 
 // expire closes those that have waited for too long.
 func (s *upstreams) expire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := time.Now().Add(-keepIdle)
+	old := time.Now().Add(-s.keep)
 	for p, list := range s.idle {
 		n := 0 // the oldest are first
 		for n < len(list) && list[n].since.Before(old) {

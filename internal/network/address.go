@@ -2,27 +2,29 @@ package network
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 )
 
-// perLease is how many addresses a lease takes: those of a /30, of which the
-// second is the host's end and the third the sandbox's.
+// perLease is the number of addresses of a lease: a /30. The second address is the
+// host's end, the third the sandbox's.
 const perLease = 4
 
-// alternatives is how many ranges are tried when none is configured.
+// alternatives is the number of ranges to try if none is configured.
 const alternatives = 16
 
-// choosePrefix returns the range for sandboxes: one that no route of the host
-// leads into, except routes to interfaces of this installation, as addresses
-// in it would no longer be reached. Of several it is the one that an earlier
-// process has left interfaces in, whose sandboxes are to be adopted.
+// choosePrefix returns the range for sandboxes. No route of the host may lead into
+// it, except routes to interfaces of this installation: the host could not reach
+// the destinations of that route any more. If several ranges are possible, it
+// prefers the one in which an earlier process left interfaces, because their
+// sandboxes will be adopted.
 func choosePrefix(configured, ifPrefix string) (netip.Prefix, error) {
 	first, err := parsePrefix(configured)
 	if err != nil {
-		return netip.Prefix{}, err
+		return netip.Prefix{}, fmt.Errorf("prefix %q: %w", configured, err)
 	}
 	taken, own, err := hostRoutes(ifPrefix)
 	if err != nil {
@@ -53,19 +55,32 @@ func choosePrefix(configured, ifPrefix string) (netip.Prefix, error) {
 	return free[0], nil
 }
 
+// CheckPrefix returns an error if s cannot be Config.Prefix.
+func CheckPrefix(s string) error {
+	_, err := parsePrefix(s)
+	return err
+}
+
 func parsePrefix(s string) (netip.Prefix, error) {
 	if s == "" {
 		s = DefaultPrefix
 	}
 	p, err := netip.ParsePrefix(s)
-	if err != nil || !p.Addr().Is4() || p.Bits() < 14 || p.Bits() > 28 || p != p.Masked() {
-		return netip.Prefix{}, fmt.Errorf("prefix %q must be an IPv4 network from /14 to /28", s)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, errors.New("not an IPv4 network such as " + DefaultPrefix)
+	case !p.Addr().Is4():
+		return netip.Prefix{}, errors.New("sandboxes have no IPv6; give an IPv4 network such as " + DefaultPrefix)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%s has bits beyond its prefix; the network is %s", p, p.Masked())
+	case p.Bits() < 14 || p.Bits() > 28:
+		return netip.Prefix{}, fmt.Errorf("must be from /14 to /28, is /%d", p.Bits())
 	}
 	return p, nil
 }
 
-// hostRoutes are the destinations of the host's routes, of any table: those by
-// interfaces of this installation (own), and the others.
+// hostRoutes returns the destinations of the host's routes in all tables: those
+// through interfaces of this installation (own), and the others.
 func hostRoutes(ifPrefix string) (others, own []netip.Prefix, err error) {
 	routes, err := routesBy(&netlink.Route{}, netlink.RT_FILTER_TABLE)
 	if err != nil {
@@ -105,7 +120,7 @@ func overlapping(p netip.Prefix, list []netip.Prefix) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// addresses returns both ends' addresses of the lease with this index.
+// addresses returns the addresses of both ends of the lease with this index.
 func addresses(p netip.Prefix, index uint32) (host, sandbox netip.Addr) {
 	base := binary.BigEndian.Uint32(p.Addr().AsSlice()) + index*perLease
 	at := func(n uint32) netip.Addr {
@@ -114,15 +129,15 @@ func addresses(p netip.Prefix, index uint32) (host, sandbox netip.Addr) {
 	return at(1), at(2)
 }
 
-// freeList hands out the index that was given back longest ago, so that an
-// address rests before the next sandbox has it.
+// freeList hands out the index that was returned longest ago, so that an address
+// stays unused for a while before the next sandbox gets it.
 type freeList struct {
 	size  uint32
 	queue []uint32
 }
 
 func newFreeList(p netip.Prefix) freeList {
-	// The last is the gateway's.
+	// The last index is the gateway's.
 	f := freeList{size: 1<<(32-p.Bits())/perLease - 1}
 	for n := range f.size {
 		f.queue = append(f.queue, n)
@@ -146,7 +161,7 @@ func (f *freeList) give(n uint32) {
 	}
 }
 
-// reserve takes n out of the list.
+// reserve removes n from the list.
 func (f *freeList) reserve(n uint32) {
 	for i, q := range f.queue {
 		if q == n {

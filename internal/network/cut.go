@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wake lets a sandbox know of the connections that a policy has cut. The rules
-// reset a connection's end when it sends; an end that only receives would wait
-// for ever. So each is sent a segment that is out of its window, seemingly from
-// its peer: TCP acknowledges such a one (RFC 9293, 3.10.7.4), and the rules
-// answer the acknowledgement with a reset. Nothing of this leaves the host.
+// wake notifies a sandbox of the connections that a policy has closed. The rules
+// reset an endpoint when it sends, but an endpoint that only receives would wait
+// for ever. So wake sends to each a segment outside its window, apparently from its
+// peer. TCP acknowledges such a segment (RFC 9293, 3.10.7.4), and the rules answer
+// the acknowledgement with a reset. None of these packets leaves the host.
 func (l *Lease) wake(ctx context.Context, v verdicts) error {
 	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
 	if err != nil {
@@ -42,10 +42,9 @@ func (l *Lease) wake(ctx context.Context, v verdicts) error {
 	return nil
 }
 
-// allow reports whether the rules let packets to and from an address pass
-// directly.
+// allow reports whether the rules let packets to and from an address pass directly.
 func (v verdicts) allow(a netip.Addr) bool {
-	within := func(list []addressRange) bool {
+	in := func(list []addressRange) bool {
 		for _, r := range list {
 			if r.first.Compare(a) <= 0 && a.Compare(r.last) <= 0 {
 				return true
@@ -53,10 +52,10 @@ func (v verdicts) allow(a netip.Addr) bool {
 		}
 		return false
 	}
-	return v.open || v.custom && !within(v.denied) && within(v.allowed)
+	return v.open || v.custom && !in(v.denied) && in(v.allowed)
 }
 
-// stray is a frame with a segment that belongs nowhere.
+// stray returns a frame with a TCP segment that belongs to no connection state.
 func (l *Lease) stray(peer netip.Addr, peerPort, port uint16) []byte {
 	const ethernet, ip, tcp = 14, 20, 20
 	b := make([]byte, ethernet+ip+tcp)
@@ -87,7 +86,7 @@ func sum(b []byte) (n uint32) {
 	return n
 }
 
-// checksum is that of the Internet protocols (RFC 1071).
+// checksum is the Internet checksum (RFC 1071).
 func checksum(b []byte, start uint32) uint16 {
 	n := start + sum(b)
 	for n > 0xffff {

@@ -17,9 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Why the rules denied a packet.
+// Reasons for which the rules deny a packet.
 const (
-	ReasonForbidden  = "forbidden address"   // to every sandbox
+	ReasonForbidden  = "forbidden address"   // to every sandbox, always
+	ReasonPrivate    = "private network"     // that the operator has not opened
 	ReasonDenied     = "denied address"      // by a network, by deny-all, or without Config.Outbound
 	ReasonNotAllowed = "address not allowed" // by a list
 )
@@ -28,25 +29,25 @@ const (
 type Denied struct {
 	// Source is the sandbox's address.
 	Source netip.Addr
-	// Protocol is "tcp", "udp", "icmp" or "ip", of which the first two have
-	// ports.
+	// Protocol is "tcp", "udp", "icmp" or "ip". Only tcp and udp have ports.
 	Protocol    string
 	Destination netip.AddrPort
 	Reason      string
 }
 
-// The kernel tells of denied packets through a group of its packet log: for each
-// sandbox this many a second, after a burst.
+// The kernel reports denied packets through a group of its packet log (nflog): this
+// many a second for each sandbox, after a burst.
 const (
 	deniedPerSecond = 10
 	deniedBurst     = 50
-	// deniedPacket is how much of one is copied: the longest header of IPv4 and
-	// the ports.
+	// deniedPacket is the number of bytes copied from a packet: the longest IPv4
+	// header and the ports.
 	deniedPacket = 64
-	// deniedAgain is how long the same is not told again: a program that gets
-	// no answer tries again.
+	// deniedAgain is how long a repetition of the same packet is not reported: a
+	// program that gets no answer tries again.
 	deniedAgain = 10 * time.Second
-	// deniedRemembered bounds what deniedAgain takes.
+	// deniedRemembered limits the number of packets that are remembered for
+	// deniedAgain.
 	deniedRemembered = 4096
 )
 
@@ -62,14 +63,14 @@ const (
 	nfgenmsgBytes, ulogOverhead = 4, 1 << 20
 )
 
-// denials is the listener of a group that is nobody else's.
+// denials listens to a packet log group that no other program uses.
 type denials struct {
 	conn  *netlink.Conn
 	group uint16
 	once  sync.Once
 }
 
-// openDenials binds a group that is free. Each installation of a machine has one.
+// openDenials binds a free group. Each installation on a machine has its own.
 func openDenials(mark string) (_ *denials, err error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
@@ -81,7 +82,7 @@ func openDenials(mark string) (_ *denials, err error) {
 			err = errors.Join(err, conn.Close())
 		}
 	}()
-	// What does not fit is lost without a word: it is a log.
+	// Messages that do not fit are dropped silently, because this is only a log.
 	if err := errors.Join(conn.SetOption(netlink.NoENOBUFS, true), conn.SetReadBuffer(ulogOverhead)); err != nil {
 		return nil, err
 	}
@@ -120,9 +121,9 @@ func (d *denials) close() (err error) {
 	return err
 }
 
-// Denials calls f with each packet that the rules deny, until ctx ends or the
-// pool is closed; then it returns nil. The same packet is told once in 10 s, and
-// of one sandbox at the most 10 a second, with bursts of 50. It may be called
+// Denials calls f for each packet that the rules deny, until ctx ends or the pool
+// is closed. It then returns nil. It reports a repeated packet once in 10 s, and at
+// most 10 packets a second of one sandbox, with bursts of 50. It may be called only
 // once.
 func (p *Pool) Denials(ctx context.Context, f func(Denied)) error {
 	if p.denials == nil {
@@ -152,7 +153,7 @@ func (p *Pool) Denials(ctx context.Context, f func(Denied)) error {
 	}
 }
 
-// lately remembers what has been told.
+// lately remembers the packets that were reported, and when.
 type lately map[Denied]time.Time
 
 func (l *lately) first(d Denied, now time.Time) bool {
@@ -200,7 +201,7 @@ func parseDenied(b []byte) (d Denied, ok bool) {
 	return d, d.parsePacket(packet)
 }
 
-// parsePacket reads the header of IPv4 and the ports.
+// parsePacket reads the IPv4 header and the ports.
 func (d *Denied) parsePacket(b []byte) bool {
 	const least, protocolOffset, fragmentOffset, fragmentMask = 20, 9, 6, 0x1fff
 	if len(b) < least || b[0]>>4 != 4 {
@@ -231,25 +232,27 @@ func (d *Denied) parsePacket(b []byte) bool {
 	return true
 }
 
-// toldSet holds, by the sandbox's address, how many packets were told of lately.
+// toldSet has, by the sandbox's address, the rate of reported packets.
 func toldSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "told", KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: time.Minute, Size: 1 << 16}
 }
 
-// The chains that tell why a packet is denied, and then deny it.
+// Chains that report why a packet is denied, and then deny it.
 const (
 	chainForbidden, chainDropDenied = "tell-forbidden", "tell-no-outbound"
 	chainDenied, chainNotAllowed    = "tell-denied", "tell-not-allowed"
+	chainPrivate                    = "tell-private"
 )
 
-// addTellingChains makes them. Without a listener they only deny.
+// addTellingChains creates the reporting chains. Without a listener they only deny.
 func (r *rules) addTellingChains(c *nftables.Conn, t *nftables.Table) {
 	for _, chain := range []struct {
 		name, reason string
 		then         []expr.Any
 	}{
-		{chainForbidden, ReasonForbidden, drop()},
+		{chainForbidden, ReasonForbidden, to("refuse-out")},
 		{chainDropDenied, ReasonDenied, drop()},
+		{chainPrivate, ReasonPrivate, to("refuse-out")},
 		{chainDenied, ReasonDenied, to("refuse-out")},
 		{chainNotAllowed, ReasonNotAllowed, to("refuse-out")},
 	} {
@@ -261,7 +264,8 @@ func (r *rules) addTellingChains(c *nftables.Conn, t *nftables.Table) {
 	}
 }
 
-// notTooOften matches a packet as long as its sandbox has sent few such.
+// notTooOften matches a packet as long as its sandbox is below the rate of reported
+// packets.
 func notTooOften(told *nftables.Set) []expr.Any {
 	return join(isIPv4(), []expr.Any{
 		address(sourceOffset, 1),

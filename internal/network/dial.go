@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialTimeout bounds how long a sandbox may take to accept a connection: its
-// kernel answers within a millisecond unless it is short of CPU, and is silent
-// only if it was told to be.
+// dialTimeout is the maximum time for a sandbox to accept a connection. Its kernel
+// answers within a millisecond unless it lacks CPU, and stays silent only if it was
+// configured to.
 const dialTimeout = 10 * time.Second
 
-// Dial connects to a TCP port of the sandbox. That nothing listens there is
-// ECONNREFUSED. The caller closes the connection before the lease is released:
-// nothing else would end it.
+// Dial connects to a TCP port of the sandbox. It returns ECONNREFUSED if nothing
+// listens there. The caller must close the connection before it releases the lease:
+// nothing else would close it.
 func (l *Lease) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	d := net.Dialer{
-		Timeout: dialTimeout,
-		// Two sides that are on one machine do not lose each other in silence.
+		Timeout: l.pool.cfg.dialTimeout,
+		// Both ends are on one machine, so neither can disappear silently.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: false},
-		// Without the interface there is no way to the address: once the lease
-		// is gone, the host must not look for it elsewhere.
+		// The socket is bound to the interface: after the end of the lease the host
+		// must not try another route to the address.
 		Control: func(_, _ string, raw syscall.RawConn) (err error) {
 			cerr := raw.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), l.ifName()) })
 			if cerr != nil {

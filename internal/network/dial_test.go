@@ -56,6 +56,29 @@ func TestDial(t *testing.T) {
 	}
 }
 
+// TestDialToASilentSandbox has a sandbox that takes no connections, though it
+// listens.
+func TestDialToASilentSandbox(t *testing.T) {
+	p := newPool(t, func(c *Config) { c.dialTimeout = 100 * time.Millisecond })
+	l := acquire(t, p)
+	err := inside(t, l.NetNSPath(), func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		return errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: 8080}), unix.Listen(fd, 0))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled(t, l) // there is room for one that waits
+	_, err = l.Dial(context.Background(), 8080)
+	if late := net.Error(nil); !errors.As(err, &late) || !late.Timeout() {
+		t.Errorf("a connection that is not taken: %v", err)
+	}
+}
+
 // TestDialOpensNoWayBack has a sandbox that the host is connected to try to
 // reach the host by that.
 func TestDialOpensNoWayBack(t *testing.T) {
@@ -81,7 +104,7 @@ func TestDialOpensNoWayBack(t *testing.T) {
 	// Segments that open nothing, as a hostile kernel sends them: none may be
 	// answered, as even a reset tells what listens.
 	const ack, synAck, rst, fin = 0x10, 0x12, 0x04, 0x01
-	before := segments(t)
+	before := settled(t)
 	for _, flags := range []byte{ack, synAck, rst, fin, 0} {
 		for _, dst := range []netip.AddrPort{
 			netip.AddrPortFrom(l.host, 8080), netip.AddrPortFrom(l.host, 9), others, netip.AddrPortFrom(other.host, 8080),
@@ -108,6 +131,20 @@ func TestDialEndsWithLease(t *testing.T) {
 	}
 	if c, err := l.Dial(context.Background(), 8080); !errors.Is(err, unix.ENODEV) {
 		t.Fatalf("dialled %v: %v", c, err)
+	}
+}
+
+// settled counts it once the ends of earlier connections have come.
+func settled(t *testing.T) int {
+	t.Helper()
+	n := segments(t)
+	for {
+		time.Sleep(100 * time.Millisecond)
+		now := segments(t)
+		if now == n {
+			return n
+		}
+		n = now
 	}
 }
 

@@ -3,9 +3,9 @@ package network
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 
 	"github.com/google/nftables"
@@ -15,20 +15,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ProxyMark marks the connections that the proxy opens for sandboxes (SO_MARK).
-// What no sandbox may reach directly, they may not either: the kernel sees to
-// that with the same rules, whatever the proxy thinks.
-const ProxyMark = 0x736b7900
+// proxyMark returns the installation's own mark, so that another installation's
+// rules do not judge its proxy. It never returns unjudgedMark.
+func proxyMark(installation string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(installation))
+	return 0x736b0000 | h.Sum32()&0xfff
+}
 
-// Gateway is where connections of sandboxes with a list are redirected to: an
-// address of the host that is nobody else's, on an interface of its own. What
-// is not redirected there from a sandbox's interface does not reach it: nothing
-// from outside, and no program on the host.
+// Gateway is the address to which connections of sandboxes with a list are
+// redirected. It is an address of the host on its own interface, used for nothing
+// else. Only connections that are redirected from a sandbox's interface reach it:
+// none from outside, and none from programs on the host.
 type Gateway struct {
-	// Web takes what goes to TCP ports 80 and 443, DNS and DNSTCP what goes to
-	// port 53. Whoever has them closes them.
+	// Web accepts connections to TCP ports 80 and 443, DNS and DNSTCP queries to
+	// port 53. The user of the Gateway closes them.
 	Web, DNSTCP *net.TCPListener
 	DNS         *net.UDPConn
+	// Mark marks the connections that the proxy opens for sandboxes (SO_MARK). The
+	// kernel applies to them the rules about addresses that no sandbox may reach,
+	// independently of the proxy's decisions.
+	Mark uint32
 
 	addr         netip.Addr
 	web, dns, tc uint16
@@ -39,11 +46,12 @@ type Gateway struct {
 func (p *Pool) gatewayName() string { return p.ifPrefix() + "proxy" }
 func (p *Pool) peerName() string    { return p.ifPrefix() + "none" }
 
-// openGateway makes the interface, or takes over that of an earlier process,
-// and listens. The rules must name the ports before anything is redirected.
+// openGateway creates the interface, or takes over the interface of an earlier
+// process, and listens. The rules must know the ports before anything is
+// redirected.
 func (p *Pool) openGateway() (_ *Gateway, err error) {
-	g := &Gateway{}
-	// The last index's: leases never have it.
+	g := &Gateway{Mark: proxyMark(p.mark)}
+	// The address of the last index, which no lease ever has.
 	g.addr, _ = addresses(p.prefix, p.free.size)
 	if err := p.gatewayLink(g.addr); err != nil {
 		return nil, fmt.Errorf("make the proxy's interface: %w", err)
@@ -94,8 +102,8 @@ func (g *Gateway) close() error {
 	return errors.Join(kept...)
 }
 
-// gatewayLink is a pair of interfaces, since that is what the host can make
-// anyway: the leases are such.
+// gatewayLink creates the interface as one end of a veth pair, because the host
+// must support these for the leases anyway.
 func (p *Pool) gatewayLink(addr netip.Addr) error {
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: p.gatewayName(), TxQLen: -1}, PeerName: p.peerName()}
 	if err := netlink.LinkAdd(veth); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -122,7 +130,7 @@ func (p *Pool) gatewayLink(addr netip.Addr) error {
 	return nil
 }
 
-// removeGateway takes the interface away.
+// removeGateway removes the interface.
 func (p *Pool) removeGateway() error {
 	link, err := netlink.LinkByName(p.gatewayName())
 	if err == nil {
@@ -134,47 +142,15 @@ func (p *Pool) removeGateway() error {
 	return err
 }
 
-// Gateway returns where connections of sandboxes with a list go; nil without
-// Config.Proxy.
+// Gateway returns the gateway, or nil if Config.Proxy is false.
 func (p *Pool) Gateway() *Gateway { return p.gateway }
 
-// Forbidden reports whether no policy opens an address.
-func (p *Pool) Forbidden(a netip.Addr) bool {
-	if !a.Is4() || p.prefix.Contains(a) {
-		return true
-	}
-	for _, f := range forbiddenPrefixes {
-		if f.Contains(a) {
-			return true
-		}
-	}
-	return isLocal(a)
-}
-
-// isLocal asks the kernel what the rules ask it: whether the host would take
-// packets to an address itself. Where there is no route nothing is reached; a
-// kernel that cannot be asked, as without a free file descriptor, is no leave.
-func isLocal(a netip.Addr) bool {
-	routes, err := netlink.RouteGet(a.AsSlice())
-	if err != nil {
-		return !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH)
-	}
-	return slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type != unix.RTN_UNICAST })
-}
-
-var forbiddenPrefixes = func() (list []netip.Prefix) {
-	for _, s := range forbidden {
-		list = append(list, netip.MustParsePrefix(s))
-	}
-	return list
-}()
-
-// addGatewayChains redirects what sandboxes with a list send to the web and to
-// name servers, unless its networks decide already.
+// addGatewayChains redirects web connections and DNS queries of sandboxes with a
+// list to the gateway, unless the list's networks already decide about them.
 //
 //	prerouting: dnat to the gateway
-//	input:      to the gateway only what was redirected (judge-proxied)
-//	output:     what the proxy opens goes nowhere that a sandbox may not go
+//	input:      only redirected packets reach the gateway (judge-proxied)
+//	output:     the proxy's connections go nowhere that a sandbox may not go
 func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 	g := r.gateway
 	add := func(ch *nftables.Chain, ruleset ...[]expr.Any) {
@@ -189,15 +165,21 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		join(addressNotIn(sourceOffset, customSet(t)), pass),
 		join(addressesIn(sourceOffset, destinationOffset, deniedSet(t)), pass),
 		join(addressesIn(sourceOffset, destinationOffset, allowedSet(t)), pass),
-		join(isIPv4(), portIs(unix.IPPROTO_TCP, 80), dnat(g.addr, g.web)),
-		join(isIPv4(), portIs(unix.IPPROTO_TCP, 443), dnat(g.addr, g.web)),
+		// For any name server address that a program uses.
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 53), dnat(g.addr, g.tc)),
 		join(isIPv4(), portIs(unix.IPPROTO_UDP, 53), dnat(g.addr, g.dns)),
+		join(destinationNotIn(permittedSet(t).Name), destinationIn(closedSet(t).Name), pass),
+		join(isIPv4(), portIs(unix.IPPROTO_TCP, 80), dnat(g.addr, g.web)),
+		join(isIPv4(), portIs(unix.IPPROTO_TCP, 443), dnat(g.addr, g.web)),
 	)
-	// A connection to the gateway goes on when everything is allowed by now; the
-	// proxy cuts those that the policy forbids, and with nothing allowed so
-	// does this.
+	// If the policy changed to allow-all, connections to the gateway continue. The
+	// proxy closes connections that the policy forbids. If nothing is allowed any
+	// more, this chain closes them too.
 	add(&nftables.Chain{Name: "judge-proxied", Table: t},
+		// Applied before the queue of the name server's socket, which all sandboxes
+		// share.
+		join(protocolIs(unix.IPPROTO_UDP), quickerThan(queriesPerSecond, queryBurst, askedSet(t)), drop()),
+		join(newConnection(), quickerThan(connectionsPerSecond, connectionBurst, openingSet(t)), drop()),
 		join(newConnection(), moreThan(r.connections, countedSet(t)), drop()),
 		join(redirected(), addressIn(sourceOffset, customSet(t)), verdict(expr.VerdictAccept)),
 		join(redirected(), addressIn(sourceOffset, openSet(t)), verdict(expr.VerdictAccept)),
@@ -205,14 +187,17 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		drop(),
 	)
 	add(&nftables.Chain{Name: "to-gateway", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 1)},
-		join(within(destinationOffset, netip.PrefixFrom(g.addr, 32)), ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), drop()),
+		join(addressWithin(destinationOffset, netip.PrefixFrom(g.addr, 32)), ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), drop()),
 	)
 	add(&nftables.Chain{Name: "from-proxy", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter},
-		join(markIsNot(ProxyMark), verdict(expr.VerdictAccept)),
+		join(markIsNot(g.Mark), verdict(expr.VerdictAccept)),
 		join(protocolIsNot(unix.NFPROTO_IPV4), reject()),
 		join(destinationIn("forbidden"), reject()),
 		join(destinationWithin(r.prefix), reject()),
 		join(destinationIsLocal(), reject()),
+		join(destinationIn(permittedSet(t).Name), verdict(expr.VerdictAccept)),
+		join(destinationIn(closedSet(t).Name), reject()),
+		join(outsideOf(uplinksSet(t)), reject()),
 	)
 }
 
@@ -232,7 +217,7 @@ func dnat(to netip.Addr, port uint16) []expr.Any {
 	}
 }
 
-// redirected matches packets of connections that the rules redirected.
+// redirected matches packets of connections that the rules have redirected.
 func redirected() []expr.Any {
 	const dstNAT = 1 << 5 // IPS_DST_NAT
 	mask := binaryutil.NativeEndian.PutUint32(dstNAT)

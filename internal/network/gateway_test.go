@@ -115,7 +115,7 @@ func dnsEcho(t *testing.T, l *Lease, target string) bool {
 func TestForbiddenWhenInDoubt(t *testing.T) {
 	p := newPool(t, nil)
 	open := netip.MustParseAddr(labAddr)
-	if p.Forbidden(open) {
+	if p.Forbidden(open) != "" {
 		t.Fatal("the lab is forbidden")
 	}
 	var before unix.Rlimit
@@ -129,7 +129,7 @@ func TestForbiddenWhenInDoubt(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
 	}
-	if !forbidden || p.Forbidden(open) {
+	if forbidden == "" || p.Forbidden(open) != "" {
 		t.Error("an address is open when the kernel cannot be asked, or forbidden after that")
 	}
 }
@@ -143,21 +143,25 @@ func TestProxyIsHeldToTheRules(t *testing.T) {
 	for target, want := range map[string]bool{
 		labAddr: true, labAddrs[1]: false, labAddrs[2]: false, hostAddr: false, "127.0.0.1": false, l.Address().String(): false, l.host.String(): false,
 	} {
-		_, err := markedDial(target + ":" + labPort)
+		_, err := markedDial(target+":"+labPort, p.Gateway().Mark)
 		if (err == nil) != want {
 			t.Errorf("the proxy reaches %s: %v", target, err)
 		}
 	}
-	if !p.Forbidden(netip.MustParseAddr("169.254.169.254")) || !p.Forbidden(l.Address()) || !p.Forbidden(netip.MustParseAddr("::1")) ||
-		!p.Forbidden(netip.MustParseAddr(hostAddr)) || !p.Forbidden(netip.MustParseAddr("198.51.100.255")) || p.Forbidden(netip.MustParseAddr(labAddr)) {
-		t.Error("Forbidden is wrong")
+	for a, want := range map[string]string{
+		"169.254.169.254": ReasonForbidden, l.Address().String(): ReasonForbidden, "::1": ReasonForbidden, hostAddr: ReasonForbidden,
+		"198.51.100.255": ReasonForbidden, labAddr: "", "10.1.2.3": ReasonPrivate, "192.168.1.1": ReasonPrivate, "240.0.0.1": ReasonPrivate,
+	} {
+		if got := p.Forbidden(netip.MustParseAddr(a)); got != want {
+			t.Errorf("%s is forbidden as %q, want %q", a, got, want)
+		}
 	}
 }
 
-func markedDial(target string) (string, error) {
+func markedDial(target string, as uint32) (string, error) {
 	mark := func(_, _ string, raw syscall.RawConn) error {
 		var err error
-		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, ProxyMark) })
+		cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(as)) })
 		return errors.Join(err, cerr)
 	}
 	d := net.Dialer{Timeout: impatience, Control: mark}

@@ -15,14 +15,15 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// maxResolvers is how many name servers a resolver of the C library asks.
+// maxResolvers is the number of name servers that the resolver of the C library
+// uses.
 const maxResolvers = 3
 
-// resolverFiles are where the host names its DNS servers: systemd-resolved
-// lists the real ones apart from its stub on loopback.
+// resolverFiles are the files in which the host configures its DNS servers.
+// systemd-resolved lists the real servers separately from its stub on loopback.
 var resolverFiles = []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"}
 
-// resolvers returns the configured DNS servers, or else the host's that a
+// resolvers returns the configured DNS servers, or else those of the host's that a
 // sandbox can reach.
 func resolvers(configured []string) ([]string, error) {
 	for _, s := range configured {
@@ -45,8 +46,8 @@ func resolvers(configured []string) ([]string, error) {
 	return nil, nil
 }
 
-// readResolvers reads the name servers of a resolv.conf that are neither on
-// the host nor otherwise forbidden to sandboxes.
+// readResolvers returns the name servers in a resolv.conf, except those on the host
+// and those that sandboxes may not reach.
 func readResolvers(path string) (list []string, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -85,17 +86,24 @@ func reachable(a netip.Addr, own []netlink.Addr) bool {
 }
 
 const (
-	// shares is into how many the host's connection table is divided. A
-	// sandbox gets one of them: a few that fill theirs leave room for the
-	// others and the host, and a thirty-second of the usual table is 8,192,
-	// more than a sandbox with an honest purpose opens.
+	// shares is the number of parts into which the host's connection table is
+	// divided. A sandbox gets one part, so a few that fill theirs leave room for
+	// the others and for the host. A thirty-second of the usual table is 8,192
+	// connections, more than a sandbox with an honest purpose opens.
 	shares = 32
 	// usualConnections is the table's size on a machine with 4 GiB or more.
 	usualConnections = 262144
 	minShare         = 1024
+	// connectionsPerSecond is the rate at which a sandbox may open connections,
+	// after a burst. Beyond it packets are dropped, and TCP tries again a second
+	// later.
+	connectionsPerSecond, connectionBurst = 1000, 4000
+	// queriesPerSecond is the number of datagrams per second that a sandbox may
+	// send to the proxy's name server, which answers fewer than that.
+	queriesPerSecond, queryBurst = 400, 800
 )
 
-// connectionShare returns how many connections the host tracks for one
+// connectionShare returns the number of connections that the host tracks for one
 // sandbox.
 func connectionShare() (uint32, error) {
 	size := usualConnections
@@ -108,24 +116,27 @@ func connectionShare() (uint32, error) {
 	case !errors.Is(err, fs.ErrNotExist): // nothing has been tracked yet
 		return 0, err
 	}
-	return uint32(max(size/shares, minShare)), nil
+	return shareOf(size), nil
 }
 
-// forwardsEverywhere reports whether the operator, or a program such as
-// Docker, has made the host a router between all its networks.
+// shareOf returns a sandbox's share of a connection table.
+func shareOf(size int) uint32 { return uint32(max(size/shares, minShare)) }
+
+// forwardsEverywhere reports whether the host is already a router between all its
+// networks, configured by the operator or by a program such as Docker.
 func forwardsEverywhere() (bool, error) {
 	b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/forwarding")
 	return strings.TrimSpace(string(b)) == "1", err
 }
 
-// toOpen returns the interfaces on which this installation lets the host
-// forward. Linux forwards by the setting of the interface that a packet comes
-// in by, so beside the sandboxes' own interfaces, those must have it by which
-// the answers come: all that the host has a route out of. Setting ip_forward
-// instead would make the host a router between all its networks; the rules
-// keep what comes in by the interfaces opened here from going anywhere but to
-// sandboxes, as it was before. On a host that is a router anyhow, or has become
-// one since the last start, nothing is opened, and so nothing kept out.
+// toOpen returns the interfaces on which this installation enables forwarding.
+// Linux decides by the setting of the interface on which a packet arrives. So
+// forwarding must be enabled on the sandboxes' own interfaces and on those on which
+// the replies arrive: all interfaces with a route. Setting ip_forward instead would
+// make the host a router between all its networks. The rules let packets that
+// arrive on an interface opened here go only to sandboxes, as if it were not
+// opened. On a host that is already a router, or has become one since the last
+// start, nothing is opened, and so nothing is kept out.
 func (r *rules) toOpen() ([]string, error) {
 	if !r.outbound {
 		return nil, nil
@@ -137,11 +148,14 @@ func (r *rules) toOpen() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	uplinks, err := uplinks()
+	for _, name := range r.opened { // the table may have been taken away
+		mine[name] = true
+	}
+	routed, err := routedInterfaces()
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range uplinks {
+	for _, name := range routed {
 		b, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4/conf", name, "forwarding"))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // it has just gone
@@ -161,9 +175,38 @@ func (r *rules) toOpen() ([]string, error) {
 	return list, nil
 }
 
-// uplinks are the names of the interfaces that a route of the host goes out
-// of, except those of sandboxes and loopback.
-func uplinks() ([]string, error) {
+// assumeOpened treats the interfaces on which the host forwards as opened by an
+// earlier process, if that process left leases but its table is gone. Packets that
+// arrive on them must again go only to sandboxes.
+func (r *rules) assumeOpened(leases bool) error {
+	if !r.outbound || !leases {
+		return nil
+	}
+	if now, err := r.fingerprint(); err != nil || now != "" {
+		return err
+	}
+	if router, err := forwardsEverywhere(); router || err != nil {
+		return err
+	}
+	routed, err := routedInterfaces()
+	if err != nil {
+		return err
+	}
+	for _, name := range routed {
+		b, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4/conf", name, "forwarding"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if strings.TrimSpace(string(b)) == "1" {
+			r.opened = append(r.opened, name)
+		}
+	}
+	return nil
+}
+
+// routedInterfaces returns the names of the interfaces with a route, except those
+// of sandboxes and loopback.
+func routedInterfaces() ([]string, error) {
 	links, err := allLinks()
 	if err != nil {
 		return nil, fmt.Errorf("list the host's interfaces: %w", err)
@@ -188,7 +231,8 @@ func uplinks() ([]string, error) {
 	return names, nil
 }
 
-// setForwarding sets interfaces' forwarding; one that has gone is no error.
+// setForwarding sets the forwarding of interfaces. A missing interface is not an
+// error.
 func setForwarding(names []string, value string) error {
 	for _, name := range names {
 		if err := sysctl("ipv4", name, "forwarding", value); err != nil && !errors.Is(err, fs.ErrNotExist) {

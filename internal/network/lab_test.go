@@ -36,6 +36,9 @@ const (
 	labPort  = "8080"
 )
 
+// labNets are the lab's, which the operator has opened.
+var labNets = prefixes([]string{"198.51.100.0/24", "203.0.113.0/24"})
+
 // labAddrs are those that the lab's server has, beside its own those that no
 // sandbox may reach though the host has a route to them.
 var labAddrs = []string{labAddr, "169.254.169.254", "100.100.100.200", "168.63.129.16"}
@@ -275,7 +278,7 @@ func blockingDial(target string, timeout time.Duration) (int, error) {
 // newPool makes a pool that is closed, and must have left nothing, at the end.
 func newPool(t testing.TB, change func(*Config)) *Pool {
 	t.Helper()
-	cfg := Config{Dir: t.TempDir(), Prefix: DefaultPrefix, Resolvers: []string{labAddr}, Outbound: true, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	cfg := Config{Dir: t.TempDir(), Prefix: DefaultPrefix, Resolvers: []string{labAddr}, Outbound: true, Private: labNets, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	if change != nil {
 		change(&cfg)
 	}

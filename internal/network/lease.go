@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lease is the network of one sandbox: a namespace with the interface eth0,
-// its address and default route.
+// Lease is the network of one sandbox: a namespace with the interface eth0, an
+// address and a default route.
 type Lease struct {
 	pool  *Pool
 	id    string
@@ -28,32 +28,43 @@ type Lease struct {
 
 	mu       sync.Mutex
 	released bool
-	// verdicts are what the sandbox may reach.
+	// shut is true while the host's end is down.
+	shut bool
+	// verdicts is the policy in force.
 	verdicts verdicts
 }
 
-// lease describes a lease; it makes nothing.
+// lease returns the description of a lease, without creating it.
 func (p *Pool) lease(id string, index uint32) *Lease {
 	l := &Lease{pool: p, id: id, index: index}
 	l.host, l.sandbox = addresses(p.prefix, index)
 	return l
 }
 
-// ID names the lease, for Adopt after a restart.
+// ID identifies the lease, for Adopt after a restart.
 func (l *Lease) ID() string { return l.id }
 
-// NetNSPath is where the namespace is mounted.
+// NetNSPath is the path at which the namespace is mounted.
 func (l *Lease) NetNSPath() string { return filepath.Join(l.pool.cfg.Dir, l.id) }
+
+// PrefixBits is the size of a lease's own subnet.
+const PrefixBits = 30
+
+// IfName is the name of the interface in the namespace.
+const IfName = "eth0"
 
 // Address is the sandbox's address.
 func (l *Lease) Address() netip.Addr { return l.sandbox }
 
+// Gateway is the address of the host's end.
+func (l *Lease) Gateway() netip.Addr { return l.host }
+
 // ifName is the interface of the host's end.
 func (l *Lease) ifName() string { return l.pool.ifPrefix() + l.id }
 
-// Counters returns how many bytes the sandbox has received and sent, as
+// Counters returns the bytes that the sandbox has received and sent, counted as
 // frames on its interface.
-func (l *Lease) Counters() (ingress, egress int64, err error) {
+func (l *Lease) Counters(context.Context) (ingress, egress int64, err error) {
 	link, err := netlink.LinkByName(l.ifName())
 	if err != nil {
 		return 0, 0, fmt.Errorf("count network %s: %w", l.id, err)
@@ -65,8 +76,8 @@ func (l *Lease) Counters() (ingress, egress int64, err error) {
 	return int64(s.TxBytes), int64(s.RxBytes), nil
 }
 
-// setUp makes the namespace and the pair of interfaces. The rules are told of the
-// sandbox's end meanwhile; they know it before a packet can come from it.
+// setUp creates the namespace and the pair of interfaces. In the meantime the rules
+// learn the sandbox's address, before a packet can come from it.
 func (l *Lease) setUp() error {
 	told := make(chan error, 1)
 	go func() { told <- l.pool.rules.add(l) }()
@@ -91,8 +102,8 @@ func (l *Lease) setUp() error {
 // loopback is the index of lo in every namespace.
 const loopback = 1
 
-// connect makes the pair, from inside the namespace, and brings both ends up
-// once the rules know them.
+// connect creates the pair, from inside the namespace, and takes both ends up once
+// the rules know them.
 func (l *Lease) connect(host int, known func() error) error {
 	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -100,7 +111,7 @@ func (l *Lease) connect(host int, known func() error) error {
 	}
 	defer inside.Close()
 	veth := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: "eth0", HardwareAddr: macOf(l.sandbox), NumTxQueues: 1, NumRxQueues: 1, TxQLen: -1},
+		LinkAttrs:        netlink.LinkAttrs{Name: IfName, HardwareAddr: macOf(l.sandbox), NumTxQueues: 1, NumRxQueues: 1, TxQLen: -1},
 		PeerName:         l.ifName(),
 		PeerHardwareAddr: macOf(l.host),
 		PeerNamespace:    netlink.NsFd(host),
@@ -108,24 +119,32 @@ func (l *Lease) connect(host int, known func() error) error {
 	if err := inside.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make the interfaces: %w", err)
 	}
-	eth0, err := inside.LinkByName("eth0")
+	eth0, err := inside.LinkByName(IfName)
 	if err != nil {
 		return err
 	}
 	peer := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.ifName(), Index: eth0.Attrs().ParentIndex}}
 	configured := make(chan error, 1)
-	go func() { configured <- configureHost(peer) }() // another thread, so on the host
+	outside := l.pool.host
+	go func() { // another thread, so on the host
+		gate := l.pool.gate
+		// Nothing is configured before it is certain that the index is the lease's.
+		if found, err := outside.LinkByIndex(peer.Index); err != nil || found.Attrs().Name != peer.Name {
+			configured <- errors.Join(fmt.Errorf("interface %d of the host is not %s", peer.Index, peer.Name), err)
+			return
+		}
+		configured <- errors.Join(configureHost(peer), gate.know(peer.Index, l.sandbox), gate.hang(outside, peer.Index))
+	}()
 	lo := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: "lo", Index: loopback}}
 	if err := errors.Join(disableIPv6("all"), inside.LinkSetUp(lo), setAddress(inside, eth0, l.sandbox), <-configured, known()); err != nil {
 		return err
 	}
-	// This end last: the kernel lets an end send at once when it comes up and
-	// the other is up already, otherwise only when it gets round to it.
-	outside := l.pool.host
+	// This end comes last: if the other end is up already, the kernel lets an end
+	// send as soon as it comes up; otherwise the kernel does so with a delay.
 	if err := errors.Join(setAddress(outside, peer, l.host), up(outside, peer, l.sandbox), up(inside, eth0, l.host)); err != nil {
 		return err
 	}
-	// And this query has it get round to it for the other end (Linux 6.8).
+	// This query makes the kernel do so for the other end too (Linux 6.8).
 	if _, err := outside.LinkByIndex(peer.Index); err != nil {
 		return err
 	}
@@ -136,8 +155,8 @@ func (l *Lease) connect(host int, known func() error) error {
 	return nil
 }
 
-// disableIPv6 turns IPv6 off for an interface of the thread's namespace, or for
-// all of them and for those to come. None may be up before, or it would have had
+// disableIPv6 disables IPv6 on an interface of the thread's namespace, or on all
+// present and future ones. No interface may be up before, or it would already have
 // an address.
 func disableIPv6(iface string) error {
 	err := sysctl("ipv6", iface, "disable_ipv6", "1")
@@ -147,17 +166,18 @@ func disableIPv6(iface string) error {
 	return err
 }
 
-// What include/uapi/linux/ip.h numbers: the settings of an interface that have
+// Numbers from include/uapi/linux/ip.h: the settings of an interface that also have
 // files in /proc/sys/net/ipv4/conf.
 const (
-	confForwarding = 1
-	confRPFilter   = 8
-	confARPIgnore  = 19
+	confForwarding   = 1
+	confRPFilter     = 8
+	confARPIgnore    = 19
+	confSrcValidMark = 24
 )
 
-// configureHost configures the host's end, from the host's namespace. IPv6 can
-// be turned off by a file alone; IPv4 is configured in one message, which is
-// faster than a file for each setting.
+// configureHost configures the host's end, from the host's namespace. IPv6 can only
+// be disabled through a file. IPv4 is configured in one message, which is faster
+// than a file for each setting.
 func configureHost(link netlink.Link) error {
 	if err := disableIPv6(link.Attrs().Name); err != nil {
 		return err
@@ -166,9 +186,9 @@ func configureHost(link netlink.Link) error {
 	msg.Index = int32(link.Attrs().Index)
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	conf := families.AddRtAttr(unix.AF_INET, nil).AddRtAttr(unix.IFLA_INET_CONF, nil)
-	// arp_ignore: answer for this end's address alone, and tell none of the
-	// host's others to who asks for them.
-	for _, setting := range []int{confForwarding, confARPIgnore, confRPFilter} {
+	// arp_ignore: answer ARP requests only for this end's address, and not for the
+	// host's other addresses. src_valid_mark: see gate.go.
+	for _, setting := range []int{confForwarding, confARPIgnore, confRPFilter, confSrcValidMark} {
 		conf.AddRtAttr(setting, nl.Uint32Attr(1))
 	}
 	r := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
@@ -180,17 +200,17 @@ func configureHost(link netlink.Link) error {
 	return nil
 }
 
-// setAddress gives an end its address.
+// setAddress assigns the address to an end.
 func setAddress(h *netlink.Handle, link netlink.Link, own netip.Addr) error {
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: own.AsSlice(), Mask: net.CIDRMask(30, 32)}}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: own.AsSlice(), Mask: net.CIDRMask(PrefixBits, 32)}}
 	if err := h.AddrAdd(link, addr); err != nil {
 		return fmt.Errorf("add %s: %w", own, err)
 	}
 	return nil
 }
 
-// up brings an end up. The other end is a permanent neighbour, so that neither
-// ever waits for the other's answer, nor believes another.
+// up takes an end up. The other end becomes a permanent neighbour, so that neither
+// waits for ARP replies of the other, nor believes forged ones.
 func up(h *netlink.Handle, link netlink.Link, other netip.Addr) error {
 	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up %s: %w", link.Attrs().Name, err)
@@ -210,15 +230,11 @@ func macOf(a netip.Addr) net.HardwareAddr {
 	return append(net.HardwareAddr{0x02, 0x73}, a.AsSlice()...)
 }
 
-// check verifies that a lease of an earlier process is whole.
+// check verifies that a lease of an earlier process is complete. Its namespace may
+// not be mounted any more: it was mounted in that process's mount namespace, and an
+// init system may create a new one at each start of a service. The interface exists
+// as long as the namespace, which the sandbox's kernel keeps alive.
 func (l *Lease) check() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(l.NetNSPath(), &st); err != nil {
-		return fmt.Errorf("namespace: %w", err)
-	}
-	if st.Type != unix.NSFS_MAGIC {
-		return fmt.Errorf("nothing is mounted on %s", l.NetNSPath())
-	}
 	link, err := netlink.LinkByName(l.ifName())
 	if err != nil {
 		return fmt.Errorf("find %s: %w", l.ifName(), err)
@@ -233,16 +249,51 @@ func (l *Lease) check() error {
 	return nil
 }
 
-// Release removes the network. What is no longer there is no error; after
-// another error it may be tried again. Once it is complete it does nothing.
+// Shut takes the host's end of the interface down, independently of the rules. The
+// sandbox then reaches nothing and cannot be reached. The next successful SetPolicy
+// takes the interface up again.
+func (l *Lease) Shut() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.released {
+		return nil
+	}
+	// Use an open socket: there may be no free file descriptor for another.
+	link, err := l.pool.host.LinkByName(l.ifName())
+	if err == nil {
+		err = l.pool.host.LinkSetDown(link)
+	}
+	if err != nil {
+		return fmt.Errorf("shut network %s: %w", l.id, err)
+	}
+	l.shut = true
+	return nil
+}
+
+// reopen undoes Shut.
+func (l *Lease) reopen() error {
+	link, err := l.pool.host.LinkByName(l.ifName())
+	if err != nil {
+		return err
+	}
+	if err := up(l.pool.host, link, l.sandbox); err != nil {
+		return err
+	}
+	l.shut = false
+	return nil
+}
+
+// Release removes the network. It is not an error if a part of it is missing. After
+// any other error Release may be called again. After a success further calls do
+// nothing.
 func (l *Lease) Release(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.released {
 		return nil
 	}
-	// The interface goes first: without it nothing comes from the namespace,
-	// even if a process is still in there.
+	// The interface is removed first: without it nothing comes from the namespace,
+	// even if a process is still in it.
 	err := errors.Join(l.removeLink(), l.removeNetNS())
 	if err == nil {
 		err = l.pool.rules.unjudge(l.sandbox, l.verdicts)
@@ -260,10 +311,27 @@ func (l *Lease) Release(context.Context) error {
 	return nil
 }
 
+// renewGate attaches the gate to a lease of an earlier process, which may not have
+// had one.
+func (l *Lease) renewGate() error {
+	link, err := netlink.LinkByName(l.ifName())
+	if err != nil {
+		return err
+	}
+	l.shut = link.Attrs().Flags&net.FlagUp == 0
+	if err := configureHost(link); err != nil {
+		return err
+	}
+	return l.pool.gate.hang(l.pool.host, link.Attrs().Index)
+}
+
 func (l *Lease) removeLink() error {
 	link, err := netlink.LinkByName(l.ifName())
 	if err == nil {
 		err = netlink.LinkDel(link)
+	}
+	if err == nil {
+		err = l.pool.gate.forget(link.Attrs().Index)
 	}
 	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
 		return nil
@@ -284,19 +352,14 @@ func (l *Lease) removeNetNS() error {
 	return nil
 }
 
-// forgetConnections removes what the host tracks of the sandbox's
-// connections: the next sandbox with the address must not get what peers still
-// send to this one. A failure is not worth a lost address: that rests before
-// it is used again.
+// forgetConnections removes the tracked connections of the sandbox from the host:
+// the next sandbox with this address must not receive packets that peers still send
+// to this one. If it fails, the address is still reused, because it first stays
+// unused for a while.
 func (l *Lease) forgetConnections() {
-	// What it opened, and what the host has opened to it.
+	// Connections that the sandbox opened, and those that the host opened to it.
 	for _, side := range []netlink.ConntrackFilterType{netlink.ConntrackOrigSrcIP, netlink.ConntrackOrigDstIP} {
-		filter := &netlink.ConntrackFilter{}
-		err := filter.AddIP(side, l.sandbox.AsSlice())
-		if err == nil {
-			_, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-		}
-		if err != nil {
+		if err := forgetConnections(l.sandbox, side); err != nil {
 			l.pool.cfg.Log.Warn("cannot forget a network's connections", "network", l.id, "error", err)
 		}
 	}
@@ -317,7 +380,7 @@ func interfaces(prefix string) ([]netlink.Link, error) {
 	return list, nil
 }
 
-// found returns the ids of all that carries the installation's mark.
+// found returns the ids of everything that carries the installation's mark.
 func (p *Pool) found() (map[string]bool, error) {
 	ids := map[string]bool{}
 	mounts, err := os.ReadDir(p.cfg.Dir)

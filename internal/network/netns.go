@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// threadNetNS is the namespace of the calling thread.
+// threadNetNS is the network namespace of the calling thread.
 const threadNetNS = "/proc/thread-self/ns/net"
 
-// inNewNetNS makes a network namespace, mounts it on path, and meanwhile calls
-// inside on a thread that is in it, with a file descriptor of the host's
-// namespace. After an error path may be mounted or not.
+// inNewNetNS creates a network namespace and mounts it at path. Meanwhile it calls
+// inside on a thread in the namespace, with a file descriptor of the host's
+// namespace. After an error path may or may not be mounted.
 func inNewNetNS(path string, inside func(host int) error) error {
 	res := make(chan error, 1)
 	go func() {
@@ -24,14 +24,15 @@ func inNewNetNS(path string, inside func(host int) error) error {
 		if restored {
 			runtime.UnlockOSThread()
 		}
-		// Otherwise the thread is in an unknown namespace: it ends with this
-		// goroutine rather than run others.
+		// Otherwise the thread is in an unknown namespace. It ends with this
+		// goroutine, so that it never runs other goroutines.
 		res <- err
 	}()
 	return <-res
 }
 
-// visitNewNetNS moves the thread, and reports whether it is back.
+// visitNewNetNS moves the thread into a new namespace and back, and reports whether
+// it is back.
 func visitNewNetNS(path string, inside func(host int) error) (restored bool, err error) {
 	host, err := os.Open(threadNetNS)
 	if err != nil {
@@ -50,8 +51,8 @@ func visitNewNetNS(path string, inside func(host int) error) (restored bool, err
 	return true, err
 }
 
-// mountNetNS keeps the namespace of a thread of this process alive on path,
-// which must be new.
+// mountNetNS keeps the namespace of a thread of this process alive by a mount at
+// path, which must be new.
 func mountNetNS(thread int, path string) error {
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -66,7 +67,7 @@ func mountNetNS(thread int, path string) error {
 	return nil
 }
 
-// sysctl sets an interface's setting in the calling thread's namespace.
+// sysctl writes an interface's setting in the calling thread's namespace.
 func sysctl(family, iface, name, value string) error {
 	path := filepath.Join("/proc/sys/net", family, "conf", iface, name)
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)

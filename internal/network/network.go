@@ -1,21 +1,23 @@
-// Package network gives each sandbox a private IPv4 network: a network
-// namespace with one interface, whose other end the host filters.
+// Package network gives each sandbox a private IPv4 network: a network namespace
+// with one interface. The host filters at the other end of that interface.
 //
-// The sandbox's own kernel (gVisor) takes the address off the interface in the
-// namespace and sends raw frames there, so no rule inside the namespace sees
-// its packets. Everything is therefore enforced on the host's end, in one
-// nftables table per installation (rules.go). A sandbox reaches what the host
-// routes to, from the host's address, and nothing else: not the host, not
-// another sandbox, not link-local or metadata addresses, not IPv6. Nothing
-// from outside reaches it that it did not ask for. The host itself can open
-// connections to it (Lease.Dial), and it can only answer in them.
+// The sandbox's own kernel (gVisor) takes over the address of the interface in the
+// namespace and sends raw frames there, so rules inside the namespace would not see
+// its packets. Therefore all rules are at the host's end, in one nftables table per
+// installation (rules.go). A sandbox can reach networks that the host reaches
+// through a default route, with the host's address as source. It can reach nothing
+// else: not the host, not another sandbox, no link-local or metadata address, no
+// IPv6, and no private network unless the operator has opened it (private.go). From
+// outside, only replies reach it. The host itself can connect to it (Lease.Dial),
+// and the sandbox can only answer in these connections.
 //
-// All that is made carries a mark that is derived from Config.Dir: the
-// interfaces begin with "sky" and the mark, the table is "skerry-" and the
-// mark. What a crash leaves is found by it (Recover).
+// Everything that the package creates carries a mark, which is derived from
+// Config.Dir: the names of interfaces begin with "sky" and the mark, and the table
+// is "skerry-" and the mark. Recover uses it to find what a crash left behind.
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -28,44 +30,58 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry"
 )
 
-// DefaultPrefix is where the addresses of sandboxes are taken from.
+// DefaultPrefix is the default address range for sandboxes.
 const DefaultPrefix = "10.201.0.0/16"
 
-// refillRetry is how long the preparing of leases rests after a failure.
+// refillRetry is the delay before leases are prepared again after a failure.
 const refillRetry = time.Second
 
-// Config says what networks a Pool makes.
+// Config configures a Pool.
 type Config struct {
-	// Dir is where the namespaces are mounted, such as /run/skerry/netns. It
-	// tells this installation's networks from those of others on the machine.
+	// Dir is the folder in which the namespaces are mounted, such as
+	// /run/skerry/netns. It distinguishes this installation's networks from those
+	// of others on the machine.
 	Dir string
-	// Prefix is the IPv4 range for sandboxes, /14 to /28, four addresses
-	// each, and four for the gateway; empty is DefaultPrefix or, if the host has a route into that, one
-	// of the fifteen ranges after it.
+	// Prefix is the IPv4 range for sandboxes, from /14 to /28. Each sandbox takes
+	// four addresses, and so does the gateway. If it is empty, DefaultPrefix is
+	// used or, if the host has a route into that, one of the fifteen ranges after
+	// it.
 	Prefix string
-	// Resolvers are the DNS servers for sandboxes; nil means those of the
-	// host that are not on the host itself.
+	// Resolvers are the DNS servers for sandboxes. If nil, the host's DNS servers
+	// are used, except those on the host itself.
 	Resolvers []string
 	// Outbound lets sandboxes open connections to the outside.
 	Outbound bool
-	// Ready is how many leases are kept prepared.
+	// Private are private networks that sandboxes may reach if their policies allow
+	// it. All others are closed. See CheckPrivate.
+	Private []netip.Prefix
+	// Ready is the number of leases to prepare ahead.
 	Ready int
-	// Proxy has the connections of sandboxes with a list that its networks do
-	// not decide redirected to the Gateway.
+	// Proxy redirects connections of sandboxes with a list to the Gateway, unless
+	// the networks in the list decide about them.
 	Proxy bool
 	Log   *slog.Logger
 
-	// connections, if positive, is in the place of a sandbox's share.
+	// connections, if positive, replaces a sandbox's share of the connection table.
 	connections uint32
+	// table, if positive, replaces the size of the connection table.
+	table int
+	// dialTimeout, if positive, is in the place of the constant.
+	dialTimeout time.Duration
+	// unguarded disables the guard, which repairs changes by others to the rules.
+	unguarded bool
 }
 
-// Pool makes leases and takes them back.
+// Pool creates leases and takes them back.
 type Pool struct {
 	cfg       Config
 	mark      string
@@ -73,36 +89,43 @@ type Pool struct {
 	resolvers []string
 	rules     *rules
 	gateway   *Gateway
-	denials   *denials // nil if the kernel tells of no packets
-	// host asks the host's namespace, from a thread in whatever namespace.
+	// uplinks are the uplinks that the rules know.
+	uplinks atomic.Pointer[uplinks]
+	denials *denials // nil if the kernel tells of no packets
+	// routes and tables notify the guard of changes by other programs.
+	routes, tables *watcher
+	gate           *gate
+	// host queries the host's namespace, from a thread in any namespace.
 	host *netlink.Handle
-	// packets is a socket that sends frames; to close one takes the kernel tens
-	// of milliseconds.
+	// packets is a socket for sending frames. It stays open because closing one
+	// takes the kernel tens of milliseconds.
 	packets int
-	// carried is what an earlier process let the sandboxes that run reach.
+	// carried is the policies of running sandboxes that an earlier process set.
 	carried map[netip.Addr]verdicts
 
-	// ready has the prepared leases but one, which the refill goroutine holds
-	// out; nil when none are prepared.
+	// ready holds the prepared leases. The refill goroutine holds one more, blocked
+	// on the send. It is nil if no leases are prepared.
 	ready  chan *Lease
 	cancel context.CancelFunc
-	refill sync.WaitGroup
+	work   sync.WaitGroup
 
 	mu sync.Mutex
-	// leases are all that exist or are being made by this process, by id;
-	// nil values were left by an earlier process and not adopted yet.
+	// leases are all leases that exist or are being created by this process, by id.
+	// A nil value is a lease of an earlier process that has not been adopted yet.
 	leases map[string]*Lease
 	free   freeList
 	closed bool
 }
 
-// New prepares the host: the table of rules and, for Outbound, forwarding. It
-// leaves alone what an earlier process left; see Adopt and Recover.
+// New prepares the host: it creates the table of rules and, for Outbound, enables
+// forwarding. It does not touch what an earlier process left; see Adopt and
+// Recover.
 func New(ctx context.Context, cfg Config) (_ *Pool, err error) {
 	if !filepath.IsAbs(cfg.Dir) || cfg.Ready < 0 || cfg.Log == nil {
 		return nil, fmt.Errorf("network: dir %q must be absolute, ready %d not negative, and a log set", cfg.Dir, cfg.Ready)
 	}
 	cfg.Dir = filepath.Clean(cfg.Dir)
+	cfg.dialTimeout = cmp.Or(cfg.dialTimeout, dialTimeout)
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
@@ -131,7 +154,15 @@ func New(ctx context.Context, cfg Config) (_ *Pool, err error) {
 	if cfg.connections > 0 {
 		share = cfg.connections
 	}
-	p.rules = &rules{mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound, connections: share}
+	for _, private := range cfg.Private {
+		if err := CheckPrivate(private); err != nil {
+			return nil, fmt.Errorf("network: %w", err)
+		}
+	}
+	p.rules = &rules{
+		mark: p.mark, ifPrefix: p.ifPrefix(), prefix: p.prefix, outbound: cfg.Outbound, connections: share,
+		private: cfg.Private, resolvers: p.resolverAddrs(),
+	}
 	if cfg.Proxy {
 		if p.gateway, err = p.openGateway(); err != nil {
 			return nil, fmt.Errorf("network: %w", err)
@@ -151,35 +182,60 @@ func New(ctx context.Context, cfg Config) (_ *Pool, err error) {
 	} else {
 		p.rules.tellTo = &p.denials.group
 	}
+	// Opened before the rules are created from the host's present state.
+	if p.routes, err = watch(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV4_RULE); err != nil {
+		return nil, fmt.Errorf("network: watch the host's routes: %w", err)
+	}
+	if p.tables, err = watch(unix.NETLINK_NETFILTER, nfGroupNFTables); err != nil {
+		return nil, fmt.Errorf("network: watch the host's rules: %w", err)
+	}
+	if p.gate, err = openGate(p.mark); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	if err := p.takeOverGate(); err != nil {
+		return nil, fmt.Errorf("network: take over the gate: %w", err)
+	}
+	up, err := findUplinks()
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	p.uplinks.Store(&up)
+	p.rules.uplinks = up.names()
+	if err := p.rules.assumeOpened(len(p.leases) > 0); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
 	if p.carried, err = p.rules.carried(p.elements()); err != nil {
 		return nil, fmt.Errorf("network: read the rules: %w", err)
 	}
-	if err := p.rules.install(p.elements(), p.carried); err != nil {
+	if err := errors.Join(p.addGateRules(), p.rules.install(p.elements(), p.carried)); err != nil {
 		err = fmt.Errorf("network: install the rules: %w", err)
 		if len(p.leases) == 0 {
-			err = errors.Join(err, p.rules.remove(), p.removeGateway())
+			err = errors.Join(err, p.rules.remove(), p.removeGateRules(), p.removeGateway())
 		}
 		return nil, err
 	}
 	ctx, p.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if !cfg.unguarded {
+		p.work.Go(func() { p.guard(ctx) })
+	}
 	if cfg.Ready > 0 {
 		p.ready = make(chan *Lease, cfg.Ready-1)
-		p.refill.Go(func() { p.keepReady(ctx) })
+		p.work.Go(func() { p.keepReady(ctx) })
 	}
 	return p, nil
 }
 
-// markOf is four characters, so that with a lease's id it fits the 15 bytes
-// of an interface name.
+// markOf returns a mark of four characters, so that with a lease's id it fits the
+// 15 bytes of an interface name.
 func markOf(dir string) string {
 	sum := sha256.Sum256([]byte(dir))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5])[:4])
 }
 
-// ifPrefix is what the names of this installation's interfaces begin with.
+// ifPrefix is the prefix of this installation's interface names.
 func (p *Pool) ifPrefix() string { return anyInterface + p.mark }
 
-// takeStock reserves what an earlier process left.
+// takeStock reserves the indexes of the leases that an earlier process left.
 func (p *Pool) takeStock() error {
 	found, err := p.found()
 	if err != nil {
@@ -195,7 +251,7 @@ func (p *Pool) takeStock() error {
 	return nil
 }
 
-// elements are those of every lease known.
+// elements returns every known lease.
 func (p *Pool) elements() []*Lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -211,7 +267,14 @@ func (p *Pool) elements() []*Lease {
 // Resolvers returns the DNS servers that sandboxes should use.
 func (p *Pool) Resolvers() []string { return append([]string(nil), p.resolvers...) }
 
-// Acquire returns a network of its own: a prepared one, or one made now.
+func (p *Pool) resolverAddrs() (list []netip.Addr) {
+	for _, s := range p.resolvers {
+		list = append(list, netip.MustParseAddr(s)) // checked by resolvers
+	}
+	return list
+}
+
+// Acquire returns a lease: a prepared one, or else a new one.
 func (p *Pool) Acquire(ctx context.Context) (*Lease, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -244,17 +307,17 @@ func (p *Pool) keepReady(ctx context.Context) {
 	}
 }
 
-// giveBack releases a lease that nobody used.
+// giveBack releases a lease that was not used.
 func (p *Pool) giveBack(l *Lease) {
 	if err := l.Release(context.Background()); err != nil {
 		p.cfg.Log.Warn("cannot give back a prepared network", "network", l.id, "error", err)
 	}
 }
 
-// errClosed is what a closed pool answers.
+// errClosed is the error of a closed pool.
 var errClosed = errors.New("network: the pool is closed")
 
-// create makes a lease; if it fails nothing is left.
+// create creates a lease. If it fails, nothing is left behind.
 func (p *Pool) create() (*Lease, error) {
 	p.mu.Lock()
 	if p.closed {
@@ -264,7 +327,7 @@ func (p *Pool) create() (*Lease, error) {
 	n, ok := p.free.take()
 	if !ok {
 		p.mu.Unlock()
-		return nil, fmt.Errorf("network: all %d addresses of %s are in use", p.free.size, p.prefix)
+		return nil, skerry.Errorf(skerry.CodeUnavailable, "all %d networks of %s are in use", p.free.size, p.prefix)
 	}
 	l := p.lease(newID(n), n)
 	p.leases[l.id] = l
@@ -275,8 +338,8 @@ func (p *Pool) create() (*Lease, error) {
 	return l, nil
 }
 
-// Adopt returns the lease that an earlier process acquired, for a sandbox
-// that still runs.
+// Adopt returns a lease that an earlier process acquired, for a sandbox that is
+// still running.
 func (p *Pool) Adopt(_ context.Context, id string) (*Lease, error) {
 	n, ok := parseID(id)
 	if !ok || n >= p.free.size {
@@ -289,14 +352,15 @@ func (p *Pool) Adopt(_ context.Context, id string) (*Lease, error) {
 	}
 	l := p.lease(id, n)
 	l.verdicts = p.carried[l.sandbox]
-	if err := l.check(); err != nil {
+	if err := errors.Join(l.check(), l.renewGate()); err != nil {
 		return nil, fmt.Errorf("adopt network %s: %w", id, err)
 	}
 	p.leases[id] = l
 	return l, nil
 }
 
-// Recover removes what an earlier process left and inUse does not name.
+// Recover removes everything that an earlier process left behind, except the leases
+// in inUse.
 func (p *Pool) Recover(ctx context.Context, inUse []string) error {
 	keep := map[string]bool{}
 	for _, id := range inUse {
@@ -325,8 +389,8 @@ func (p *Pool) Recover(ctx context.Context, inUse []string) error {
 	return errors.Join(errs...)
 }
 
-// Close gives back the prepared leases. Those in use stay, and so do the
-// rules unless there are none in use.
+// Close releases the prepared leases. Leases in use stay. The rules stay as long as
+// there are any.
 func (p *Pool) Close() error {
 	p.mu.Lock()
 	if p.closed {
@@ -336,8 +400,8 @@ func (p *Pool) Close() error {
 	p.closed = true
 	p.mu.Unlock()
 	p.cancel()
-	p.refill.Wait()
-	errs := []error{p.closeSockets()}
+	p.work.Wait()
+	var errs []error
 	for p.ready != nil {
 		select {
 		case l := <-p.ready:
@@ -347,15 +411,16 @@ func (p *Pool) Close() error {
 		}
 		break
 	}
+	errs = append(errs, p.closeSockets())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.leases) == 0 {
-		errs = append(errs, p.rules.remove(), p.removeGateway())
+		errs = append(errs, p.rules.remove(), p.removeGateRules(), p.removeGateway())
 	}
 	return errors.Join(errs...)
 }
 
-// closeSockets closes those that are open.
+// closeSockets closes all open sockets.
 func (p *Pool) closeSockets() error {
 	var errs []error
 	if p.host != nil {
@@ -368,13 +433,21 @@ func (p *Pool) closeSockets() error {
 	if p.denials != nil {
 		errs = append(errs, p.denials.close())
 	}
+	for _, w := range []*watcher{p.routes, p.tables} {
+		if w != nil {
+			errs = append(errs, w.close())
+		}
+	}
+	if p.gate != nil {
+		errs = append(errs, p.gate.close())
+	}
 	if p.gateway != nil {
 		errs = append(errs, p.gateway.close())
 	}
 	return errors.Join(errs...)
 }
 
-// forget gives the index of a lease that is gone to the next.
+// forget frees the index of a released lease.
 func (p *Pool) forget(l *Lease) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -384,8 +457,8 @@ func (p *Pool) forget(l *Lease) {
 	}
 }
 
-// newID names a lease after its index, so that its address is known from its
-// name, and two random bytes, so that a name is not soon used again.
+// newID returns an id with the lease's index, so that the address is known from the
+// id, and two random bytes, so that the id is not soon used again.
 func newID(index uint32) string {
 	var b [2]byte
 	rand.Read(b[:])

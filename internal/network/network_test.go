@@ -32,7 +32,7 @@ func TestOutbound(t *testing.T) {
 	if err != nil || seen != hostAddr {
 		t.Fatalf("the lab saw %q: %v", seen, err)
 	}
-	in, out, err := l.Counters()
+	in, out, err := l.Counters(t.Context())
 	if err != nil || in < 100 || out < 100 {
 		t.Fatalf("counters: %d in, %d out, %v", in, out, err)
 	}
@@ -41,7 +41,7 @@ func TestOutbound(t *testing.T) {
 	if err := echo(t, l, size); err != nil {
 		t.Fatal(err)
 	}
-	in2, out2, err := l.Counters()
+	in2, out2, err := l.Counters(t.Context())
 	if err != nil || in2-in < size || out2-out < size || in2-in > size*5/4 || out2-out > size*5/4 {
 		t.Fatalf("%d bytes echoed counted as %d in and %d out, %v", size, in2-in, out2-out, err)
 	}
@@ -406,7 +406,7 @@ func TestRulesDoNotGrow(t *testing.T) {
 		`ip daddr 10.201.0.0/16 goto tell-forbidden`, `fib daddr type != unicast goto tell-forbidden`, `meta nfproto != ipv4 drop`,
 		`ip saddr @open return`, `ip saddr != @custom goto tell-denied`, `ip saddr . ip daddr @denied goto tell-denied`, `ip saddr . ip daddr @allowed return`,
 		`ip daddr @open return`, `ip daddr != @custom goto refuse-in`, `ip daddr . ip saddr @denied goto refuse-in`, `ip daddr . ip saddr @allowed return`,
-		`169.254.0.0/16`, `224.0.0.0/3`, `"uplink"`,
+		`169.254.0.0/16`, `224.0.0.0/4`, `"uplink"`,
 	} {
 		if !strings.Contains(after, want) {
 			t.Errorf("no %q in the rules", want)
@@ -477,6 +477,42 @@ func TestHostBecomesRouter(t *testing.T) {
 	}
 }
 
+// TestReadyNetworks has more networks taken than are prepared: the others are made
+// then.
+func TestReadyNetworks(t *testing.T) {
+	const ready = 3
+	p := newPool(t, func(c *Config) { c.Ready = ready })
+	exist := func() int {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.leases)
+	}
+	var taken []*Lease
+	for _, n := range []int{0, 1, 2 * ready} {
+		for range n {
+			taken = append(taken, acquire(t, p))
+		}
+		eventually(t, "networks to be prepared", func() bool { return len(p.ready) == cap(p.ready) && exist() == len(taken)+ready })
+	}
+	for _, l := range taken {
+		if _, err := dial(t, l, labAddr+":"+labPort); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := exist(); n != len(taken)+ready {
+		t.Errorf("%d networks exist beside the %d that are taken", n-len(taken), len(taken))
+	}
+}
+
+// TestConnectionShare has tables of several sizes, the smallest too.
+func TestConnectionShare(t *testing.T) {
+	for size, want := range map[int]uint32{0: minShare, 32 * 1024: 1024, 32*1024 + 32: 1025, 262144: 8192, 1 << 20: 32768} {
+		if got := shareOf(size); got != want {
+			t.Errorf("of a table of %d connections a sandbox has %d, want %d", size, got, want)
+		}
+	}
+}
+
 func TestConcurrentAcquire(t *testing.T) {
 	p := newPool(t, func(c *Config) { c.Ready = 4 })
 	const n = 30
@@ -526,8 +562,8 @@ func TestAllInUse(t *testing.T) {
 	for range 3 { // one is the gateway's
 		list = append(list, acquire(t, p))
 	}
-	if l, err := p.Acquire(t.Context()); err == nil {
-		t.Fatalf("a fourth address for sandboxes in a /28: %s", l.Address())
+	if l, err := p.Acquire(t.Context()); skerry.CodeOf(err) != skerry.CodeUnavailable {
+		t.Fatalf("a fourth address for sandboxes in a /28: %+v, %v", l, err)
 	}
 	if err := list[2].Release(t.Context()); err != nil {
 		t.Fatal(err)
@@ -582,7 +618,7 @@ func TestPrefixOfTheHost(t *testing.T) {
 // TestTwoInstallations closes one of two that share an uplink.
 func TestTwoInstallations(t *testing.T) {
 	a := newPool(t, nil)
-	b, err := New(t.Context(), Config{Dir: t.TempDir(), Prefix: "10.203.0.0/16", Outbound: true, Log: slog.New(slog.DiscardHandler)})
+	b, err := New(t.Context(), Config{Dir: t.TempDir(), Prefix: "10.203.0.0/16", Outbound: true, Private: labNets, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -607,10 +643,34 @@ func TestTwoInstallations(t *testing.T) {
 	}
 }
 
+// TestProxiesOfTwoInstallations: the rules of one whose private networks are
+// closed do not judge what the other's proxy opens.
+func TestProxiesOfTwoInstallations(t *testing.T) {
+	defaultRoute(t, privateAddrs[0])
+	closed := newPool(t, func(c *Config) { c.Private, c.Proxy = nil, true })
+	open, err := New(t.Context(), Config{
+		Dir: t.TempDir(), Prefix: "10.203.0.0/16", Outbound: true, Proxy: true, Private: []netip.Prefix{netip.MustParsePrefix(privateAddrs[0] + "/32")}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := open.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if seen, err := markedDial(privateAddrs[0]+":"+labPort, closed.Gateway().Mark); err == nil {
+		t.Errorf("the proxy of the closed one reaches a private address as %q", seen)
+	}
+	if _, err := markedDial(privateAddrs[0]+":"+labPort, open.Gateway().Mark); err != nil {
+		t.Errorf("the proxy of the open one: %v", err)
+	}
+}
+
 // acquireAndHang is a child process of TestRecoverAfterKill: it acquires three
 // leases, names them and waits for its end.
 func acquireAndHang(dir string) {
-	p, err := New(context.Background(), Config{Dir: dir, Outbound: true, Prefix: DefaultPrefix, Ready: 2, Log: slog.New(slog.DiscardHandler)})
+	p, err := New(context.Background(), Config{Dir: dir, Outbound: true, Private: labNets, Prefix: DefaultPrefix, Ready: 2, Log: slog.New(slog.DiscardHandler)})
 	for range 3 {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -687,7 +747,7 @@ func TestRecoverAfterKill(t *testing.T) {
 // TestCloseLeavesLeasesInUse closes a pool whose lease is in use.
 func TestCloseLeavesLeasesInUse(t *testing.T) {
 	var dir string
-	first, err := New(t.Context(), Config{Dir: t.TempDir(), Prefix: DefaultPrefix, Outbound: true, Ready: 3, Log: slog.New(slog.DiscardHandler)})
+	first, err := New(t.Context(), Config{Dir: t.TempDir(), Prefix: DefaultPrefix, Outbound: true, Private: labNets, Ready: 3, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -723,7 +783,7 @@ func TestCloseLeavesLeasesInUse(t *testing.T) {
 func BenchmarkAcquire(b *testing.B) {
 	for _, ready := range []int{0, 32} {
 		b.Run(fmt.Sprintf("ready=%d", ready), func(b *testing.B) {
-			p := newPool(b, func(c *Config) { c.Ready = ready })
+			p := newPool(b, func(c *Config) { c.Ready, c.Proxy = ready, true })
 			for range b.N {
 				l, err := p.Acquire(b.Context())
 				if err != nil {

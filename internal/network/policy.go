@@ -14,21 +14,21 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// What a sandbox may reach is said by elements of four sets, so that the number
-// of rules is the same for any number of sandboxes:
+// The policy of a sandbox is stored as elements of four sets, so the number of
+// rules does not grow with the number of sandboxes:
 //
 //	open     addresses of sandboxes that may reach all that any may
 //	custom   addresses of sandboxes with a list
 //	denied   (address of a sandbox, range): its list's denied networks
 //	allowed  (address of a sandbox, range): its list's allowed networks
 //
-// A sandbox in neither of the first two reaches nothing: so does a new one. The
-// sandbox's address can stand for the sandbox since packets with another's are
-// dropped before (see rules).
+// A sandbox in neither of the first two sets reaches nothing; this includes a new
+// one. The address can identify the sandbox because packets with another source
+// address are dropped earlier (see rules).
 //
-// Every packet is judged, in both directions, not the first of a connection
-// alone: what a change forbids is cut by the change, and what it does not
-// forbid goes on. A connection is cut by a reset to both sides.
+// Every packet is judged, in both directions, and not only the first of a
+// connection. So a change closes the connections that it forbids, and others
+// continue. A connection is closed by a reset to both sides.
 func openSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "open", KeyType: nftables.TypeIPAddr}
 }
@@ -47,12 +47,12 @@ func rangesSet(t *nftables.Table, name string) *nftables.Set {
 	}
 }
 
-// policySets are all of them, in the order of verdicts.sets.
+// policySets returns all four sets, in the order of verdicts.elements.
 func policySets(t *nftables.Table) []*nftables.Set {
 	return []*nftables.Set{openSet(t), customSet(t), deniedSet(t), allowedSet(t)}
 }
 
-// verdicts are the elements of one sandbox; empty, it reaches nothing.
+// verdicts are the set elements of one sandbox. The zero value reaches nothing.
 type verdicts struct {
 	open, custom    bool
 	denied, allowed []addressRange
@@ -70,7 +70,7 @@ func verdictsOf(p *skerry.NetworkPolicy) verdicts {
 	return verdicts{}
 }
 
-// ranges leaves out IPv6, of which no packet leaves a sandbox anyhow.
+// ranges leaves out IPv6, because no IPv6 packet leaves a sandbox anyway.
 func ranges(list []netip.Prefix) (out []addressRange) {
 	for _, p := range list {
 		if !p.Addr().Is4() {
@@ -83,7 +83,7 @@ func ranges(list []netip.Prefix) (out []addressRange) {
 	return out
 }
 
-// elements are those of a sandbox, for each of policySets.
+// elements returns the elements of a sandbox, for each of policySets.
 func (v verdicts) elements(sandbox netip.Addr) [4][]nftables.SetElement {
 	var e [4][]nftables.SetElement
 	own := []nftables.SetElement{{Key: sandbox.AsSlice()}}
@@ -103,9 +103,9 @@ func (v verdicts) elements(sandbox netip.Addr) [4][]nftables.SetElement {
 	return e
 }
 
-// SetPolicy enforces what the sandbox may reach; before the first call that is
-// nothing. Connections that it forbids are cut, the others go on. There is no
-// moment in between, and if it fails nothing has changed.
+// SetPolicy enforces a policy. Before the first call the sandbox reaches nothing.
+// Connections that the policy forbids are closed, and others continue. The change
+// is atomic: if it fails, nothing has changed.
 func (l *Lease) SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,6 +115,11 @@ func (l *Lease) SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error {
 	next := verdictsOf(p)
 	if err := l.pool.rules.judge(l.sandbox, l.verdicts, next); err != nil {
 		return fmt.Errorf("set the policy of network %s: %w", l.id, err)
+	}
+	if l.shut {
+		if err := l.reopen(); err != nil {
+			return fmt.Errorf("bring back network %s: %w", l.id, err)
+		}
 	}
 	// A new lease has no connections.
 	began := l.verdicts.open || l.verdicts.custom
@@ -127,8 +132,28 @@ func (l *Lease) SetPolicy(ctx context.Context, p *skerry.NetworkPolicy) error {
 	return nil
 }
 
-// judge replaces the elements of a sandbox in one step.
+// judge replaces the elements of a sandbox in one transaction. If elements or the
+// table are missing, it recreates everything.
 func (r *rules) judge(sandbox netip.Addr, before, after verdicts) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.exchange(sandbox, before, after)
+	old, known := r.judged[sandbox]
+	r.judged[sandbox] = after
+	if errors.Is(err, unix.ENOENT) {
+		err = r.restore()
+	}
+	switch {
+	case err == nil:
+	case known:
+		r.judged[sandbox] = old
+	default:
+		delete(r.judged, sandbox)
+	}
+	return err
+}
+
+func (r *rules) exchange(sandbox netip.Addr, before, after verdicts) error {
 	var c nftables.Conn
 	old, elements := before.elements(sandbox), after.elements(sandbox)
 	for i, set := range policySets(r.table()) {
@@ -142,13 +167,17 @@ func (r *rules) judge(sandbox netip.Addr, before, after verdicts) error {
 	return c.Flush()
 }
 
-// unjudge removes the elements of a sandbox; those that are gone are no error.
+// unjudge removes the elements of a sandbox. Missing elements are not an error.
 func (r *rules) unjudge(sandbox netip.Addr, v verdicts) error {
-	err := r.judge(sandbox, v, verdicts{})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.judged, sandbox)
+	err := r.exchange(sandbox, v, verdicts{})
 	if !errors.Is(err, unix.ENOENT) {
 		return err
 	}
-	// All or nothing was removed: one after the other, then.
+	// The transaction removed nothing, because an element is missing: remove them
+	// one by one.
 	for i, set := range policySets(r.table()) {
 		for _, e := range v.elements(sandbox)[i] {
 			var c nftables.Conn
@@ -163,7 +192,8 @@ func (r *rules) unjudge(sandbox netip.Addr, v verdicts) error {
 	return nil
 }
 
-// chunked calls f with parts of a list of elements that fit a message each.
+// chunked calls f with parts of a list of elements, each of which fits into one
+// message.
 func chunked(list []nftables.SetElement, f func([]nftables.SetElement) error) error {
 	const most = 500
 	for len(list) > 0 {
@@ -176,8 +206,9 @@ func chunked(list []nftables.SetElement, f func([]nftables.SetElement) error) er
 	return nil
 }
 
-// carried reads what an earlier process of the installation has enforced, by
-// the sandbox's address. A table of a version without policies let all through.
+// carried reads the policies that an earlier process of the installation enforced,
+// by the sandbox's address. A table of a version without policies allowed
+// everything.
 func (r *rules) carried(existing []*Lease) (map[netip.Addr]verdicts, error) {
 	var c nftables.Conn
 	found := map[netip.Addr]verdicts{}
@@ -205,7 +236,8 @@ func (r *rules) carried(existing []*Lease) (map[netip.Addr]verdicts, error) {
 	return found, nil
 }
 
-// setNames are the sets of the installation's table; nil if there is no table.
+// setNames returns the names of the sets in the installation's table, or nil if
+// there is no table.
 func (r *rules) setNames(c *nftables.Conn) (map[string]bool, error) {
 	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -228,7 +260,7 @@ func (r *rules) setNames(c *nftables.Conn) (map[string]bool, error) {
 	return nil, nil
 }
 
-// carry adds an element of the i-th of policySets.
+// carry adds an element of the i-th set of policySets.
 func carry(found map[netip.Addr]verdicts, i int, e nftables.SetElement) error {
 	if len(e.Key) < 4 || i >= 2 && (len(e.Key) != 8 || len(e.KeyEnd) != 8) {
 		return fmt.Errorf("an element has the key % x", e.Key)
@@ -249,7 +281,7 @@ func carry(found map[netip.Addr]verdicts, i int, e nftables.SetElement) error {
 	return nil
 }
 
-// addPolicySets makes the sets with what was carried over.
+// addPolicySets creates the sets with the elements that were carried over.
 func (r *rules) addPolicySets(c *nftables.Conn, carried map[netip.Addr]verdicts) error {
 	var elements [4][]nftables.SetElement
 	for sandbox, v := range carried {
@@ -268,8 +300,8 @@ func (r *rules) addPolicySets(c *nftables.Conn, carried map[netip.Addr]verdicts)
 	return nil
 }
 
-// addPolicyChains makes the chains that judge packets of sandboxes. They return
-// to the caller what may pass.
+// addPolicyChains creates the chains that judge packets of sandboxes. Allowed
+// packets return to the calling chain.
 func (r *rules) addPolicyChains(c *nftables.Conn, t *nftables.Table) {
 	add := func(name string, ruleset ...[]expr.Any) {
 		ch := c.AddChain(&nftables.Chain{Name: name, Table: t})
@@ -277,7 +309,8 @@ func (r *rules) addPolicyChains(c *nftables.Conn, t *nftables.Table) {
 			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: e})
 		}
 	}
-	add("refuse-out", join(isTCP(), reset()), reject())
+	// gVisor's UDP sockets fail at once only if the port is said to be unreachable.
+	add("refuse-out", join(isTCP(), reset()), join(protocolIs(unix.IPPROTO_UDP), refusePort()), reject())
 	add("refuse-in", join(isTCP(), reset()), drop())
 	r.addTellingChains(c, t)
 	for _, way := range []struct {
@@ -286,7 +319,8 @@ func (r *rules) addPolicyChains(c *nftables.Conn, t *nftables.Table) {
 		last             [][]expr.Any
 	}{
 		{"judge-out", chainDenied, chainNotAllowed, sourceOffset, destinationOffset, nil},
-		// What routers on the way say of a connection is not from its peer.
+		// ICMP errors about a connection come from routers on the way, not from its
+		// peer.
 		{"judge-in", "refuse-in", "refuse-in", destinationOffset, sourceOffset, [][]expr.Any{join(related(), verdict(expr.VerdictReturn))}},
 	} {
 		pass := verdict(expr.VerdictReturn)
@@ -300,7 +334,8 @@ func (r *rules) addPolicyChains(c *nftables.Conn, t *nftables.Table) {
 	}
 }
 
-// to goes on in a chain and does not come back, through comes back from it.
+// to continues in a chain without returning from it (goto); through returns from it
+// (jump).
 func to(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
@@ -315,11 +350,16 @@ func protocolIs(p byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{p}}}
 }
 
-// reset answers with a TCP reset, reject says that it is forbidden.
+// reset answers with a TCP reset, reject with an ICMP error (administratively
+// prohibited).
 func reset() []expr.Any { return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }
 
 func reject() []expr.Any {
 	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
+}
+
+func refusePort() []expr.Any {
+	return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
 }
 
 func related() []expr.Any { return ctState(expr.CtStateBitRELATED) }

@@ -134,6 +134,21 @@ func udpTo(t testing.TB, l *Lease, target string) error {
 	})
 }
 
+// TestRefusals: a program that asks a name server, or for a cloud's metadata, need
+// not wait. Of datagrams the kernel says so only about once a second.
+func TestRefusals(t *testing.T) {
+	l := acquire(t, newPool(t, nil))
+	for _, forbidden := range []string{"169.254.169.254:80", hostAddr + ":" + labPort} {
+		if _, err := dial(t, l, forbidden); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%s: %v", forbidden, err)
+		}
+	}
+	setPolicy(t, l, denyAll)
+	if err := udpTo(t, l, labAddr+":53"); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("a datagram with deny-all: %v", err)
+	}
+}
+
 // TestPolicyChangesCut has data on its way while the policy changes: it goes on
 // exactly where the new policy allows it.
 func TestPolicyChangesCut(t *testing.T) {
@@ -266,7 +281,7 @@ func TestPolicySurvives(t *testing.T) {
 
 // TestPolicyOfEarlierVersion adopts from a table that knew no policies.
 func TestPolicyOfEarlierVersion(t *testing.T) {
-	p := newPool(t, nil)
+	p := newPool(t, func(c *Config) { c.unguarded = true })
 	l := acquire(t, p)
 	out, err := exec.Command("nft", "list table inet "+p.rules.table().Name).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "set open") {
@@ -352,4 +367,23 @@ func elsewhere(fn func() error) error {
 	res := make(chan error, 1)
 	go func() { res <- fn() }()
 	return <-res
+}
+
+// TestShut takes a network away without the rules.
+func TestShut(t *testing.T) {
+	p := newPool(t, nil)
+	l, other := acquire(t, p), acquire(t, p)
+	if err := l.Shut(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tryDial(t, l, labAddr+":"+labPort); err == nil {
+		t.Error("a network that is shut reaches the lab")
+	}
+	if _, err := dial(t, other, labAddr+":"+labPort); err != nil {
+		t.Errorf("another: %v", err)
+	}
+	setPolicy(t, l, skerry.AllowAll())
+	if _, err := dial(t, l, labAddr+":"+labPort); err != nil {
+		t.Errorf("with the next policy: %v", err)
+	}
 }

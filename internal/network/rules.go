@@ -1,11 +1,13 @@
 package network
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -13,57 +15,80 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// anyInterface is what the interface names of all installations on the machine
-// begin with, tablePrefix their tables.
+// anyInterface is the prefix of the interface names of all installations on the
+// machine, tablePrefix that of their tables.
 const (
 	anyInterface = "sky"
 	tablePrefix  = "skerry-"
 )
 
-// forbidden are the destinations that no sandbox may reach, besides the
-// addresses of the host and of other sandboxes. Private ranges are not among
-// them: where the host is routed to is the operator's own network.
+// forbidden are the destinations that no sandbox may ever reach, besides the
+// addresses of the host and of other sandboxes.
 var forbidden = []string{
 	"0.0.0.0/8",          // this host
 	"100.100.100.200/32", // metadata of Alibaba Cloud; the others' are link-local
 	"127.0.0.0/8",        // loopback
 	"168.63.129.16/32",   // the host agent of Azure
 	"169.254.0.0/16",     // link-local, metadata
-	"224.0.0.0/3",        // multicast, reserved, broadcast
+	"192.0.0.192/32",     // metadata of Oracle Cloud's older instances
+	"224.0.0.0/4",        // multicast
+	"255.255.255.255/32", // broadcast
 }
 
-// rules is the nftables table of one installation. Its size does not grow with
-// the sandboxes: each is one element of a set.
+// rules is the nftables table of one installation. The number of rules does not
+// grow with the number of sandboxes: each sandbox is one element of a set.
 //
-//	prerouting, before connections are tracked (so that what is dropped fills
-//	no table), for packets from sandboxes:
+//	prerouting, for packets from sandboxes; before connection tracking, so that
+//	dropped packets do not fill its table:
 //	  drop IPv6; drop unless (interface, source) is in the set "leases";
-//	  accept TCP to the host's ends unless it would open a connection; drop for the set "forbidden", sandboxes, and the host's own addresses;
-//	  drop all, without Outbound
-//	input:   drop packets from sandboxes, but for answers in connections that
+//	  accept TCP to the host's ends unless it opens a connection;
+//	  refuse packets to the set "forbidden", to sandboxes and to the host's own addresses;
+//	  without Outbound, drop all; remove the mark from the rest (gate.go)
+//	input:   drop packets from sandboxes, except replies in connections that
 //	         the host has opened (Lease.Dial)
-//	forward: drop between sandboxes; towards them only what they asked for;
-//	         in both directions only what the sandbox's policy allows (policy.go);
-//	         drop a sandbox's new connections beyond its share of the host's
-//	         connection table, which is everybody's
-//	         what came in by an interface in the set "opened" goes nowhere but
+//	forward: drop packets between sandboxes; to sandboxes, accept only replies;
+//	         from sandboxes, drop packets to closed networks (private.go);
+//	         in both directions, accept only what the sandbox's policy allows (policy.go);
+//	         drop a sandbox's new connections beyond a rate, and beyond its share
+//	         of the host's connection table, which all programs share (relief.go);
+//	         packets that arrive on an interface in the set "opened" may go only
 //	         to sandboxes
-//	postrouting: masquerade what sandboxes send
+//	postrouting: masquerade packets from sandboxes
 //
-// What is denied by its destination is told of, within limits (denied.go).
+// Packets that are denied by their destination are reported, at a limited rate
+// (denied.go).
 //
-// A verdict of accept ends this table alone: another table of the host, such
-// as a firewall whose forward policy is drop, must let sandboxes pass too.
+// A verdict of accept is final only in this table: another table of the host, such
+// as a firewall whose forward policy is drop, must allow sandboxes too.
 type rules struct {
 	mark, ifPrefix string
 	prefix         netip.Prefix
 	outbound       bool
-	// connections is how many the host tracks for one sandbox.
+	// connections is the number of connections that the host tracks for one
+	// sandbox.
 	connections uint32
-	// gateway, if not nil, is where sandboxes with a list are redirected to.
+	// gateway, if not nil, is the destination to which connections of sandboxes
+	// with a list are redirected.
 	gateway *Gateway
-	// tellTo, if not nil, is the group that is told of denied packets.
+	// tellTo, if not nil, is the packet log group for denied packets.
 	tellTo *uint16
+	// private are the closed networks that the operator has opened. resolvers are
+	// the name servers of sandboxes. uplinks are the interfaces of default routes.
+	private   []netip.Prefix
+	resolvers []netip.Addr
+
+	// mu serializes changes of the table. The fields that it guards are the content
+	// of the table, so that the table can be recreated.
+	mu      sync.Mutex
+	uplinks []string
+	// members are the interfaces of leases, and judged the policies, both by the
+	// sandbox's address.
+	members map[netip.Addr]string
+	judged  map[netip.Addr]verdicts
+	// opened are the interfaces on which the host forwards only for sandboxes.
+	opened []string
+	// made is the fingerprint of the table as it was created.
+	made fingerprint
 }
 
 func (r *rules) table() *nftables.Table {
@@ -81,26 +106,47 @@ func openedSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "opened", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
-// countedSet holds, by the sandbox's address, how many connections are tracked.
+// countedSet has, by the sandbox's address, the number of tracked connections.
 func countedSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "counted", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16}
 }
 
-func element(l *Lease) []nftables.SetElement {
-	return []nftables.SetElement{{Key: append(ifName(l.ifName()), l.sandbox.AsSlice()...)}}
+// askedSet and openingSet have, by the sandbox's address, the rate of its queries
+// to the proxy's name server, and of its new connections.
+func askedSet(t *nftables.Table) *nftables.Set   { return rateSet(t, "asked") }
+func openingSet(t *nftables.Table) *nftables.Set { return rateSet(t, "opening") }
+
+func rateSet(t *nftables.Table, name string) *nftables.Set {
+	return &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: time.Minute, Size: 1 << 16}
 }
 
-// ifName is a whole interface name as nftables compares it.
+func element(iface string, sandbox netip.Addr) nftables.SetElement {
+	return nftables.SetElement{Key: append(ifName(iface), sandbox.AsSlice()...)}
+}
+
+// ifName encodes a complete interface name for comparisons in nftables.
 func ifName(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
 	copy(b, name)
 	return b
 }
 
-// install makes the table, with the leases that exist, and lets the host
-// forward. It replaces an earlier one in one step: there is no moment without
+// install creates the table, with the existing leases, and enables forwarding. It
+// replaces an earlier table in one transaction, so there is no moment without
 // rules.
 func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members, r.judged = map[netip.Addr]string{}, map[netip.Addr]verdicts{}
+	for _, l := range existing {
+		r.members[l.sandbox] = l.ifName()
+	}
+	maps.Copy(r.judged, carried)
+	return r.restore()
+}
+
+// restore recreates the table from what is remembered of it.
+func (r *rules) restore() error {
 	opened, err := r.toOpen()
 	if err != nil {
 		return err
@@ -110,9 +156,30 @@ func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) erro
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
 	c.AddTable(t)
+	if err := r.addSets(&c, t, opened); err != nil {
+		return err
+	}
+	r.addPolicyChains(&c, t)
+	r.addPrivateChain(&c, t)
+	if r.gateway != nil {
+		r.addGatewayChains(&c, t)
+	}
+	r.addChains(&c, t)
+	if err := c.Flush(); err != nil {
+		return err
+	}
+	r.opened = opened
+	if r.made, err = r.fingerprint(); err != nil {
+		return err
+	}
+	// Only now: before, no rule kept the host from forwarding for others.
+	return setForwarding(opened, "1")
+}
+
+func (r *rules) addSets(c *nftables.Conn, t *nftables.Table, opened []string) error {
 	var elements []nftables.SetElement
-	for _, l := range existing {
-		elements = append(elements, element(l)...)
+	for sandbox, iface := range r.members {
+		elements = append(elements, element(iface, sandbox))
 	}
 	leases := r.leases()
 	if err := c.AddSet(leases, nil); err != nil {
@@ -121,51 +188,21 @@ func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) erro
 	if err := chunked(elements, func(part []nftables.SetElement) error { return c.SetAddElements(leases, part) }); err != nil {
 		return err
 	}
-	if err := r.addPolicySets(&c, carried); err != nil {
+	if err := r.addPolicySets(c, r.judged); err != nil {
 		return err
 	}
-	var names []nftables.SetElement
-	for _, name := range opened {
-		names = append(names, nftables.SetElement{Key: ifName(name)})
-	}
-	if err := c.AddSet(openedSet(t), names); err != nil {
+	if err := c.AddSet(openedSet(t), interfaceElements(opened)); err != nil {
 		return err
 	}
-	if err := c.AddSet(countedSet(t), nil); err != nil {
+	if err := r.addPrivateSets(c, t); err != nil {
 		return err
 	}
-	if err := c.AddSet(&nftables.Set{Table: t, Name: "forbidden", KeyType: nftables.TypeIPAddr, Interval: true}, intervals(forbidden)); err != nil {
-		return err
-	}
-	if err := c.AddSet(toldSet(t), nil); err != nil {
-		return err
-	}
-	r.addPolicyChains(&c, t)
-	if r.gateway != nil {
-		r.addGatewayChains(&c, t)
-	}
-	r.addChains(&c, t)
-	if err := c.Flush(); err != nil {
-		return err
-	}
-	// Only now: before, nothing kept the host from forwarding for others.
-	return setForwarding(opened, "1")
-}
-
-// intervals encodes networks for a set of intervals. They must neither touch
-// nor overlap, and be in order.
-func intervals(networks []string) []nftables.SetElement {
-	var list []nftables.SetElement
-	for _, s := range networks {
-		p := netip.MustParsePrefix(s)
-		first := binary.BigEndian.Uint32(p.Addr().AsSlice())
-		list = append(list, nftables.SetElement{Key: p.Addr().AsSlice()})
-		// Beyond the last address of all there is no end to name.
-		if end := first + 1<<(32-p.Bits()); end != 0 {
-			list = append(list, nftables.SetElement{Key: binaryutil.BigEndian.PutUint32(end), IntervalEnd: true})
+	for _, set := range []*nftables.Set{countedSet(t), toldSet(t), askedSet(t), openingSet(t)} {
+		if err := c.AddSet(set, nil); err != nil {
+			return err
 		}
 	}
-	return list
+	return nil
 }
 
 func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
@@ -181,8 +218,9 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		join(ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), verdict(expr.VerdictAccept)),
 		join(protocolIsNot(unix.NFPROTO_IPV4), drop()),
 		join(leaseIsNotIn(r.leases().Name), drop()),
-		// The chain to-host judges these, which knows what they are part of.
-		join(destinationWithin(r.prefix), addressedToHost(), tcpNotOpening(), verdict(expr.VerdictAccept)),
+		// The chain to-host judges these packets, because it knows their
+		// connections.
+		join(destinationWithin(r.prefix), addressedToHost(), tcpNotOpening(), setMark(0), verdict(expr.VerdictAccept)),
 		join(destinationIn("forbidden"), to(chainForbidden)),
 		join(destinationWithin(r.prefix), to(chainForbidden)),
 		join(destinationIsLocal(), to(chainForbidden)),
@@ -190,6 +228,7 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 	if !r.outbound {
 		fromSandbox = append(fromSandbox, to(chainDropDenied))
 	}
+	fromSandbox = append(fromSandbox, setMark(0)) // see gate.go
 	chain("from-sandbox", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw, fromSandbox...)
 	toHost := [][]expr.Any{join(ours, established(), inReply(), verdict(expr.VerdictAccept)), join(ours, drop())}
 	if r.gateway != nil {
@@ -202,7 +241,9 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 		join(toOurs, answers(), through("judge-in")),
 		join(toOurs, answers(), verdict(expr.VerdictAccept)),
 		join(toOurs, drop()),
+		join(ours, through(chainJudgePrivate)),
 		join(ours, through("judge-out")),
+		join(ours, newConnection(), quickerThan(connectionsPerSecond, connectionBurst, openingSet(t)), drop()),
 		join(ours, newConnection(), moreThan(r.connections, countedSet(t)), drop()),
 		join(ours, verdict(expr.VerdictAccept)),
 		join(interfaceIn("opened"), ifPrefixIsNot(expr.MetaKeyOIFNAME, anyInterface), drop()),
@@ -212,33 +253,49 @@ func (r *rules) addChains(c *nftables.Conn, t *nftables.Table) {
 	)
 }
 
-// add lets packets with the lease's address pass from the lease's interface.
+// add allows packets with the lease's address from the lease's interface.
 func (r *rules) add(l *Lease) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var c nftables.Conn
-	if err := c.SetAddElements(r.leases(), element(l)); err != nil {
+	if err := c.SetAddElements(r.leases(), []nftables.SetElement{element(l.ifName(), l.sandbox)}); err != nil {
 		return err
 	}
-	return c.Flush()
+	err := c.Flush()
+	r.members[l.sandbox] = l.ifName()
+	if errors.Is(err, unix.ENOENT) { // somebody has taken the table away
+		err = r.restore()
+	}
+	if err != nil {
+		delete(r.members, l.sandbox)
+	}
+	return err
 }
 
-// drop undoes add; a lease that the rules do not know is no error.
+// drop undoes add. An unknown lease is not an error.
 func (r *rules) drop(l *Lease) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var c nftables.Conn
-	if err := c.SetDeleteElements(r.leases(), element(l)); err != nil {
+	if err := c.SetDeleteElements(r.leases(), []nftables.SetElement{element(l.ifName(), l.sandbox)}); err != nil {
 		return err
 	}
 	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove from the rules: %w", err)
 	}
+	delete(r.members, l.sandbox)
 	return nil
 }
 
-// remove takes the table away, and forwarding from the interfaces that only
+// remove deletes the table, and disables forwarding on the interfaces that only
 // this installation opened.
 func (r *rules) remove() error {
 	opened, others, err := openedInterfaces(r.table().Name)
 	if err != nil {
 		return err
+	}
+	for _, name := range r.opened { // the table may have been taken away
+		opened[name] = true
 	}
 	var closing []string
 	for name := range opened {
@@ -277,7 +334,7 @@ func openedInterfaces(own string) (opened, others map[string]bool, err error) {
 			continue
 		}
 		elements, err := c.GetSetElements(openedSet(t))
-		if err != nil && !errors.Is(err, unix.ENOENT) {
+		if err != nil && !notThere(err) { // another server may have ended just now
 			return nil, nil, fmt.Errorf("list the set of %s: %w", t.Name, err)
 		}
 		for _, e := range elements {
@@ -292,8 +349,8 @@ func openedInterfaces(own string) (opened, others map[string]bool, err error) {
 	return opened, others, nil
 }
 
-// The parts of rules. Registers are those of 32 bits, an interface name takes
-// the first four.
+// Parts of rules. Registers are those of 32 bits; an interface name takes the first
+// four.
 
 func join(parts ...[]expr.Any) (all []expr.Any) {
 	for _, p := range parts {
@@ -326,7 +383,7 @@ func isIPv4() []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}}}
 }
 
-// sourceOffset and destinationOffset are in the IPv4 header.
+// sourceOffset and destinationOffset are offsets in the IPv4 header.
 const (
 	sourceOffset      = 12
 	destinationOffset = 16
@@ -349,11 +406,11 @@ func destinationIn(set string) []expr.Any {
 	return join(isIPv4(), []expr.Any{address(destinationOffset, 1), &expr.Lookup{SourceRegister: 1, SetName: set}})
 }
 
-func destinationWithin(p netip.Prefix) []expr.Any { return within(destinationOffset, p) }
+func destinationWithin(p netip.Prefix) []expr.Any { return addressWithin(destinationOffset, p) }
 
-func sourceWithin(p netip.Prefix) []expr.Any { return within(sourceOffset, p) }
+func sourceWithin(p netip.Prefix) []expr.Any { return addressWithin(sourceOffset, p) }
 
-func within(offset uint32, p netip.Prefix) []expr.Any {
+func addressWithin(offset uint32, p netip.Prefix) []expr.Any {
 	mask := binaryutil.BigEndian.PutUint32(^uint32(0) << (32 - p.Bits()))
 	return join(isIPv4(), []expr.Any{
 		address(offset, 1),
@@ -362,8 +419,8 @@ func within(offset uint32, p netip.Prefix) []expr.Any {
 	})
 }
 
-// destinationIsLocal matches what the host would take itself, by its address
-// or as a broadcast in one of its networks.
+// destinationIsLocal matches packets that the host would receive itself, by its
+// address or as a broadcast in one of its networks.
 func destinationIsLocal() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
@@ -371,7 +428,7 @@ func destinationIsLocal() []expr.Any {
 	}
 }
 
-// addressedToHost matches what is for one of the host's own addresses.
+// addressedToHost matches packets to one of the host's own addresses.
 func addressedToHost() []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
@@ -379,9 +436,9 @@ func addressedToHost() []expr.Any {
 	}
 }
 
-// tcpNotOpening matches TCP that is not the first packet of a connection. An
-// inet table sees non-first fragments put together again: the connection
-// tracking that other chains ask for comes before.
+// tcpNotOpening matches TCP packets that are not the first of a connection. An inet
+// table sees reassembled packets and no later fragments, because the connection
+// tracking that other chains use comes before it.
 func tcpNotOpening() []expr.Any {
 	const flagsOffset, syn, ack = 13, 0x02, 0x10
 	return []expr.Any{
@@ -393,8 +450,8 @@ func tcpNotOpening() []expr.Any {
 	}
 }
 
-// established matches packets of connections that both sides know of, inReply
-// those of the side that did not open the connection.
+// established matches packets of connections that both sides have acknowledged,
+// inReply those from the side that did not open the connection.
 func established() []expr.Any { return ctState(expr.CtStateBitESTABLISHED) }
 
 func inReply() []expr.Any {
@@ -419,10 +476,21 @@ func moreThan(n uint32, counted *nftables.Set) []expr.Any {
 	})
 }
 
+// quickerThan matches a source address that exceeds a rate.
+func quickerThan(perSecond uint64, burst uint32, set *nftables.Set) []expr.Any {
+	return join(isIPv4(), []expr.Any{
+		address(sourceOffset, 1),
+		&expr.Dynset{
+			SrcRegKey: 1, SetName: set.Name, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE),
+			Exprs: []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: perSecond, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}},
+		},
+	})
+}
+
 // answers matches packets of connections that the other side opened.
 func answers() []expr.Any { return ctState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED) }
 
-// ctState matches packets whose connection is in one of the states.
+// ctState matches packets of connections in one of the states.
 func ctState(bits uint32) []expr.Any {
 	mask := binaryutil.NativeEndian.PutUint32(bits)
 	return []expr.Any{

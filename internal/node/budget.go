@@ -3,32 +3,53 @@ package node
 import (
 	"slices"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
-// What commands print is kept on the host's disk, outside the sandbox's own
-// limit, so it is bounded per session too: a few running commands keep as much
-// as Config.Output says, any further ones the least that a log can, and of
-// those that have ended the newest stay within Config.OutputTotal.
+// The output of commands is kept on the host's disk, outside the sandbox's own
+// limit, so it is limited per session too. The first running commands keep as much
+// as Config.Output allows, further ones the minimum of a log. Of ended commands,
+// the newest outputs are kept within Config.OutputTotal.
 const (
 	DefaultOutputTotal = 512 << 20
-	// fullLogs is how many running commands keep as much as is configured.
+	// fullLogs is the number of running commands that keep as much as is
+	// configured, on disk and in memory.
 	fullLogs = 32
+	// DefaultMaxCommands is the default maximum number of running commands in a
+	// session.
+	DefaultMaxCommands = 256
 )
 
-// outputConfig is how much the next command keeps.
+// beginCommand reserves a place for a command that is about to start. The returned
+// function gives the place back; call it when the command counts as running or has
+// failed.
+func (s *session) beginCommand() (begun func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if most := s.node.cfg.MaxCommands; s.running+s.beginning >= most {
+		return nil, skerry.Errorf(skerry.CodeRateLimited, "limit of %d running commands in a session reached; wait until some have ended", most)
+	}
+	s.beginning++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.beginning--
+	}, nil
+}
+
+// outputConfig returns how much output the next command keeps.
 func (s *session) outputConfig() output.Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running >= fullLogs {
-		return output.Config{Keep: 1} // raised to the least
+		return output.Config{Keep: 1, Small: true} // raised to the least
 	}
 	return s.node.cfg.Output
 }
 
-// trim removes the oldest output of commands that have ended until a quarter of
-// the session's share is free. A command whose output is gone is known all the
-// same, and has printed nothing to whoever asks.
+// trim removes the oldest output of ended commands until a quarter of the session's
+// share is free. A command without its output is still listed, with empty output.
 func (s *session) trim() {
 	kept, err := output.List(s.outputDir())
 	if err != nil {
@@ -54,7 +75,7 @@ func (s *session) trim() {
 			return
 		}
 		if c := s.commands[k.ID]; c != nil {
-			// From here on it is read from disk, where there is nothing.
+			// From now on the output is read from disk, where there is none.
 			delete(s.commands, k.ID)
 			if err := c.log.Close(); err != nil {
 				s.node.cfg.Log.Error("cannot close the output of an old command", "session", s.id, "command", k.ID, "error", err)

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
@@ -27,7 +26,7 @@ func (s *session) printed(t *testing.T, size int) string {
 	s.running++
 	s.mu.Unlock()
 	c.finishLog(s)
-	c.end(controller.Exit{}, nil)
+	c.end()
 	s.countOut(c)
 	return c.id
 }
@@ -69,14 +68,14 @@ func TestOutputOfASessionIsBounded(t *testing.T) {
 		defer r.Close()
 		size := 0
 		for {
-			_, b, err := r.Next()
+			piece, err := r.Next()
 			if err == io.EOF {
 				return size
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			size += len(b)
+			size += len(piece.Data)
 		}
 	}
 	if got := read(ids[39]); got != 100<<10 {
@@ -97,8 +96,36 @@ func TestManyRunningCommandsKeepLess(t *testing.T) {
 	if got := s.outputConfig().Keep; got != 16<<20 {
 		t.Errorf("the first command keeps %d bytes", got)
 	}
+	s.running = fullLogs - 1
+	if got := s.outputConfig(); got.Keep != 16<<20 || got.Small {
+		t.Errorf("the last that may keeps %d bytes, small: %v", got.Keep, got.Small)
+	}
 	s.running = fullLogs
-	if got := s.outputConfig().Keep; got >= 1<<20 {
-		t.Errorf("one of many commands keeps %d bytes", got)
+	if got := s.outputConfig(); got.Keep >= 1<<20 || !got.Small {
+		t.Errorf("one of many commands keeps %d bytes, small: %v", got.Keep, got.Small)
+	}
+}
+
+func TestRunningCommandsAreLimited(t *testing.T) {
+	s := newSession(&Node{cfg: Config{MaxCommands: 3}}, "")
+	var begun []func()
+	for range 3 {
+		done, err := s.beginCommand()
+		if err != nil {
+			t.Fatal(err)
+		}
+		begun = append(begun, done)
+	}
+	if _, err := s.beginCommand(); skerry.CodeOf(err) != skerry.CodeRateLimited {
+		t.Errorf("one too many that starts: %v", err)
+	}
+	begun[0]()
+	s.running++ // it runs
+	if _, err := s.beginCommand(); skerry.CodeOf(err) != skerry.CodeRateLimited {
+		t.Errorf("one too many beside one that runs: %v", err)
+	}
+	s.running--
+	if _, err := s.beginCommand(); err != nil {
+		t.Errorf("one when there is room: %v", err)
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"syscall"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
@@ -22,21 +22,19 @@ type command struct {
 	proc *guest.Process
 	log  *output.Log
 
-	// done is closed when the command has ended; exit and err are set then.
-	// input holds a token while somebody writes to the standard input.
+	// input holds a token while a call writes to the standard input.
 	input chan struct{}
 
+	// done is closed when the command has ended.
 	done chan struct{}
 	once sync.Once
-	exit controller.Exit
-	err  error
 }
 
 func newCommand(id string, proc *guest.Process, log *output.Log) *command {
 	return &command{id: id, proc: proc, log: log, input: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
-// over says whether the command has ended.
+// over reports whether the command has ended.
 func (c *command) over() bool {
 	select {
 	case <-c.done:
@@ -46,18 +44,14 @@ func (c *command) over() bool {
 	}
 }
 
-func (c *command) end(exit controller.Exit, err error) {
-	c.once.Do(func() {
-		c.exit, c.err = exit, err
-		close(c.done)
-	})
-}
+func (c *command) end() { c.once.Do(func() { close(c.done) }) }
 
-// outputDir is where the session's commands' output is.
+// outputDir returns the folder for the output of the session's commands.
 func (s *session) outputDir() string { return filepath.Join(s.dir, "output") }
 
-// Exec implements controller.Node.
-func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.CommandSpec, attach bool) (skerry.OutputReader, error) {
+// Exec implements nodeapi.Node.
+func (n *Node) Exec(ctx context.Context, sessionID string, spec nodeapi.CommandSpec, attach bool) (_ skerry.OutputReader, err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(sessionID)
 	if err != nil {
 		return nil, err
@@ -65,6 +59,14 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.Comma
 	if !skerry.ValidID(skerry.PrefixCommand, spec.ID) {
 		return nil, fmt.Errorf("%q is not a command's id", spec.ID)
 	}
+	if s.hasCommand(spec.ID) {
+		return nil, skerry.Errorf(skerry.CodeConflict, "command %s has been started already", spec.ID)
+	}
+	begun, err := s.beginCommand()
+	if err != nil {
+		return nil, err
+	}
+	defer begun()
 	proc, err := s.guest.Start(ctx, guest.StartSpec{
 		ID:      spec.ID,
 		Name:    spec.Name,
@@ -81,8 +83,8 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.Comma
 	c := newCommand(spec.ID, proc, output.New(s.outputDir(), spec.ID, s.outputConfig()))
 	var reader skerry.OutputReader
 	if attach {
-		// Before the first byte is taken in: the reader misses nothing.
-		reader = c.log.Follow()
+		// Attached before the first byte is stored, so the reader misses nothing.
+		reader = follow(c.log)
 	}
 	if err := s.keep(c); err != nil {
 		if reader != nil {
@@ -93,7 +95,13 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec controller.Comma
 	return reader, nil
 }
 
-// keep makes a command known and takes in what it prints.
+func (s *session) hasCommand(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commands[id] != nil
+}
+
+// keep registers a command and starts to store its output.
 func (s *session) keep(c *command) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -106,33 +114,38 @@ func (s *session) keep(c *command) error {
 	return nil
 }
 
-// pump takes in a command's output until its end. It waits for the readers
-// that are attached, and so, through the window of the agent's stream, does
-// the command.
+// pump stores a command's output until its end. It waits for the attached readers,
+// and so does the command, through the window of the agent's stream.
 func (s *session) pump(c *command) {
 	defer s.countOut(c)
 	err := s.drain(c)
 	if err != nil {
-		// The session is over, or this process lets go of it; then the next
-		// one goes on from what is on disk.
+		// The session has ended, or this process is detaching from it. Then the
+		// next process continues from the files on disk.
 		if s.ctx.Err() == nil && !s.isStopping() {
 			s.node.cfg.Log.Warn("lost a command", "session", s.id, "command", c.id, "error", err)
 		}
+		s.noteLoss(c)
 		c.finishLog(s)
-		c.end(controller.Exit{}, errStopped(s.id))
+		s.loseCommand(c)
 		return
 	}
 	exit, err := c.proc.Wait(s.ctx)
+	if err != nil {
+		s.noteLoss(c)
+	} else {
+		s.note(c, s.killedNotes(exit)...)
+	}
 	c.finishLog(s)
 	if err != nil {
-		c.end(controller.Exit{}, errStopped(s.id))
+		s.loseCommand(c)
 		return
 	}
-	c.end(controller.Exit{Code: exit.Code, Duration: exit.Duration}, nil)
+	s.endCommand(c, exit.Exit)
 	s.settle(c)
 }
 
-// drain moves a command's output into its log.
+// drain copies a command's output into its log.
 func (s *session) drain(c *command) error {
 	broken := false
 	for {
@@ -148,15 +161,15 @@ func (s *session) drain(c *command) error {
 				if s.ctx.Err() != nil {
 					return err
 				}
-				// The host's disk is full, say. The command goes on; its
-				// readers see the end of what could be kept.
+				// The host's disk may be full. The command continues; its readers
+				// get the output up to this point.
 				s.node.cfg.Log.Error("cannot keep a command's output", "session", s.id, "command", c.id, "error", err)
 				broken = true
 				c.finishLog(s)
 			}
 		}
-		// What is only in this process's memory is not acknowledged, so that
-		// the agent has it if this process dies.
+		// Output that is only in this process's memory is not acknowledged, so that
+		// the agent still has it if this process dies.
 		if stdout, stderr := c.log.Offsets(); broken || stdout+stderr > output.MemoryBytes {
 			if err := c.proc.Ack(chunk.Stream, chunk.End()); err != nil {
 				return err
@@ -171,7 +184,7 @@ func (c *command) finishLog(s *session) {
 	}
 }
 
-// countOut is for a command whose output is all on disk.
+// countOut counts the output of an ended command, which is all on disk.
 func (s *session) countOut(c *command) {
 	s.mu.Lock()
 	s.running--
@@ -183,15 +196,15 @@ func (s *session) countOut(c *command) {
 	}
 }
 
-// keepSettled is how many ended commands the agent keeps, so that a process
-// that takes over after a crash learns of their ends too.
+// keepSettled is the number of ended commands that the agent keeps, so that a
+// process that takes over after a crash also learns how they ended.
 const keepSettled = 64
 
-// settle acknowledges an ended command's output, which is on disk now, and
-// has the agent forget an older command.
+// settle acknowledges the output of an ended command, which is now on disk, and
+// makes the agent forget an older command.
 func (s *session) settle(c *command) {
 	for _, stream := range []skerry.Stream{skerry.Stdout, skerry.Stderr} {
-		// An error means that the session is over.
+		// An error means that the session has ended.
 		_ = c.proc.Ack(stream, c.proc.Offset(stream))
 	}
 	s.mu.Lock()
@@ -203,12 +216,13 @@ func (s *session) settle(c *command) {
 	}
 	s.mu.Unlock()
 	if oldest != nil {
+		s.saveEnd(oldest)
 		_ = oldest.proc.Forget()
 	}
 }
 
-// failure says what an error of the agent's connection means to a client:
-// without the connection nothing can be run in the session any more.
+// failure converts an error of the agent's connection into the one for clients:
+// without the connection no call can use the session any more.
 func (s *session) failure(err error) error {
 	select {
 	case <-s.machine.Done():
@@ -220,10 +234,18 @@ func (s *session) failure(err error) error {
 	}
 }
 
-func (n *Node) command(sessionID, id string) (*session, *command, error) {
+// command returns a session and one of its commands.
+func (n *Node) command(ctx context.Context, sessionID, id string) (*session, *command, error) {
 	s, err := n.find(sessionID)
 	if err != nil {
 		return nil, nil, err
+	}
+	if s.attaching() {
+		select {
+		case <-s.attached:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -234,26 +256,13 @@ func (n *Node) command(sessionID, id string) (*session, *command, error) {
 	return s, c, nil
 }
 
-// Wait implements controller.Node.
-func (n *Node) Wait(ctx context.Context, sessionID, id string) (controller.Exit, error) {
-	_, c, err := n.command(sessionID, id)
-	if err != nil {
-		return controller.Exit{}, err
-	}
-	select {
-	case <-c.done:
-		return c.exit, c.err
-	case <-ctx.Done():
-		return controller.Exit{}, ctx.Err()
-	}
-}
-
-// Output implements controller.Node. Of a session that has ended, or that an
-// earlier process ran, it reads what is on disk.
-func (n *Node) Output(ctx context.Context, sessionID, id string) (skerry.OutputReader, error) {
-	_, c, err := n.command(sessionID, id)
+// Output implements nodeapi.Node. For a session that has ended, or that an
+// earlier process ran, it reads the files on disk.
+func (n *Node) Output(ctx context.Context, sessionID, id string) (_ skerry.OutputReader, err error) {
+	defer edge(ctx, &err)
+	_, c, err := n.command(ctx, sessionID, id)
 	if err == nil {
-		return c.log.Follow(), nil
+		return follow(c.log), nil
 	}
 	if skerry.CodeOf(err) != skerry.CodeNotFound {
 		return nil, err
@@ -268,20 +277,22 @@ func (n *Node) Output(ctx context.Context, sessionID, id string) (skerry.OutputR
 	if err := log.Finish(); err != nil {
 		return nil, err
 	}
-	return log.Follow(), nil
+	return follow(log), nil
 }
 
-// Drop implements controller.Node.
-func (n *Node) Drop(ctx context.Context, sessionID, id string) error {
-	s, c, err := n.command(sessionID, id)
+// Drop implements nodeapi.Node.
+func (n *Node) Drop(ctx context.Context, sessionID, id string) (err error) {
+	defer edge(ctx, &err)
+	s, c, err := n.command(ctx, sessionID, id)
 	if s != nil && c == nil {
-		return output.Remove(s.outputDir(), id) // trim was quicker
+		// trim was quicker, or an earlier process ran it.
+		return errors.Join(output.Remove(s.outputDir(), id), s.dropEnd(id))
 	}
 	if err != nil {
 		return err
 	}
 	if !c.over() {
-		return fmt.Errorf("command %s has not ended", id)
+		return skerry.Errorf(skerry.CodeConflict, "command %s has not ended", id)
 	}
 	s.mu.Lock()
 	delete(s.commands, id)
@@ -289,12 +300,13 @@ func (n *Node) Drop(ctx context.Context, sessionID, id string) error {
 	if err := c.log.Close(); err != nil {
 		return err
 	}
-	return output.Remove(s.outputDir(), id)
+	return errors.Join(output.Remove(s.outputDir(), id), s.dropEnd(id))
 }
 
-// Signal implements controller.Node.
-func (n *Node) Signal(ctx context.Context, sessionID, id string, signal int) error {
-	s, c, err := n.command(sessionID, id)
+// Signal implements nodeapi.Node.
+func (n *Node) Signal(ctx context.Context, sessionID, id string, signal int) (err error) {
+	defer edge(ctx, &err)
+	s, c, err := n.command(ctx, sessionID, id)
 	if err != nil {
 		return err
 	}
@@ -309,8 +321,8 @@ func (n *Node) Signal(ctx context.Context, sessionID, id string, signal int) err
 	return nil
 }
 
-// closeLogs lets go of the commands of a session whose pumps have ended; from
-// here on their output is read from disk.
+// closeLogs closes the logs of commands whose pumps have ended. From now on their
+// output is read from disk.
 func (s *session) closeLogs() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -319,6 +331,7 @@ func (s *session) closeLogs() error {
 		errs = append(errs, c.log.Close())
 	}
 	clear(s.commands)
+	s.settled = nil
 	return errors.Join(errs...)
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -12,18 +13,19 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// Dial implements controller.Node.
-func (n *Node) Dial(ctx context.Context, sessionID string, port int) (net.Conn, error) {
+// Dial implements nodeapi.Node.
+func (n *Node) Dial(ctx context.Context, sessionID string, port int, client netip.Addr) (_ net.Conn, err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(sessionID)
 	if err != nil {
 		return nil, err
 	}
-	if port < 1 || port > skerry.MaxPort {
-		return nil, fmt.Errorf("connect to session %s: there is no port %d", sessionID, port)
+	if err := skerry.ValidatePort("port", port); err != nil {
+		return nil, fmt.Errorf("connect to session %s: %w", sessionID, err)
 	}
 	conn, err := s.lease.Dial(ctx, uint16(port))
 	if errors.Is(err, unix.ECONNREFUSED) {
-		return nil, skerry.Errorf(skerry.CodeUnavailable, "nothing listens on port %d: %w", port, err)
+		return s.dialRefused(ctx, uint16(port), client, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d of session %s: %w", port, sessionID, err)
@@ -31,16 +33,42 @@ func (n *Node) Dial(ctx context.Context, sessionID string, port int) (net.Conn, 
 	return s.conns.add(sessionID, conn)
 }
 
-// connections are those that the host has to one session. They end with the
-// session: its kernel is killed and tells nobody.
+// dialRefused tries the loopback interface if nothing listens at the session's
+// address.
+func (s *session) dialRefused(ctx context.Context, port uint16, client netip.Addr, refused error) (net.Conn, error) {
+	nobody := skerry.Errorf(skerry.CodeUnavailable, "nothing listens on port %d: %w", port, refused)
+	if !s.node.cfg.ReachLoopback {
+		return nil, nobody
+	}
+	conn, err := s.dialLoopback(ctx, port, client)
+	switch {
+	case err == nil:
+		// The program may have started to listen on all addresses just now. It
+		// should see its clients at one address, and the network is faster.
+		if direct, err := s.lease.Dial(ctx, port); err == nil {
+			_ = conn.Close()
+			return s.conns.add(s.id, direct)
+		}
+		return conn, nil
+	case skerry.CodeOf(err) == skerry.CodeSandboxStopped, ctx.Err() != nil:
+		return nil, err
+	case !errors.Is(err, unix.ECONNREFUSED):
+		s.node.cfg.Log.Debug("cannot reach a loopback interface", "session", s.id, "port", port, "error", err)
+	}
+	return nil, nobody
+}
+
+// connections are the host's connections to one session. They end with the session:
+// its kernel is killed and closes none of them.
 type connections struct {
 	mu     sync.Mutex
 	closed bool
 	open   map[*connection]struct{}
 }
 
-// connection is forgotten when it is closed. A *net.TCPConn is kept as what it
-// is, so that bytes can be moved without being copied into this process.
+// connection removes itself from the list when it is closed. It embeds the
+// *net.TCPConn itself, so that bytes can be moved without being copied into this
+// process.
 type connection struct {
 	*net.TCPConn
 	of *connections
@@ -53,7 +81,8 @@ func (c *connection) Close() error {
 	return c.TCPConn.Close()
 }
 
-// add registers a connection; if the session has ended meanwhile it closes it.
+// add registers a connection. If the session has ended in the meantime, it closes
+// the connection.
 func (cs *connections) add(sessionID string, conn net.Conn) (net.Conn, error) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
@@ -76,7 +105,7 @@ func (cs *connections) add(sessionID string, conn net.Conn) (net.Conn, error) {
 	return c, nil
 }
 
-// close closes all, and those that are still to come.
+// close closes all connections, and those that are still to come.
 func (cs *connections) close() {
 	cs.mu.Lock()
 	open := cs.open

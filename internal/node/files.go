@@ -9,8 +9,9 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest"
 )
 
-// WriteFiles implements controller.Node.
-func (n *Node) WriteFiles(ctx context.Context, sessionID, dir string, tar io.Reader) error {
+// WriteFiles implements nodeapi.Node.
+func (n *Node) WriteFiles(ctx context.Context, sessionID, dir string, tar io.Reader) (err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(sessionID)
 	if err != nil {
 		return err
@@ -21,17 +22,25 @@ func (n *Node) WriteFiles(ctx context.Context, sessionID, dir string, tar io.Rea
 	return nil
 }
 
-// file is a file on its way out, whose size may be known.
+// file is a file that is being read, whose size may be known.
 type file struct {
 	io.ReadCloser
+	ctx  context.Context
 	size int64
 }
 
-// Size returns the file's length, -1 if only its end tells it.
+// Read implements io.Reader.
+func (f *file) Read(p []byte) (n int, err error) {
+	defer streamEdge(f.ctx, &err)
+	return f.ReadCloser.Read(p)
+}
+
+// Size returns the length of the file, or -1 if it is known only at its end.
 func (f *file) Size() int64 { return f.size }
 
-// ReadFile implements controller.Node.
-func (n *Node) ReadFile(ctx context.Context, sessionID, cwd, name string) (io.ReadCloser, error) {
+// ReadFile implements nodeapi.Node.
+func (n *Node) ReadFile(ctx context.Context, sessionID, cwd, name string) (_ io.ReadCloser, err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(sessionID)
 	if err != nil {
 		return nil, err
@@ -40,11 +49,12 @@ func (n *Node) ReadFile(ctx context.Context, sessionID, cwd, name string) (io.Re
 	if err != nil {
 		return nil, s.failure(err)
 	}
-	return &file{ReadCloser: r, size: size}, nil
+	return &file{ReadCloser: r, ctx: ctx, size: size}, nil
 }
 
-// MakeDir implements controller.Node.
-func (n *Node) MakeDir(ctx context.Context, sessionID, cwd, name string, recursive bool) error {
+// MakeDir implements nodeapi.Node.
+func (n *Node) MakeDir(ctx context.Context, sessionID, cwd, name string, recursive bool) (err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(sessionID)
 	if err != nil {
 		return err
@@ -60,7 +70,7 @@ func (n *Node) MakeDir(ctx context.Context, sessionID, cwd, name string, recursi
 	return nil
 }
 
-// makeAll makes a directory, its parents first where they are missing.
+// makeAll creates a directory, and first its missing parents.
 func makeAll(ctx context.Context, g *guest.Client, cwd, name string) error {
 	err := g.Mkdir(ctx, cwd, name)
 	if err == nil || skerry.CodeOf(err) == skerry.CodeConflict {

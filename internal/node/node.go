@@ -1,6 +1,6 @@
-// Package node runs sessions on one machine: for each a network, an isolated
-// machine from the driver, the guest agent's connection and the output of its
-// commands. It knows nothing of tenants, names or HTTP.
+// Package node runs the sessions of one machine. For each it has a network, an
+// isolated machine from the driver, the connection to the guest agent, and the
+// output of commands. It knows nothing of tenants, names or HTTP.
 package node
 
 import (
@@ -8,113 +8,139 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/nodeapi/eventlog"
 	"github.com/skerry-dev/skerry/internal/output"
+	"github.com/skerry-dev/skerry/internal/room"
 )
 
-// Images tells where an image's EROFS file is, and what is not in it.
+// Images finds an image's EROFS file, and the attributes that the file does not
+// have.
 type Images interface {
 	Path(digest string) (string, error)
-	// Xattrs are the extended attributes that the guest sets, by path and name.
-	Xattrs(digest string) (map[string]map[string][]byte, error)
-}
-
-// Networks gives each session a network of its own.
-type Networks interface {
-	Acquire(ctx context.Context) (Lease, error)
-	// Adopt returns the lease that an earlier process acquired.
-	Adopt(ctx context.Context, id string) (Lease, error)
-	// Recover removes every lease that is not in use.
-	Recover(ctx context.Context, inUse []string) error
-	// Resolvers are the DNS servers that sandboxes are told of.
-	Resolvers() []string
-	// Authority is the certificate, in PEM, that sandboxes must trust whose TLS
-	// is ended on its way.
-	Authority() []byte
-	// Events are the newest decisions about a session, the oldest first; also
-	// after its end.
-	Events(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error)
-}
-
-// Lease is a network that a session has for its life.
-type Lease interface {
-	ID() string
-	// NetNSPath is the network namespace that holds the session's interface.
-	NetNSPath() string
-	// Counters returns the bytes that went in and out, seen from the sandbox.
-	Counters() (ingress, egress int64, err error)
-	// Dial connects to a TCP port of the session.
-	Dial(ctx context.Context, port uint16) (net.Conn, error)
-	// SetNetwork enforces what may be reached, of which nothing is before the
-	// first. Connections that it forbids are cut. If it fails, what was before
-	// stays.
-	SetNetwork(ctx context.Context, sessionID string, network controller.NetworkSpec) error
-	Release(ctx context.Context) error
+	// Xattrs returns the extended attributes that the guest sets, by path and name.
+	Xattrs(digest string) (wire.Xattrs, error)
 }
 
 // Config configures a Node.
 type Config struct {
-	// Dir holds a folder for each session: its state and the output of its
-	// commands. It outlives reboots.
+	// Dir has a folder for each session, with its state and the output of its
+	// commands. It must persist across reboots.
 	Dir       string
 	Driver    driver.Driver
-	Networks  Networks
+	Networks  nodeapi.Networks
 	Images    Images
 	Snapshots Snapshots
-	// SnapshotWork is a folder on the same filesystem as what Snapshots keeps,
-	// where files are saved first. What is in it at New is removed.
+	// SnapshotWork is a folder on the same filesystem as the storage of Snapshots.
+	// Files are saved there first. New removes its content.
 	SnapshotWork string
 	Drives       Drives
 	// Agent is the EROFS image with the guest agent.
 	Agent string
-	// DiskBytes bounds what a session writes, Processes how many processes
-	// it has.
+	// DiskBytes limits the bytes that a session writes, and Processes its number of
+	// processes.
 	DiskBytes int64
 	Processes int
-	// HostProcesses bounds the processes and threads that the host has for one
-	// session; 0 is no bound besides what Processes can come to.
+	// Disk is that of Dir. If it is full no session starts, and none is saved that
+	// may fill it. It is shared with Snapshots and Drives, which reserve what they
+	// write by themselves.
+	Disk *room.Disk
+	// HostProcesses limits the processes and threads of one session on the host; 0
+	// means no limit beyond what Processes implies.
 	HostProcesses int
-	// Output says how much of what a command prints is kept, OutputTotal how
-	// much of what all commands of a session print; 0 is DefaultOutputTotal.
+	// Authorities are certificate authorities that all sandboxes trust. Env is the
+	// default environment of their commands; variables of a sandbox take
+	// precedence.
+	Authorities []guest.Authority
+	Env         map[string]string
+	// Output configures how much output of one command is kept. OutputTotal limits
+	// the output that is kept of all commands of a session; 0 is
+	// DefaultOutputTotal.
 	Output      output.Config
 	OutputTotal int64
-	// AgentWait bounds how long the guest agent may take to answer at the
-	// start; 0 is DefaultAgentWait. It is asked for a sign of life as often.
+	// MaxCommands is the maximum number of running commands in a session; 0 is
+	// DefaultMaxCommands.
+	MaxCommands int
+	// ReachLoopback lets Dial reach programs that listen only on the loopback
+	// interface.
+	ReachLoopback bool
+	// AgentWait is the maximum time for the guest agent's first answer; 0 is
+	// DefaultAgentWait. It is also the interval at which the agent is asked for a
+	// sign of life.
 	AgentWait time.Duration
-	Log       *slog.Logger
+	// RecoverWait is the maximum time that Recover waits for the agents of the
+	// sessions that it takes over; 0 is DefaultRecoverWait. Sessions of later
+	// agents are taken over in the background.
+	RecoverWait time.Duration
+	Log         *slog.Logger
+
+	// loopbackWait bounds how long it takes to have a connection to the loopback
+	// interface.
+	loopbackWait time.Duration
 }
 
-// DefaultAgentWait is generous: an agent answers after some 20 ms, but a
-// machine may be busy starting a hundred of them.
+// DefaultAgentWait is generous: an agent answers after some 20 ms, but the machine
+// may be starting a hundred of them at the same time.
 const DefaultAgentWait = 30 * time.Second
 
-// Node implements controller.Node.
+// DefaultRecoverWait limits how long a silent agent can delay the start of the
+// server. Hundreds of honest agents answer within a second or two.
+const DefaultRecoverWait = 5 * time.Second
+
+// Node implements nodeapi.Node.
 type Node struct {
-	cfg Config
+	cfg       Config
+	stdinWait time.Duration // the constant, but in tests
+	beat      time.Duration // AgentWait, but in tests; see heartbeat
+	// networkRetry is firstNetworkRetry, but in tests.
+	networkRetry time.Duration
+
+	// ctx ends with the node, and work counts the goroutines that end with it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	// recovering is held by Recover.
+	recovering gate
+	// events is what happens to sessions and commands, for nodeapi.Events.
+	events *eventlog.Log
 
 	mu       sync.Mutex
 	sessions map[string]*session
 	closed   bool
+	// recovered is true once Recover has taken over the sessions of earlier
+	// processes.
+	recovered bool
 }
 
-var _ controller.Node = (*Node)(nil)
+var _ nodeapi.Node = (*Node)(nil)
 
-// New returns a node without sessions; Recover finds those of an earlier
+// New returns a node without sessions. Recover finds the sessions of an earlier
 // process.
 func New(cfg Config) (*Node, error) {
 	if cfg.OutputTotal == 0 {
 		cfg.OutputTotal = DefaultOutputTotal
 	}
+	if cfg.MaxCommands == 0 {
+		cfg.MaxCommands = DefaultMaxCommands
+	}
 	if cfg.AgentWait == 0 {
 		cfg.AgentWait = DefaultAgentWait
+	}
+	if cfg.RecoverWait == 0 {
+		cfg.RecoverWait = DefaultRecoverWait
+	}
+	if cfg.loopbackWait == 0 {
+		cfg.loopbackWait = loopbackWait
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the sessions' folder: %w", err)
@@ -123,14 +149,22 @@ func New(cfg Config) (*Node, error) {
 	if err := errors.Join(os.RemoveAll(cfg.SnapshotWork), os.MkdirAll(cfg.SnapshotWork, 0o700)); err != nil {
 		return nil, fmt.Errorf("clear the folder for snapshots: %w", err)
 	}
-	return &Node{cfg: cfg, sessions: map[string]*session{}}, nil
+	ctx, cancel := context.WithCancel(context.Background())
+	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, recovering: newGate()}
+	n.events = eventlog.New(eventlog.Size, n.listEvents)
+	return n, nil
 }
 
-// Close lets go of the sessions, which run on, and waits for this node's
-// goroutines. A later process adopts them with Recover.
+// Close detaches from the sessions, which keep running, and waits for the node's
+// goroutines. A later process adopts the sessions with Recover.
 func (n *Node) Close() error {
 	n.mu.Lock()
 	n.closed = true
+	n.mu.Unlock()
+	n.events.Close() // that the sessions are let go of is not their end
+	n.cancel()
+	n.work.Wait()
+	n.mu.Lock()
 	sessions := n.sessions
 	n.sessions = map[string]*session{}
 	n.mu.Unlock()
@@ -144,15 +178,18 @@ func (n *Node) Close() error {
 // dir is a session's folder.
 func (n *Node) dir(id string) string { return filepath.Join(n.cfg.Dir, id) }
 
+// currentAgent returns the name of this version's agent.
+func (n *Node) currentAgent() string { return filepath.Base(n.cfg.Agent) }
+
 // add registers a session under its id.
 func (n *Node) add(s *session) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
-		return skerry.Errorf(skerry.CodeUnavailable, "the service is shutting down")
+		return skerry.Errorf(skerry.CodeUnavailable, "the server is shutting down")
 	}
 	if n.sessions[s.id] != nil {
-		return fmt.Errorf("session %s is there already", s.id)
+		return skerry.Errorf(skerry.CodeConflict, "session %s has been started already", s.id)
 	}
 	n.sessions[s.id] = s
 	return nil
@@ -164,12 +201,15 @@ func (n *Node) remove(id string) {
 	delete(n.sessions, id)
 }
 
-// find returns a session that is known here, running or not.
+// find returns a known session, running or not.
 func (n *Node) find(id string) (*session, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if s := n.sessions[id]; s != nil {
 		return s, nil
+	}
+	if !n.recovered {
+		return nil, errUnrecovered()
 	}
 	return nil, skerry.Errorf(skerry.CodeNotFound, "session %s is not on this machine", id)
 }
@@ -180,10 +220,22 @@ func (n *Node) running(id string) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.attaching() {
+		return nil, skerry.Errorf(skerry.CodeUnavailable, "session %s is being taken over by a new server process; try again shortly", id)
+	}
 	if !s.isRunning() {
 		return nil, errStopped(id)
 	}
 	return s, nil
+}
+
+// errUnrecovered is the error of calls before Recover.
+func errUnrecovered() error {
+	return skerry.Errorf(skerry.CodeUnavailable, "the machine that runs the sandbox is starting; try again shortly")
+}
+
+func errStarting(id string) error {
+	return skerry.Errorf(skerry.CodeUnavailable, "session %s is starting; try again shortly", id)
 }
 
 func errStopped(id string) error {

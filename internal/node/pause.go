@@ -2,58 +2,70 @@ package node
 
 import "context"
 
-// Pause implements controller.Node.
-func (n *Node) Pause(ctx context.Context, id string) error {
+// Pause implements nodeapi.Node.
+func (n *Node) Pause(ctx context.Context, id string) (err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(id)
 	if err != nil {
 		return err
 	}
-	// Not in the middle of a snapshot, which thaws and freezes by itself.
-	s.saving.Lock()
-	defer s.saving.Unlock()
+	if !n.cfg.Driver.Capabilities().Pause {
+		return n.cannot("pause sandboxes")
+	}
+	// Not during a save, which pauses and resumes the machine itself.
+	if err := s.saving.enter(ctx); err != nil {
+		return err
+	}
+	defer s.saving.leave()
 	return s.freeze(ctx)
 }
 
-// Resume implements controller.Node.
-func (n *Node) Resume(_ context.Context, id string) error {
+// Resume implements nodeapi.Node.
+func (n *Node) Resume(ctx context.Context, id string) (err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(id)
 	if err != nil {
 		return err
 	}
-	s.saving.Lock()
-	defer s.saving.Unlock()
+	if err := s.saving.enter(ctx); err != nil {
+		return err
+	}
+	defer s.saving.leave()
 	return s.thaw()
 }
 
-// freeze brings the machine to a standstill.
+// freeze pauses the machine.
 func (s *session) freeze(ctx context.Context) error {
-	// It counts as frozen before it is: heartbeat must not take it for dead.
-	s.mu.Lock()
-	s.frozen = true
-	s.mu.Unlock()
+	// Set before the machine is paused, so that heartbeat does not take it for
+	// dead.
+	s.setFrozen(true)
 	if err := s.machine.Pause(ctx); err != nil {
-		s.mu.Lock()
-		s.frozen = false
-		s.mu.Unlock()
+		s.setFrozen(false)
 		return err
 	}
 	return nil
 }
 
-// thaw lets the machine go on.
+func (s *session) setFrozen(frozen bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.frozen = frozen
+}
+
+// thaw resumes the machine.
 func (s *session) thaw() error {
 	if err := s.machine.Resume(context.Background()); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.frozen = false
+	s.frozen, s.overdue = false, false
 	s.thaws++
 	return nil
 }
 
-// standstills returns how many the machine has had, and whether it has one
-// now.
+// standstills returns how often the machine was paused before, and whether it is
+// paused now.
 func (s *session) standstills() (past int, now bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,30 +10,49 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/output"
 )
 
-// Recover implements controller.Node.
-func (n *Node) Recover(ctx context.Context, keep map[string]controller.NetworkSpec) ([]string, error) {
-	if err := n.cfg.Drives.Recover(ctx); err != nil {
-		return nil, fmt.Errorf("recover drives: %w", err)
+// Recover implements nodeapi.Node.
+func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec) (_ []string, err error) {
+	defer edge(ctx, &err)
+	if err := n.recovering.enter(ctx); err != nil {
+		return nil, err
 	}
-	machines, err := n.cfg.Driver.Recover(ctx)
+	defer n.recovering.leave()
+	// What is taken over from here on is not ended because the caller has gone: it
+	// calls again.
+	patient := ctx
+	ctx = context.WithoutCancel(ctx)
+	if n.hasRecovered() { // it is only the controller that is new
+		return n.keepOnly(ctx, keep), nil
+	}
+	// An error here affects only the sessions that need the drives.
+	if err := n.cfg.Drives.Recover(ctx); err != nil {
+		n.cfg.Log.Error("cannot recover drives", "error", err)
+	}
+	machines, err := n.cfg.Driver.Recover(patient)
 	if err != nil {
 		return nil, fmt.Errorf("recover machines: %w", err)
 	}
-	// All at once: an agent that does not answer holds up its own session
-	// alone, for AgentWait.
+	n.work.Go(n.guardTogether)
+	n.work.Go(n.guardDeadlines)
+	// The sessions are taken over concurrently. A session whose agent has not
+	// answered by the deadline is taken over in the background: a silent agent
+	// delays only its own session.
+	patience, cancel := context.WithTimeout(patient, n.cfg.RecoverWait)
+	defer cancel()
 	sessions := make([]*session, len(machines))
 	var wg sync.WaitGroup
 	for i, m := range machines {
 		network, wanted := keep[m.ID()]
-		wg.Go(func() { sessions[i] = n.adoptOrEnd(ctx, m, wanted, network) })
+		wg.Go(func() { sessions[i] = n.adoptOrEnd(ctx, m, wanted, network, patience.Done()) })
 	}
 	wg.Wait()
 	var adopted, leases []string
@@ -44,34 +63,89 @@ func (n *Node) Recover(ctx context.Context, keep map[string]controller.NetworkSp
 		}
 	}
 	if err := n.cfg.Networks.Recover(ctx, leases); err != nil {
-		return adopted, fmt.Errorf("recover networks: %w", err)
+		n.cfg.Log.Error("cannot recover networks", "error", err)
 	}
-	return adopted, n.sweep(adopted)
+	if err := n.sweep(adopted); err != nil {
+		n.cfg.Log.Error("cannot clear the folders of sessions that have ended", "error", err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.recovered = true
+	return adopted, nil
 }
 
-// adoptOrEnd takes over the session of a machine that runs. One that is not
-// wanted or cannot be taken over is ended, and nil returned.
-func (n *Node) adoptOrEnd(ctx context.Context, m driver.Machine, wanted bool, network controller.NetworkSpec) *session {
+func (n *Node) hasRecovered() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.recovered
+}
+
+// starting reports whether the session is still being started.
+func (s *session) starting() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return !s.begun()
+	}
+}
+
+// gone reports whether the session has been stopped.
+func (s *session) gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.released
+}
+
+// keepOnly ends the sessions of an earlier controller that a new one does not want,
+// and returns the others.
+func (n *Node) keepOnly(ctx context.Context, keep map[string]nodeapi.NetworkSpec) (kept []string) {
+	for _, s := range n.all() {
+		if s.starting() || s.gone() {
+			continue // a start fails with its caller
+		}
+		err := errors.New("the session is not wanted")
+		if network, wanted := keep[s.id]; wanted {
+			err = s.takeNetwork(ctx, network)
+		}
+		if err == nil {
+			kept = append(kept, s.id)
+			continue
+		}
+		n.cfg.Log.Info("ending a session of an earlier controller", "session", s.id, "why", err)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+		if err := s.end(ctx); err != nil {
+			n.cfg.Log.Error("cannot end a session of an earlier controller", "session", s.id, "error", err)
+		}
+		cancel()
+	}
+	return kept
+}
+
+// adoptOrEnd takes over the session of a running machine. If the session is not
+// wanted or cannot be taken over, it ends the session and returns nil.
+func (n *Node) adoptOrEnd(ctx context.Context, m driver.Machine, wanted bool, network nodeapi.NetworkSpec, late <-chan struct{}) *session {
 	s := newSession(n, m.ID())
 	s.machine = m
 	err := errors.New("the session is not wanted")
 	if wanted {
-		err = s.adopt(ctx, network)
+		err = s.adopt(ctx, network, late)
 	}
 	if err == nil {
 		return s
 	}
 	n.cfg.Log.Info("ending a session of an earlier process", "session", s.id, "why", err)
-	if err := s.release(ctx); err != nil {
-		// What is left is found again by the next Recover; the other sessions
-		// do not wait for that.
-		n.cfg.Log.Error("cannot end a session of an earlier process", "session", s.id, "error", err)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+	defer cancel()
+	if err := s.end(ctx); err != nil {
+		// Stop and Forget try again; the other sessions do not wait for that.
+		n.cfg.Log.Error("cannot end a session of an earlier process", "session", s.id, "error", errors.Join(err, n.add(s)))
 	}
 	return nil
 }
 
-// sweep removes from the folders of sessions that run no more what only a
-// running one has. What their commands printed stays until Forget.
+// sweep removes the files that only a running session needs from the folders of
+// ended sessions. The output of their commands stays until Forget.
 func (n *Node) sweep(adopted []string) error {
 	entries, err := os.ReadDir(n.cfg.Dir)
 	if err != nil {
@@ -90,8 +164,10 @@ func (n *Node) sweep(adopted []string) error {
 	return errors.Join(errs...)
 }
 
-// adopt takes over a session whose machine runs.
-func (s *session) adopt(ctx context.Context, network controller.NetworkSpec) error {
+// adopt takes over a session whose machine runs. It returns when the agent has
+// answered, or when late is closed. Without an agent the session is lost, but not
+// before its files can be saved.
+func (s *session) adopt(ctx context.Context, network nodeapi.NetworkSpec, late <-chan struct{}) error {
 	b, err := os.ReadFile(filepath.Join(s.dir, stateFile))
 	if err != nil {
 		return fmt.Errorf("it has no state: %w", err)
@@ -102,30 +178,81 @@ func (s *session) adopt(ctx context.Context, network controller.NetworkSpec) err
 	}
 	s.agent, s.drives = st.Agent, st.Drives
 	s.trust.own = st.OwnTrust
+	if st.Deadline != 0 {
+		s.deadline = time.Now().Add(time.Until(time.UnixMilli(st.Deadline)))
+	}
 	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
 		return fmt.Errorf("its network is gone: %w", err)
 	}
-	if err := s.setNetwork(ctx, network); err != nil {
+	if err := s.takeNetwork(ctx, network); err != nil {
 		return err
 	}
 	logs, err := s.openLogs()
 	if err != nil {
 		return err
 	}
-	if err := s.reattach(ctx, logs); err != nil {
+	s.loadEnds()
+	s.attached = make(chan struct{})
+	if err := s.node.add(s); err != nil {
 		for _, log := range logs {
 			err = errors.Join(err, log.Close())
 		}
 		return err
 	}
-	if err := s.node.add(s); err != nil {
-		return err
+	s.work.Go(func() { s.attach(logs) })
+	select {
+	case <-s.attached:
+	case <-late:
+		s.node.cfg.Log.Warn("a guest agent is late to answer a new server", "session", s.id)
 	}
-	s.begin()
 	return nil
 }
 
-// openLogs opens what the session's commands have printed so far.
+// attach connects to the agent of an adopted session. The session then begins, or
+// is lost.
+func (s *session) attach(logs map[string]*output.Log) {
+	defer s.node.events.Expire() // its commands are known now
+	defer close(s.attached)
+	err := s.reattach(s.ctx, logs)
+	if err == nil {
+		s.begin()
+		return
+	}
+	if s.guest != nil {
+		_ = s.guest.Close() // of no use any more, whatever it says
+	}
+	for _, log := range logs {
+		err = errors.Join(err, log.Close())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopping {
+		s.node.cfg.Log.Error("cannot go on with a session's guest agent", "session", s.id, "error", err)
+		s.reason, s.agentLost = "the sandbox's guest agent did not answer the new server process", !s.machineEnded()
+	}
+	close(s.ended)
+}
+
+// attaching reports whether the server still waits for the agent's first answer.
+func (s *session) attaching() bool {
+	select {
+	case <-s.attached:
+		return false
+	default:
+		return s.attached != nil
+	}
+}
+
+// endAttach gives up waiting for the session's agent, and returns when that is
+// done.
+func (s *session) endAttach() {
+	if s.attaching() {
+		s.cancel()
+		<-s.attached
+	}
+}
+
+// openLogs opens the existing output of the session's commands.
 func (s *session) openLogs() (map[string]*output.Log, error) {
 	kept, err := output.List(s.outputDir())
 	if err != nil {
@@ -137,7 +264,7 @@ func (s *session) openLogs() (map[string]*output.Log, error) {
 		s.outputBytes += k.Bytes
 		log, err := output.Open(s.outputDir(), id, s.node.cfg.Output)
 		if err != nil {
-			// It is cut off from here on, but the session goes on.
+			// The output ends here, but the session continues.
 			s.node.cfg.Log.Error("cannot go on with a command's output", "session", s.id, "command", id, "error", err)
 			continue
 		}
@@ -146,8 +273,8 @@ func (s *session) openLogs() (map[string]*output.Log, error) {
 	return logs, nil
 }
 
-// reattach connects to the agent and goes on with its processes. Logs of
-// commands that the agent does not have any more are left on disk.
+// reattach connects to the agent and continues with its processes. Logs of commands
+// that the agent does not have any more stay on disk.
 func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) error {
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
@@ -166,13 +293,13 @@ func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) err
 	}
 	s.guest = client
 	for _, proc := range procs {
-		if skerry.ValidID(prefixTerminal, proc.ID()) || skerry.ValidID(guest.PrefixDescribe, proc.ID()) {
-			// The one who typed, or took a snapshot, has gone.
+		if skerry.ValidID(prefixTerminal, proc.ID()) || skerry.ValidID(prefixErrand, proc.ID()) {
+			// The client that waited for it has gone.
 			_ = proc.Signal(syscall.SIGHUP)
 			s.reap(proc)
 			continue
 		}
-		// The agent says what these ids are, and files are named by them.
+		// The agent supplies these ids, and files are named after them.
 		if !skerry.ValidID(skerry.PrefixCommand, proc.ID()) {
 			return fmt.Errorf("the agent has a process with the id %.40q", proc.ID())
 		}

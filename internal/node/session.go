@@ -5,125 +5,201 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
+	"github.com/skerry-dev/skerry/internal/atomicfile"
 	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
-// session owns everything that one run of a sandbox holds on this machine.
+// session owns all resources of one run of a sandbox on this machine.
 type session struct {
 	node *Node
 	id   string
 	dir  string
 
-	// Set by start or adopt, before the session is seen by anyone else.
-	// agent is the name of the agent's image, "" if that is not known.
+	// Set by start or adopt, before other goroutines see the session. agent is the
+	// name of the agent's image, or "" if it is not known.
 	agent   string
-	lease   Lease
+	lease   nodeapi.Lease
 	machine driver.Machine
 	guest   *guest.Client
-	// drives are those that the session has for writing; mounts are all that
-	// this process acquired for it.
+	// drives are the drives that the session can write to. mounts are all mounts
+	// that this process acquired for it.
 	drives []string
 	mounts []*drive.Mount
 
-	// ctx ends when this process lets go of the session; work counts the
+	// attached is closed when the agent of an adopted session has answered, or is
+	// given up; it is nil for other sessions. guest and commands must not be used
+	// before.
+	attached chan struct{}
+
+	// ctx ends when this process detaches from the session; work counts the
 	// goroutines that end with it.
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	// ended is closed when the session runs no longer; by then reason says
-	// why, "" for a stop that was asked for.
+	// ended is closed when the session is not running any more. By then reason is
+	// set: why it ended, or "" for a requested stop.
 	ended  chan struct{}
 	reason string
 
-	// saving is held while a snapshot is taken: one after the other; policing
-	// while what the session may reach is changed.
-	saving   sync.Mutex
+	// saving is held while a snapshot is taken, so snapshots are taken one after
+	// the other. policing is held while the network policy changes.
+	saving   gate
 	policing sync.Mutex
+	// unleased is true once the lease is released. owed is the policy that is to be
+	// enforced as soon as it can be, nil if there is none; until then the network is
+	// closed. Both are guarded by policing.
+	unleased bool
+	owed     *nodeapi.NetworkSpec
 	trust    trust
 
 	mu       sync.Mutex
 	stopping bool
 	live     bool
-	// frozen says that the machine stands still; thaws counts when it did.
-	frozen   bool
+	// agentLost is true if the machine was still running when the connection to the
+	// guest agent ended: no call can use the session any more, but its files can be
+	// saved.
+	agentLost bool
+	// frozen is true while the machine is paused; thaws counts how often it was
+	// resumed.
+	frozen bool
+	// deadline is when the session's time is up, zero if that is not known. overdue
+	// is true if the node has paused the session for it; see deadline.go.
+	deadline time.Time
+	overdue  bool
 	thaws    int
-	usage    controller.Usage
+	// confined is the memory that the machine is held to for the sake of others, 0 for
+	// its own limit.
+	confined atomic.Int64
+	// pressed has a token when confined has changed.
+	pressed chan struct{}
+	// yielding counts who is about to kill a process in the sandbox for the sake of
+	// others; yielded are those that were killed.
+	yielding int
+	yielded  map[int]bool
+	// oomKills is the number of OOM kills that commands were told about.
+	oomKills int64
+	usage    nodeapi.Usage
 	commands map[string]*command
-	// running counts the commands that have not ended, outputBytes what the
-	// others have on disk, at the most.
+	// running is the number of commands that have not ended, outputBytes the
+	// maximum size of the output of the others on disk.
 	running     int
 	outputBytes int64
-	// settled are the ended commands whose exit the agent still keeps, the
-	// oldest first; see settle.
+	// beginning is the number of commands that are being started.
+	beginning int
+	// ends is how commands ended, until Drop or the session's stop; see events.go.
+	ends map[string]nodeapi.Exit
+	// settled are the ended commands whose exit the agent still keeps, oldest
+	// first; see settle.
 	settled []*command
 
-	// conns are the open connections to the session's ports; see dial.go.
-	conns connections
+	// reliefs limits the log lines about the session's memory.
+	reliefs *rate.Limiter
 
-	stopOnce sync.Once
-	stopErr  error
+	// conns are the open connections to the session's ports; see dial.go. loopbacks
+	// has a token for each connection to the loopback interface; see loopback.go.
+	conns     connections
+	loopbacks *share.Slots[netip.Addr]
+
+	// ending is held while the session is being released, which happens once.
+	ending gate
+	// released is guarded by mu too.
+	released bool
 }
 
 func newSession(n *Node, id string) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &session{
-		node:     n,
-		ctx:      ctx,
-		cancel:   cancel,
-		id:       id,
-		dir:      n.dir(id),
-		ended:    make(chan struct{}),
-		commands: map[string]*command{},
+		node:      n,
+		ctx:       ctx,
+		cancel:    cancel,
+		id:        id,
+		dir:       n.dir(id),
+		saving:    newGate(),
+		ending:    newGate(),
+		trust:     trust{trying: newGate()},
+		reliefs:   rate.NewLimiter(rate.Every(time.Minute), 5),
+		ended:     make(chan struct{}),
+		loopbacks: share.New[netip.Addr](maxLoopback, maxLoopback),
+		commands:  map[string]*command{},
+		ends:      map[string]nodeapi.Exit{},
+		yielded:   map[int]bool{},
+		pressed:   make(chan struct{}, 1),
 	}
 }
 
-// stateFile is what a later process needs to take the session over.
+// stateFile has the data that a later process needs to take over the session.
 const stateFile = "session.json"
 
 type state struct {
 	Lease string `json:"lease"`
 	Agent string `json:"agent,omitempty"`
-	// Drives are those that the session has for writing.
+	// Drives are the drives that the session can write to.
 	Drives []string `json:"drives,omitempty"`
-	// OwnTrust are the variables of trust that the sandbox sets itself.
+	// OwnTrust are the trust variables that the sandbox sets itself.
 	OwnTrust []string `json:"ownTrust,omitempty"`
+	// Deadline is when the session's time is up, in milliseconds since 1970.
+	Deadline int64 `json:"deadline,omitempty"`
 }
 
 func (s *session) saveState() error {
-	b, err := json.Marshal(state{Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own})
+	st := state{Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own}
+	s.mu.Lock()
+	if !s.deadline.IsZero() {
+		st.Deadline = s.deadline.UnixMilli()
+	}
+	s.mu.Unlock()
+	b, err := json.Marshal(st)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(s.dir, stateFile), b, 0o600); err != nil {
+	if err := atomicfile.Write(filepath.Join(s.dir, stateFile), b); err != nil {
 		return fmt.Errorf("save the session's state: %w", err)
 	}
 	return nil
 }
 
-// begin lets calls in and watches for the session's end.
+// spawn runs f, which must return when the session's context ends. It reports
+// false, and does not run f, if the session is stopping.
+func (s *session) spawn(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return false
+	}
+	s.work.Go(f)
+	return true
+}
+
+// begin admits calls and watches for the session's end.
 func (s *session) begin() {
 	s.mu.Lock()
 	s.live = true
 	s.mu.Unlock()
 	s.work.Go(s.watch)
 	s.work.Go(s.heartbeat)
+	s.work.Go(s.guardMemory)
 }
 
-// heartbeat ends the session of an agent that has stopped answering, which
-// root in a sandbox can bring about by one signal: calls would wait for ever.
-// It is patient, as a sandbox may have thousands of busy processes.
+// heartbeat ends the session if its agent has stopped answering, because calls
+// would wait for ever. Root in a sandbox can cause this with one signal. heartbeat
+// is patient, because a sandbox may have thousands of busy processes.
 func (s *session) heartbeat() {
-	every := s.node.cfg.AgentWait
+	every := s.node.beat
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
@@ -135,13 +211,13 @@ func (s *session) heartbeat() {
 			return
 		}
 		before, frozen := s.standstills()
-		if frozen {
+		if frozen || s.isSaving() {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, heartbeatPatience*every)
 		err := s.guest.Ping(ctx)
 		cancel()
-		if after, frozen := s.standstills(); frozen || after != before {
+		if after, frozen := s.standstills(); frozen || after != before || s.isSaving() {
 			continue // it could not answer
 		}
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -152,11 +228,12 @@ func (s *session) heartbeat() {
 	}
 }
 
-// heartbeatPatience is how many times AgentWait an agent may take to answer.
+// heartbeatPatience is the maximum time for the agent's answer, in units of
+// AgentWait.
 const heartbeatPatience = 4
 
-// watch ends the session when its machine or its agent does. An agent that
-// breaks the protocol is as good as dead: nothing can be run any more.
+// watch ends the session when its machine or its agent ends. An agent that violates
+// the protocol counts as ended: no call can use it any more.
 func (s *session) watch() {
 	reason := "the connection to the sandbox's guest agent was lost"
 	select {
@@ -169,23 +246,44 @@ func (s *session) watch() {
 		select {
 		case <-s.machine.Done():
 			reason = s.machine.Reason()
-		case <-time.After(agentGrace):
+		case <-time.After(s.grace()):
 		}
 	}
 	s.mu.Lock()
 	asked := s.stopping
-	s.live = false
+	s.live, s.agentLost = false, !s.machineEnded()
 	s.mu.Unlock()
 	s.conns.close() // nobody would ever answer in them
 	if !asked {
 		s.reason = reason
 	}
 	close(s.ended)
+	if !asked {
+		s.tellLoss()
+	}
 }
 
-// agentGrace is how long a machine whose agent's connection ended is given to
-// end itself, which makes for a better reason.
+// agentGrace is the time that a machine gets to end by itself after its agent's
+// connection has ended; its own end gives a better reason.
 const agentGrace = time.Second
+
+// oomGrace is the same for a machine that ran out of memory, which takes long to
+// free its memory.
+const oomGrace = 15 * time.Second
+
+func (s *session) grace() time.Duration {
+	if used, err := s.machine.Usage(); err == nil && used.OOMKills > 0 {
+		return oomGrace
+	}
+	return agentGrace
+}
+
+// setMachine makes the session's machine known, which runs already.
+func (s *session) setMachine(m driver.Machine) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.machine = m
+}
 
 func (s *session) isRunning() bool {
 	s.mu.Lock()
@@ -199,51 +297,90 @@ func (s *session) isStopping() bool {
 	return s.stopping
 }
 
-// Stop implements controller.Node.
-func (n *Node) Stop(ctx context.Context, id string) (controller.Usage, error) {
+// Stop implements nodeapi.Node. It can be repeated until it succeeds.
+func (n *Node) Stop(ctx context.Context, id string) (_ nodeapi.Usage, err error) {
+	defer edge(ctx, &err)
 	s, err := n.find(id)
 	if skerry.CodeOf(err) == skerry.CodeNotFound {
-		return controller.Usage{}, nil
+		return nodeapi.Usage{}, nil
 	}
-	s.stopOnce.Do(func() {
-		s.mu.Lock()
-		s.stopping = true
-		s.mu.Unlock()
-		s.stopErr = s.release(context.WithoutCancel(ctx))
-	})
-	if s.stopErr != nil {
-		return s.usage, fmt.Errorf("stop session %s: %w", id, s.stopErr)
+	if err != nil { // it may be there once the node has recovered
+		return nodeapi.Usage{}, err
+	}
+	err = s.end(ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		return s.usage, fmt.Errorf("stop session %s: %w", id, err)
 	}
 	return s.usage, nil
 }
 
-// release gives back what the session holds on the machine, bottom up, in
-// whatever state of its life it is. What its commands printed stays.
-func (s *session) release(ctx context.Context) error {
-	s.measure()
-	var errs []error
-	if s.machine != nil {
-		errs = append(errs, s.machine.Stop(ctx))
+// end releases the session, unless that is done already.
+func (s *session) end(ctx context.Context) error {
+	if err := s.ending.enter(ctx); err != nil {
+		return err
 	}
+	defer s.ending.leave()
+	if s.released {
+		return nil
+	}
+	s.mu.Lock()
+	first := !s.stopping
+	s.stopping = true
+	s.mu.Unlock()
+	if first {
+		s.measure(ctx)
+	}
+	if err := s.release(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.released = true
+	clear(s.ends)
+	s.mu.Unlock()
+	s.node.events.Append(nodeapi.Event{Kind: nodeapi.SessionStopped, SessionID: s.id})
+	return nil
+}
+
+// release releases the session's resources on the machine, bottom-up, in any state
+// of the session. The output of its commands stays. A resource is not released
+// while one above still uses it. If that one cannot be ended, release fails and can
+// be repeated.
+func (s *session) release(ctx context.Context) error {
+	if s.machine != nil {
+		if err := s.machine.Stop(ctx); err != nil {
+			return err
+		}
+	}
+	s.endAttach()
+	var err error
 	if s.guest != nil {
-		errs = append(errs, s.guest.Close())
+		err = s.guest.Close()
 	}
 	s.conns.close()
 	s.cancel()
 	s.work.Wait()
-	errs = append(errs, s.closeLogs(), s.unmount(ctx))
-	if s.lease != nil {
-		errs = append(errs, s.lease.Release(ctx))
+	err = errors.Join(err, s.closeLogs())
+	if err != nil {
+		// Output that is not on disk by now cannot be saved.
+		s.node.cfg.Log.Error("cannot close all of a session", "session", s.id, "error", err)
+	}
+	if err := s.unmount(ctx); err != nil {
+		return err
+	}
+	if err := s.unlease(ctx); err != nil {
+		return err
 	}
 	if err := os.Remove(filepath.Join(s.dir, stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		errs = append(errs, err)
+		return err
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
-// measure reads the meters, which are gone with what they measure.
-func (s *session) measure() {
-	var u controller.Usage
+// measure reads the meters, which disappear with the resources.
+func (s *session) measure(ctx context.Context) {
+	var u nodeapi.Usage
 	if s.machine != nil {
 		used, err := s.machine.Usage()
 		if err != nil {
@@ -252,7 +389,7 @@ func (s *session) measure() {
 		u.ActiveCPU = used.CPU
 	}
 	if s.lease != nil {
-		in, out, err := s.lease.Counters()
+		in, out, err := s.lease.Counters(ctx)
 		if err != nil {
 			s.node.cfg.Log.Warn("cannot meter a session's network", "session", s.id, "error", err)
 		}
@@ -263,11 +400,12 @@ func (s *session) measure() {
 	s.mu.Unlock()
 }
 
-// detach lets go of a running session without ending it.
+// detach leaves a running session without ending it.
 func (s *session) detach() error {
 	s.mu.Lock()
 	s.stopping = true
 	s.mu.Unlock()
+	s.endAttach()
 	var err error
 	if s.guest != nil {
 		err = s.guest.Close()
@@ -278,22 +416,9 @@ func (s *session) detach() error {
 	return errors.Join(err, s.closeLogs())
 }
 
-// Watch implements controller.Node.
-func (n *Node) Watch(ctx context.Context, id string) (string, error) {
-	s, err := n.find(id)
-	if err != nil {
-		return "", err
-	}
-	select {
-	case <-s.ended:
-		return s.reason, nil
-	case <-ctx.Done():
-		return "", ctx.Err()
-	}
-}
-
-// Forget implements controller.Node.
-func (n *Node) Forget(ctx context.Context, id string) error {
+// Forget implements nodeapi.Node.
+func (n *Node) Forget(ctx context.Context, id string) (err error) {
+	defer edge(ctx, &err)
 	if !skerry.ValidID(skerry.PrefixSession, id) {
 		return fmt.Errorf("forget session: %q is not a session's id", id)
 	}
@@ -301,14 +426,19 @@ func (n *Node) Forget(ctx context.Context, id string) error {
 		return err
 	}
 	n.remove(id)
-	if err := os.RemoveAll(n.dir(id)); err != nil {
+	unfinished, err := filepath.Glob(filepath.Join(n.cfg.SnapshotWork, id+"-*"))
+	for _, dir := range append(unfinished, n.dir(id)) {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if err != nil {
 		return fmt.Errorf("forget session %s: %w", id, err)
 	}
 	return nil
 }
 
-// Retain implements controller.Node.
-func (n *Node) Retain(ctx context.Context, ids []string) error {
+// Retain implements nodeapi.Node.
+func (n *Node) Retain(ctx context.Context, ids []string) (err error) {
+	defer edge(ctx, &err)
 	entries, err := os.ReadDir(n.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("list sessions: %w", err)

@@ -5,146 +5,176 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
-	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/snapshot"
 )
 
-// Snapshots keeps what was saved of sessions.
+// Snapshots stores the saved files of sessions.
 type Snapshots interface {
-	// Add keeps the files in dir for good; the folder is its own from then on.
-	Add(ctx context.Context, dir string) (snapshot.Ref, error)
-	// Load returns a folder with the files of a manifest, until it is released.
-	Load(ctx context.Context, manifest string) (*snapshot.Folder, error)
-	// GC removes what no manifest in keep needs.
-	GC(ctx context.Context, keep []string) (freed int64, err error)
+	// Add stores the files in dir permanently, with their format. It takes over the
+	// folder.
+	Add(ctx context.Context, dir, format string) (nodeapi.SavedFiles, error)
+	// Load returns a folder with the files of a manifest. The folder exists until
+	// it is released. Before it fetches anything it asks accept about the format, ""
+	// for files that were stored without.
+	Load(ctx context.Context, manifest string, accept func(format string) error) (*snapshot.Folder, error)
 }
 
-// Snapshot implements controller.Node.
-func (n *Node) Snapshot(ctx context.Context, id string, how controller.Saving) (controller.SavedFiles, error) {
-	s, err := n.running(id)
+// Snapshot implements nodeapi.Node.
+func (n *Node) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (_ nodeapi.SavedFiles, err error) {
+	defer edge(ctx, &err)
+	s, err := n.savable(id)
 	if err != nil {
-		return controller.SavedFiles{}, err
+		return nodeapi.SavedFiles{}, err
 	}
-	s.saving.Lock()
-	defer s.saving.Unlock()
 	saved, err := s.snapshot(ctx, how)
-	if err != nil {
-		return controller.SavedFiles{}, s.failure(notSaved(fmt.Errorf("save session %s: %w", id, err)))
+	if err == nil {
+		return saved, nil
 	}
-	return saved, nil
+	if s.machineEnded() {
+		return nodeapi.SavedFiles{}, errStopped(id)
+	}
+	return nodeapi.SavedFiles{}, notSaved(fmt.Errorf("save session %s: %w", id, err))
 }
 
-// notSaved says what a client is told when files could not be saved: that the
-// host's disk is full, if that is why.
+// savable returns a session whose machine runs, even if its guest agent does not
+// answer.
+func (n *Node) savable(id string) (*session, error) {
+	s, err := n.find(id)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping || !s.live && !s.agentLost && !s.attaching() || s.machineEnded() {
+		return nil, errStopped(id)
+	}
+	return s, nil
+}
+
+// machineEnded reports whether the session's machine has ended.
+func (s *session) machineEnded() bool {
+	select {
+	case <-s.machine.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// notSaved converts an error of a save into the one for clients: the host's disk is
+// full, or the sandbox is the cause.
 func notSaved(err error) error {
+	var unsavable *driver.UnsavableError
+	if errors.As(err, &unsavable) {
+		return &skerry.Error{Code: skerry.CodeSandboxUnsavable, Err: err, Message: "the sandbox cannot be saved: " + unsavable.Why}
+	}
 	if skerry.CodeOf(err) == skerry.CodeInternal && errors.Is(err, syscall.ENOSPC) {
 		return &skerry.Error{
 			Code: skerry.CodeDiskFull, Err: err,
-			Message: "the server's disk has no room for the snapshot; the sandbox runs on",
+			Message: "the server's disk has no room for the snapshot; the sandbox keeps running",
 		}
 	}
 	return err
 }
 
-func (s *session) snapshot(ctx context.Context, how controller.Saving) (_ controller.SavedFiles, err error) {
-	dir, err := s.save(ctx, how)
+func (s *session) snapshot(ctx context.Context, how nodeapi.Saving) (nodeapi.SavedFiles, error) {
+	save, err := s.beginSave(ctx, how)
 	if err != nil {
-		return controller.SavedFiles{}, err
+		return nodeapi.SavedFiles{}, err
 	}
-	saved, err := s.node.keep(ctx, dir)
+	// What is written is written once more when it is stored.
+	defer save.end()
+	if err := s.machine.Save(ctx, save.dir, driver.Saving{Memory: how.Memory, Hold: how.Hold}); err != nil {
+		return nodeapi.SavedFiles{}, errors.Join(err, os.RemoveAll(save.dir))
+	}
+	if how.Memory {
+		s.nudge()
+	}
+	if how.Hold {
+		s.setFrozen(true)
+	}
+	saved, err := s.node.keep(ctx, save.dir, s.machine.Format(how.Memory).String())
 	if err != nil && how.Hold {
 		err = errors.Join(err, s.thaw())
 	}
 	return saved, err
 }
 
-// save writes the session into a new folder below SnapshotWork.
-func (s *session) save(ctx context.Context, how controller.Saving) (dir string, err error) {
-	dir, err = os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
-	if err != nil {
-		return "", err
+// save is a save of a session in progress.
+type save struct {
+	// dir is an empty folder below SnapshotWork, but for what the node itself needs.
+	// It outlives the save.
+	dir string
+	// end lets the next save begin. It can be repeated.
+	end func()
+}
+
+// beginSave waits until no other save of the session is in progress, and reserves
+// the space.
+func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, err error) {
+	if err := s.node.canSave(how); err != nil {
+		return save{}, err
 	}
+	if err := s.saving.enter(ctx); err != nil {
+		return save{}, err
+	}
+	leave := s.saving.leave
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(dir))
+			leave()
 		}
 	}()
-	if _, frozen := s.standstills(); frozen {
-		// What saves the machine is frozen with it.
-		if err := s.thaw(); err != nil {
-			return "", err
-		}
-		if !how.Hold {
-			defer func() { err = errors.Join(err, s.freeze(context.WithoutCancel(ctx))) }()
-		}
+	size, err := s.machine.SaveSize(how.Memory)
+	if err != nil {
+		return save{}, err
 	}
-	write := s.writeFiles
+	release, err := s.node.cfg.Disk.ReserveSave(size)
+	if err != nil {
+		return save{}, err
+	}
+	leave = func() { release(); s.saving.leave() }
+	dir, err := os.MkdirTemp(s.node.cfg.SnapshotWork, s.id+"-")
+	if err != nil {
+		return save{}, err
+	}
 	if how.Memory {
-		write = s.writeMemory
-	}
-	if err := write(ctx, dir); err != nil {
-		return "", err
-	}
-	if how.Hold {
-		return dir, s.freeze(ctx)
-	}
-	return dir, nil
-}
-
-// keep makes a snapshot of a folder that save has filled. The folder is gone
-// afterwards.
-func (n *Node) keep(ctx context.Context, dir string) (controller.SavedFiles, error) {
-	ref, err := n.cfg.Snapshots.Add(ctx, dir)
-	if err != nil {
-		return controller.SavedFiles{}, errors.Join(err, os.RemoveAll(dir))
-	}
-	return controller.SavedFiles{Manifest: ref.Manifest, Size: ref.Size, Added: ref.Added}, os.RemoveAll(dir)
-}
-
-// writeFiles writes the machine's files into dir, with the guest's help.
-func (s *session) writeFiles(ctx context.Context, dir string) (err error) {
-	d, err := s.guest.Describe(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	return s.machine.Snapshot(ctx, dir, func(_ context.Context, paths []string) ([]driver.Attrs, error) {
-		known, err := d.Attrs(paths)
-		if err != nil {
-			return nil, err
+		if err := s.describe(dir); err != nil {
+			return save{}, errors.Join(err, os.RemoveAll(dir))
 		}
-		return attrsOf(known), nil
+	}
+	return save{dir: dir, end: sync.OnceFunc(leave)}, nil
+}
+
+// keep stores a folder that save has filled as a snapshot. The folder does not
+// exist afterwards.
+func (n *Node) keep(ctx context.Context, dir, format string) (nodeapi.SavedFiles, error) {
+	saved, err := n.cfg.Snapshots.Add(ctx, dir, format)
+	if err != nil {
+		return nodeapi.SavedFiles{}, errors.Join(err, os.RemoveAll(dir))
+	}
+	return saved, os.RemoveAll(dir)
+}
+
+// loadSnapshot returns the folder that a session starts from, and a function that
+// releases it. What another driver has saved, or another version of this one, is not
+// fetched.
+func (n *Node) loadSnapshot(ctx context.Context, manifest string, memory bool) (path string, release func(), err error) {
+	folder, err := n.cfg.Snapshots.Load(ctx, manifest, func(saved string) error {
+		if fits := n.cfg.Driver.Format(memory).String(); saved != "" && saved != fits {
+			return skerry.Errorf(skerry.CodeSnapshotIncompatible,
+				"the snapshot has the format %q, and this server can only start from %q", saved, fits)
+		}
+		return nil
 	})
-}
-
-func attrsOf(known []guest.Attrs) []driver.Attrs {
-	attrs := make([]driver.Attrs, len(known))
-	for i, a := range known {
-		attrs[i] = driver.Attrs{Missing: a.Missing, ModTime: a.ModTime, Xattrs: a.Xattrs}
-	}
-	return attrs
-}
-
-// CollectSnapshots implements controller.Node.
-func (n *Node) CollectSnapshots(ctx context.Context, keep []string) (int64, error) {
-	return n.cfg.Snapshots.GC(ctx, keep)
-}
-
-// loadSnapshot returns the folder that a session starts from, "" for none, and
-// what gives it back.
-func (n *Node) loadSnapshot(ctx context.Context, manifest string) (path string, release func(), err error) {
-	if manifest == "" {
-		return "", func() {}, nil
-	}
-	folder, err := n.cfg.Snapshots.Load(ctx, manifest)
 	if err != nil {
 		if skerry.CodeOf(err) == skerry.CodeNotFound {
-			err = &skerry.Error{Code: skerry.CodeSnapshotNotFound, Message: "the snapshot's files are gone", Err: err}
+			err = &skerry.Error{Code: skerry.CodeSnapshotNotFound, Message: "the files of the snapshot do not exist any more", Err: err}
 		}
 		return "", nil, err
 	}

@@ -7,42 +7,56 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
+	"time"
 
 	"github.com/skerry-dev/skerry"
-	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
-	"github.com/skerry-dev/skerry/internal/image"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// Start implements controller.Node.
-func (n *Node) Start(ctx context.Context, spec controller.SessionSpec) error {
+// Start implements nodeapi.Node.
+func (n *Node) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) {
+	defer edge(ctx, &err)
 	if !skerry.ValidID(skerry.PrefixSession, spec.ID) {
 		return fmt.Errorf("start session: %q is not a session's id", spec.ID)
+	}
+	if !n.hasRecovered() { // Recover would take it for an earlier process's
+		return errUnrecovered()
+	}
+	if err := n.cfg.Disk.Check(); err != nil {
+		return err
 	}
 	s := newSession(n, spec.ID)
 	if err := n.add(s); err != nil {
 		return err
 	}
 	if err := s.start(ctx, spec); err != nil {
-		n.remove(spec.ID)
-		// The caller's ctx may be what ended the start.
-		cleanup := s.release(context.WithoutCancel(ctx))
-		return errors.Join(fmt.Errorf("start session %s: %w", spec.ID, err), cleanup, os.RemoveAll(s.dir))
+		err = fmt.Errorf("start session %s: %w", spec.ID, err)
+		// The end of the caller's ctx may be the reason for the failed start. If a
+		// resource cannot be released now, Forget tries again.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+		defer cancel()
+		return errors.Join(err, n.Forget(ctx, spec.ID))
 	}
 	return nil
 }
 
-// start acquires what the session needs, top down; release gives it back.
-func (s *session) start(ctx context.Context, spec controller.SessionSpec) error {
+// releaseTimeout is the maximum time for releasing a session whose start failed.
+const releaseTimeout = time.Minute
+
+// start acquires the session's resources, top-down. release releases them.
+func (s *session) start(ctx context.Context, spec nodeapi.SessionSpec) error {
 	cfg := &s.node.cfg
 	rootfs, err := cfg.Images.Path(spec.ImageDigest)
 	if err != nil {
 		return err
 	}
 	if (spec.Memory || spec.ForkOf != "") && len(spec.Mounts) > 0 {
-		return skerry.Invalid("mounts", "cannot be given to a sandbox that goes on from a snapshot of memory")
+		return skerry.Invalid("mounts", "must be empty for a sandbox that starts from a memory snapshot")
+	}
+	if err := s.node.canStart(spec); err != nil {
+		return err
 	}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return fmt.Errorf("create the session's folder: %w", err)
@@ -56,56 +70,45 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	if err := s.setNetwork(ctx, spec.Network); err != nil {
 		return err
 	}
-	mounts, err := s.mount(ctx, spec.Mounts)
+	volumes, err := s.mount(ctx, spec.Mounts)
 	if err != nil {
 		return err
 	}
-	s.trust.own = ownTrust(spec.Env)
-	s.agent = filepath.Base(cfg.Agent)
+	s.trust.own = append(ownTrust(spec.Env), ownTrust(cfg.Env)...)
+	s.agent = s.node.currentAgent()
+	if spec.TimeLeft > 0 {
+		s.deadline = time.Now().Add(spec.TimeLeft)
+	}
 	if err := s.saveState(); err != nil {
 		return err
 	}
-	snapshot, release, err := s.node.loadSnapshot(ctx, spec.Snapshot)
+	from, err := s.node.source(ctx, spec)
 	if err != nil {
 		return err
 	}
-	defer release() // the machine holds the files open
-	machine := driver.Spec{
+	err = s.boot(ctx, from, driver.Spec{
 		ID:          s.id,
 		Hostname:    spec.Hostname,
 		RootFS:      rootfs,
-		Mounts:      mounts,
+		Volumes:     volumes,
 		Agent:       cfg.Agent,
-		NetNS:       s.lease.NetNSPath(),
+		Interfaces:  interfaces(s.lease.Interface()),
 		VCPUs:       spec.VCPUs,
 		MemoryBytes: int64(spec.MemoryMB) << 20,
 		DiskBytes:   cfg.DiskBytes,
 		Processes:   cfg.hostProcesses(),
-	}
-	xattrs, err := s.node.xattrs(spec)
-	if err != nil {
-		return err
-	}
-	setup := guest.Setup{
-		Hostname:  spec.Hostname,
-		User:      guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
-		WorkDir:   skerry.WorkDir,
-		Env:       spec.Env,
-		Xattrs:    xattrs,
-		Resolv:    resolvConf(cfg.Networks.Resolvers()),
-		Processes: cfg.Processes,
-	}
-	switch {
-	case spec.ForkOf != "":
-		err = s.fork(ctx, machine, setup, spec.ForkOf, spec.Capture)
-	case spec.Memory:
-		err = s.wake(ctx, machine, setup, snapshot)
-	default:
-		machine.Snapshot = snapshot
-		err = s.boot(ctx, machine, setup)
-	}
-	if err != nil {
-		return mountFailure(err)
+	}, guest.Setup{
+		Hostname:    spec.Hostname,
+		User:        guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
+		WorkDir:     skerry.WorkDir,
+		Env:         cfg.environment(spec.Env),
+		Xattrs:      from.xattrs,
+		Authorities: cfg.Authorities,
+		Resolv:      resolvConf(cfg.Networks.Resolvers()),
+		Processes:   cfg.Processes,
+	})
+	if err := from.end(err); err != nil {
+		return volumeFailure(err)
 	}
 	if err := s.detachMounts(); err != nil {
 		return err
@@ -114,10 +117,18 @@ func (s *session) start(ctx context.Context, spec controller.SessionSpec) error 
 	return nil
 }
 
-// hostProcesses is what the host allows a session. The guest's kernel holds the
-// sandbox to its limit. What the host counts is the sentry's threads and a
-// helper process or more for each of the sandbox's, so this only stops what got
-// past the guest's, and then ends the sandbox.
+// interfaces returns a lease's interface for the driver.
+func interfaces(i nodeapi.Interface) []driver.Interface {
+	if i.NetNS == "" {
+		return nil
+	}
+	return []driver.Interface{{Kind: driver.Veth, NetNS: i.NetNS, Name: i.Name, Address: i.Address, Gateway: i.Gateway}}
+}
+
+// hostProcesses returns the host's limit of processes for a session. The guest's
+// kernel enforces the sandbox's own limit. The host counts the sentry's threads and
+// at least one helper process for each of the sandbox's processes. So this limit
+// only stops what got past the guest's limit, and then ends the sandbox.
 func (c *Config) hostProcesses() int {
 	most := 4*c.Processes + 1024
 	if c.HostProcesses > 0 {
@@ -126,42 +137,55 @@ func (c *Config) hostProcesses() int {
 	return most
 }
 
-// xattrs are the extended attributes that the guest has to set: the image's,
-// unless the files come from a snapshot, which has them.
-func (n *Node) xattrs(spec controller.SessionSpec) (image.Xattrs, error) {
-	if spec.Snapshot != "" || spec.ForkOf != "" {
-		return nil, nil
+// boot starts the session's machine and sets up its agent.
+func (s *session) boot(ctx context.Context, from *source, spec driver.Spec, setup guest.Setup) (err error) {
+	greet := guest.Connect
+	if spec.Source = from.Source; from.Runs() {
+		greet = guest.Renew
+		// Processes that continue have this file mapped, so it must be the same.
+		if spec.Agent, err = s.node.agentImage(from.agent); err != nil {
+			return err
+		}
+		s.agent = from.agent
+		if err := s.saveState(); err != nil {
+			return err
+		}
 	}
-	return n.cfg.Images.Xattrs(spec.ImageDigest)
-}
-
-// boot starts the session's machine.
-func (s *session) boot(ctx context.Context, spec driver.Spec, setup guest.Setup) error {
-	machine, conn, err := s.node.cfg.Driver.Start(ctx, spec)
+	machine, err := s.node.cfg.Driver.Start(ctx, spec)
 	if err != nil {
 		return err
 	}
-	s.machine = machine
+	s.setMachine(machine)
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
-	return s.greet(ctx, conn, setup, guest.Connect)
+	conn, err := machine.Attach(ctx)
+	if err != nil {
+		return s.explain(err)
+	}
+	return s.greet(ctx, conn, setup, greet)
 }
+
+// maxWarnings is the maximum number of warnings about a sandbox's files in the log.
+const maxWarnings = 16
 
 // greeting is guest.Connect or guest.Renew.
 type greeting func(context.Context, io.ReadWriteCloser, guest.Setup) (*guest.Client, guest.Info, error)
 
-// greet sets the guest agent up.
+// greet sets up the guest agent.
 func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, how greeting) error {
-	client, _, err := how(ctx, conn, setup)
+	client, info, err := how(ctx, conn, setup)
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
+	}
+	for _, w := range info.Warnings[:min(len(info.Warnings), maxWarnings)] {
+		s.node.cfg.Log.Info("a sandbox's files were left as they are", "session", s.id, "what", fmt.Sprintf("%.256q", w))
 	}
 	s.guest = client
 	return nil
 }
 
-// explain adds to an error of the agent's connection why the machine ended,
-// if that is what ended the connection.
+// explain adds the reason of the machine's end to an error of the agent's
+// connection, if the machine's end caused it.
 func (s *session) explain(err error) error {
 	select {
 	case <-s.machine.Done():

@@ -10,22 +10,23 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest"
 )
 
-// stdinWait is how long a call waits for a command to read on. Clients repeat a
-// call that has brought something forward.
+// stdinWait is the maximum time that a call waits for the command to read. Clients
+// repeat a call that has made progress.
 const stdinWait = 10 * time.Second
 
-// WriteStdin implements controller.Node.
-func (n *Node) WriteStdin(ctx context.Context, sessionID, id string, p skerry.StdinParams) (int64, error) {
-	s, c, err := n.command(sessionID, id)
+// WriteStdin implements nodeapi.Node.
+func (n *Node) WriteStdin(ctx context.Context, sessionID, id string, p skerry.StdinParams) (_ int64, err error) {
+	defer edge(ctx, &err)
+	s, c, err := n.command(ctx, sessionID, id)
 	if err != nil {
 		return 0, err
 	}
 	in := c.proc.Stdin()
 	if in == nil {
 		return 0, skerry.Errorf(skerry.CodeStdinUnavailable,
-			"the command has no standard input: it was started without one, or has outlived a restart of the server, which ends it")
+			"the command has no standard input: it was started without attachStdin, or the server was restarted since, which closes standard input")
 	}
-	ctx, cancel := context.WithTimeout(ctx, stdinWait)
+	ctx, cancel := context.WithTimeout(ctx, n.stdinWait)
 	defer cancel()
 	select {
 	case c.input <- struct{}{}:
@@ -55,19 +56,19 @@ func (n *Node) WriteStdin(ctx context.Context, sessionID, id string, p skerry.St
 	return in.Sent(), nil
 }
 
-// unwritten returns what of a piece is not among the first sent bytes.
+// unwritten returns the part of the data that is not among the first sent bytes.
 func unwritten(sent int64, p skerry.StdinParams) ([]byte, error) {
 	if p.Offset == nil {
 		return p.Data, nil
 	}
 	if *p.Offset > sent {
-		return nil, skerry.Invalid("offset", "is %d, but the command was given %d bytes so far", *p.Offset, sent)
+		return nil, skerry.Invalid("offset", "must be at most %d, the number of bytes written so far; is %d", sent, *p.Offset)
 	}
 	return p.Data[min(sent-*p.Offset, int64(len(p.Data))):], nil
 }
 
 func stdinClosed() error {
-	return skerry.Errorf(skerry.CodeStdinUnavailable, "the command has ended, or its standard input has")
+	return skerry.Errorf(skerry.CodeStdinUnavailable, "the command has ended, or its standard input is closed")
 }
 
 func stdinTimeout(in *guest.Stdin) error {

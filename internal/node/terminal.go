@@ -14,11 +14,12 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest"
 )
 
-// prefixTerminal marks the processes whose output nobody keeps.
+// prefixTerminal begins the ids of processes whose output is not kept.
 const prefixTerminal = "tty_"
 
-// Terminal implements controller.Node.
-func (n *Node) Terminal(ctx context.Context, sessionID string, p skerry.TerminalParams) (skerry.Terminal, error) {
+// Terminal implements nodeapi.Node.
+func (n *Node) Terminal(ctx context.Context, sessionID string, p skerry.TerminalParams) (_ skerry.Terminal, err error) {
+	defer edge(ctx, &err)
 	s, err := n.running(sessionID)
 	if err != nil {
 		return nil, err
@@ -45,8 +46,8 @@ func (n *Node) Terminal(ctx context.Context, sessionID string, p skerry.Terminal
 	return &terminal{s: s, proc: proc, ctx: tctx, cancel: cancel}, nil
 }
 
-// terminal is an interactive command. Its reader takes the output straight
-// from the agent's stream.
+// terminal is an interactive command. Its reader reads the output directly from the
+// agent's stream.
 type terminal struct {
 	s      *session
 	proc   *guest.Process
@@ -54,13 +55,14 @@ type terminal struct {
 	cancel context.CancelFunc
 	close  sync.Once
 
-	// rest is what of a chunk did not fit the last Read.
+	// rest is the part of a chunk that did not fit into the last Read.
 	rest  []byte
 	chunk guest.Chunk
 }
 
 // Read implements io.Reader.
-func (t *terminal) Read(p []byte) (int, error) {
+func (t *terminal) Read(p []byte) (_ int, err error) {
+	defer streamEdge(t.ctx, &err)
 	for len(t.rest) == 0 {
 		chunk, err := t.proc.Next(t.ctx)
 		if errors.Is(err, io.EOF) {
@@ -85,15 +87,20 @@ func (t *terminal) Read(p []byte) (int, error) {
 }
 
 // Write implements io.Writer.
-func (t *terminal) Write(p []byte) (int, error) { return t.proc.Stdin().Write(p) }
+func (t *terminal) Write(p []byte) (_ int, err error) {
+	defer streamEdge(t.ctx, &err)
+	return t.proc.Stdin().Write(p)
+}
 
 // Resize implements skerry.Terminal.
-func (t *terminal) Resize(cols, rows uint16) error {
+func (t *terminal) Resize(cols, rows uint16) (err error) {
+	defer streamEdge(t.ctx, &err)
 	return t.proc.Resize(guest.Size{Cols: cols, Rows: rows})
 }
 
 // Wait implements skerry.Terminal.
-func (t *terminal) Wait() (int, error) {
+func (t *terminal) Wait() (_ int, err error) {
+	defer streamEdge(t.ctx, &err)
 	exit, err := t.proc.Wait(t.ctx)
 	if err != nil {
 		return 0, t.s.failure(err)
@@ -101,12 +108,12 @@ func (t *terminal) Wait() (int, error) {
 	return exit.Code, nil
 }
 
-// Close hangs up: the command and what it started on the terminal get SIGHUP,
-// and SIGKILL if that does not end them.
+// Close hangs up the terminal. The command and every process that it started on the
+// terminal get SIGHUP, and then SIGKILL if they have not ended.
 func (t *terminal) Close() error {
 	t.close.Do(func() {
 		_ = t.proc.Stdin().Close()
-		// Errors here mean that the command or the session is over.
+		// Errors here mean that the command or the session has ended.
 		_ = t.proc.Signal(syscall.SIGHUP)
 		t.cancel()
 		t.s.reap(t.proc)
@@ -114,30 +121,18 @@ func (t *terminal) Close() error {
 	return nil
 }
 
-// hangUpGrace is how long a command may take to end after SIGHUP.
+// hangUpGrace is the time that a command has to end after SIGHUP.
 const hangUpGrace = 2 * time.Second
 
-// reap sees a process to its end whose output nobody wants any more.
+// reap sees a process off whose output is not needed any more.
 func (s *session) reap(proc *guest.Process) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopping {
-		return // it ends with the session
-	}
-	s.work.Go(func() {
-		kill := time.AfterFunc(hangUpGrace, func() { _ = proc.Signal(syscall.SIGKILL) })
-		defer kill.Stop()
-		for {
-			chunk, err := proc.Next(s.ctx)
-			if err != nil {
-				break // the end of the output, or of the session
-			}
-			if proc.Ack(chunk.Stream, chunk.End()) != nil {
-				break
-			}
-		}
-		if _, err := proc.Wait(s.ctx); err == nil {
-			_ = proc.Forget()
-		}
-	})
+	s.spawn(func() { s.seeOff(proc) }) // or it ends with the session
+}
+
+// seeOff waits for the end of a process whose output is not needed any more, and
+// has the agent forget it. It also returns when the session ends.
+func (s *session) seeOff(proc *guest.Process) {
+	kill := time.AfterFunc(hangUpGrace, func() { _ = proc.Signal(syscall.SIGKILL) })
+	defer kill.Stop()
+	proc.Discard(s.ctx)
 }

@@ -13,23 +13,25 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest"
+	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// Where the certificate authority is found in a sandbox: by itself, and among
-// those that the image trusts.
+// Files with the certificate authority in a sandbox: a file of its own, and the
+// bundle of all authorities that the image trusts.
 const (
 	authorityFile = "/usr/local/share/ca-certificates/skerry.crt"
 	bundleFile    = "/etc/ssl/certs/ca-certificates.crt"
 )
 
-// trustVariables are for programs that look elsewhere than in the image's store.
+// trustVariables are for programs that do not use the image's store.
 var trustVariables = map[string]string{
-	"NODE_EXTRA_CA_CERTS": authorityFile,
-	"DENO_CERT":           authorityFile,
+	"NODE_EXTRA_CA_CERTS": wire.AuthoritiesFile,
+	"DENO_CERT":           wire.AuthoritiesFile,
 	"SSL_CERT_FILE":       bundleFile,
 	"REQUESTS_CA_BUNDLE":  bundleFile,
 	"CURL_CA_BUNDLE":      bundleFile,
@@ -39,14 +41,15 @@ var trustVariables = map[string]string{
 	"npm_config_cafile":   bundleFile,
 }
 
-// trustScript adds the authority to the image's store once, without
-// update-ca-certificates, which takes seconds. Other distributions' stores are
-// served too, and the usual one made of them. The stores of Java that the image
-// has are served where there is a keytool, which takes a second each.
+// trustScript adds the authority to the image's store once. It does not run
+// update-ca-certificates, which takes seconds. It also supports the stores of other
+// distributions, and creates the usual one from them. It adds the authority to the
+// image's Java stores if there is a keytool, which takes a second for each.
 const trustScript = `set -e
 umask 022
-mkdir -p /usr/local/share/ca-certificates /etc/ssl/certs
+mkdir -p /usr/local/share/ca-certificates /usr/local/share/skerry /etc/ssl/certs
 printf '%s' "$SKERRY_AUTHORITY" > ` + authorityFile + `
+grep -qF -- "$SKERRY_LINE" ` + wire.AuthoritiesFile + ` 2>/dev/null || printf '%s' "$SKERRY_AUTHORITY" >> ` + wire.AuthoritiesFile + `
 [ -z "$SKERRY_HASH" ] || ln -sf ` + authorityFile + ` /etc/ssl/certs/$SKERRY_HASH.0
 usual=` + bundleFile + `
 for b in /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem /etc/ssl/ca-bundle.pem; do
@@ -73,23 +76,26 @@ for k in /etc/ssl/certs/java/cacerts /etc/pki/java/cacerts /usr/lib/jvm/*/lib/se
 done
 `
 
-// trustPatience bounds the script.
+// trustPatience is the maximum time for the script.
 const trustPatience = 20 * time.Second
 
-// trust is what a session knows of its sandbox's trust in the authority that
-// ends TLS for rules. Only sandboxes with such rules have it: it costs a process,
-// and Node.js starts slower.
+// trust is the state of a sandbox's trust in the authority that terminates TLS for
+// rules. Only sandboxes with such rules trust it, because it costs a process and
+// makes Node.js start slower.
 type trust struct {
-	// own are those of trustVariables that the sandbox sets itself.
+	// own are the trustVariables that the sandbox sets itself.
 	own []string
 
+	// trying is held while the authority is installed, which waits for the guest.
+	trying gate
+	// mu is held only for short accesses.
 	mu     sync.Mutex
 	wanted bool
 	tried  bool
 	done   bool
 }
 
-// ownTrust are the variables that an environment sets itself.
+// ownTrust returns the trustVariables that an environment sets itself.
 func ownTrust(env map[string]string) (own []string) {
 	for name := range env {
 		if _, ours := trustVariables[name]; ours {
@@ -105,27 +111,12 @@ func (t *trust) want(p *skerry.NetworkPolicy) {
 	t.wanted = t.wanted || p.NeedsAuthority()
 }
 
-// trusting sees to it that the sandbox trusts the authority if it must, and
-// returns the environment of a command. An image in which that cannot be done
-// keeps its commands.
+// trusting installs the authority in the sandbox if it must trust it, and returns
+// the environment of a command. If the installation fails in an image, commands run
+// without it.
 func (s *session) trusting(ctx context.Context, env map[string]string) map[string]string {
 	t := &s.trust
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.wanted {
-		return env
-	}
-	if !t.tried {
-		err := s.installAuthority(ctx)
-		if ctx.Err() != nil {
-			return env // the next one tries again
-		}
-		t.tried, t.done = true, err == nil
-		if err != nil {
-			s.node.cfg.Log.Warn("a sandbox does not trust the proxy", "session", s.id, "error", err)
-		}
-	}
-	if !t.done {
+	if !s.trusts(ctx) {
 		return env
 	}
 	all := maps.Clone(trustVariables)
@@ -133,6 +124,53 @@ func (s *session) trusting(ctx context.Context, env map[string]string) map[strin
 	maps.Copy(all, env)
 	return all
 }
+
+// trusts reports whether the sandbox trusts the authority. It first installs the
+// authority if that is necessary.
+func (s *session) trusts(ctx context.Context) bool {
+	t := &s.trust
+	if wanted, tried, done := t.look(); !wanted || tried {
+		return wanted && done
+	}
+	if t.trying.enter(ctx) != nil {
+		return false
+	}
+	defer t.trying.leave()
+	if _, tried, done := t.look(); tried {
+		return done
+	}
+	err := s.installAuthority(ctx)
+	if ctx.Err() != nil {
+		return false // the next one tries again
+	}
+	t.mu.Lock()
+	t.tried, t.done = true, err == nil
+	t.mu.Unlock()
+	if err != nil {
+		s.node.cfg.Log.Warn("a sandbox does not trust the proxy", "session", s.id, "error", err)
+	}
+	return err == nil
+}
+
+func (t *trust) look() (wanted, tried, done bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.wanted, t.tried, t.done
+}
+
+// trustLater installs the authority for running commands, in the background.
+func (s *session) trustLater() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.live && !s.stopping {
+		s.work.Go(func() { s.trusts(s.ctx) })
+	}
+}
+
+// prefixErrand begins the ids of the processes that the node itself runs in the
+// guest. The name is historical: sandboxes started by earlier versions have such
+// processes too.
+const prefixErrand = "describe_"
 
 // installAuthority runs the script.
 func (s *session) installAuthority(ctx context.Context) error {
@@ -144,7 +182,7 @@ func (s *session) installAuthority(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, trustPatience)
 	defer cancel()
 	proc, err := s.guest.Start(ctx, guest.StartSpec{
-		ID: skerry.NewID(guest.PrefixDescribe), Name: "/bin/sh", Args: []string{"-c", trustScript}, Cwd: "/", Root: true, Timeout: trustPatience,
+		ID: skerry.NewID(prefixErrand), Name: "/bin/sh", Args: []string{"-c", trustScript}, Cwd: "/", Root: true, Timeout: trustPatience,
 		Env: map[string]string{"SKERRY_AUTHORITY": authority, "SKERRY_LINE": line, "SKERRY_HASH": subjectHash(authority), "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 	})
 	if err != nil {
@@ -161,6 +199,8 @@ func (s *session) installAuthority(ctx context.Context) error {
 	}
 	exit, err := proc.Wait(ctx)
 	if err != nil {
+		_ = proc.Signal(syscall.SIGHUP)
+		s.reap(proc) // neither it nor what it prints stays
 		return err
 	}
 	if exit.Code != 0 {
@@ -172,7 +212,8 @@ func (s *session) installAuthority(ctx context.Context) error {
 	return err
 }
 
-// certificateLine is a line of a PEM certificate that no other one has.
+// certificateLine returns a line of a PEM certificate that occurs in no other
+// certificate.
 func certificateLine(authority string) string {
 	_, body, _ := strings.Cut(authority, "-----BEGIN CERTIFICATE-----\n")
 	lines := strings.Split(body, "\n")
@@ -182,9 +223,9 @@ func certificateLine(authority string) string {
 	return lines[2]
 }
 
-// subjectHash is the name by which OpenSSL looks for a certificate in a folder:
-// the beginning of a hash of its subject, written in UTF-8 and lower case. It is
-// "" for what is no certificate.
+// subjectHash returns the name under which OpenSSL looks up a certificate in a
+// folder: the beginning of a hash of its subject, in UTF-8 and lower case. It
+// returns "" if the input is not a certificate.
 func subjectHash(authority string) string {
 	block, _ := pem.Decode([]byte(authority))
 	if block == nil {

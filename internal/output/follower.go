@@ -9,26 +9,26 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// follower reads a log from a position on: from memory while it keeps up, from
-// the files when it is behind.
+// follower reads a log from a position on. It reads from memory, or from the files if
+// it is too slow.
 type follower struct {
 	log *Log
-	// pos is the position of the next record; guarded by log.mu, because
-	// Append waits for it.
+	// pos is the position of the next record. log.mu guards it, because Append waits
+	// for it.
 	pos int64
-	// holds is the block, if any, that the record returned last is in; also
-	// guarded by log.mu.
+	// holds is the block of the last returned record, if it was in memory. log.mu
+	// guards it too.
 	holds *block
 
-	// calls serializes Next with the release of what Next reads from.
-	calls sync.Mutex
-	disk  diskReader
+	// reading is held by a call of Next, and by Close when it closes disk.
+	reading sync.Mutex
+	disk    diskReader
 
 	done chan struct{}
 	once sync.Once
 }
 
-// diskReader holds what a follower has read ahead from a segment.
+// diskReader reads a segment ahead for a follower.
 type diskReader struct {
 	file *os.File
 	seq  uint64
@@ -38,11 +38,11 @@ type diskReader struct {
 	pos   int64
 }
 
-// readAhead is large enough for any record.
+// readAhead is the size of the buffer. Every record fits.
 const readAhead = 2 * (recordHeader + maxRecord)
 
-// Follow attaches a reader that starts at the oldest record kept. It must be
-// closed.
+// Follow attaches a reader that starts at the oldest record kept. The caller must
+// close it.
 func (l *Log) Follow() skerry.OutputReader {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -55,16 +55,16 @@ func (l *Log) Follow() skerry.OutputReader {
 }
 
 // Next implements skerry.OutputReader.
-func (f *follower) Next() (skerry.Stream, []byte, error) {
-	f.calls.Lock()
-	defer f.calls.Unlock()
+func (f *follower) Next() (skerry.Output, error) {
+	f.reading.Lock()
+	defer f.reading.Unlock()
 	l := f.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
 		wait, err := f.waitFor()
 		if err != nil {
-			return "", nil, err
+			return skerry.Output{}, err
 		}
 		if wait == nil {
 			break
@@ -78,21 +78,21 @@ func (f *follower) Next() (skerry.Stream, []byte, error) {
 	}
 	rec, err := f.read()
 	if _, closed := f.waitFor(); closed != nil {
-		// Since the close nothing kept the file that was being read.
-		return "", nil, closed
+		// After the close the file may have been replaced during the read.
+		return skerry.Output{}, closed
 	}
 	if err != nil {
-		return "", nil, err
+		return skerry.Output{}, err
 	}
 	f.pos += int64(rec.size())
 	if len(l.segs) > 0 && f.pos >= l.segs[0].end() {
 		l.room.fire()
 	}
-	return streams[rec.stream], rec.data, nil
+	return skerry.Output{Stream: streams[rec.stream], Offset: rec.offset, Data: rec.data}, nil
 }
 
-// waitFor returns nil when there is a record to read, and otherwise what to
-// wait on or why there will be none.
+// waitFor returns nil if there is a record to read. Otherwise it returns a channel to
+// wait on, or an error if there will be no more records.
 func (f *follower) waitFor() (<-chan struct{}, error) {
 	select {
 	case <-f.done:
@@ -111,8 +111,8 @@ func (f *follower) waitFor() (<-chan struct{}, error) {
 	}
 }
 
-// read returns the record at f.pos. It gives up the lock while it reads a
-// file; that file stays, as f has not read it.
+// read returns the record at f.pos. It unlocks the log while it reads a file. Append
+// does not replace that file meanwhile, because f has not read it.
 func (f *follower) read() (record, error) {
 	l := f.log
 	f.holds = nil
@@ -177,12 +177,15 @@ func (f *follower) Close() error {
 	f.once.Do(func() {
 		close(f.done)
 		f.log.mu.Lock()
+		if f.holds != nil {
+			f.holds.lent = true
+		}
 		delete(f.log.followers, f)
 		f.log.room.fire()
 		f.log.mu.Unlock()
-		f.calls.Lock()
+		f.reading.Lock()
 		f.disk.close()
-		f.calls.Unlock()
+		f.reading.Unlock()
 	})
 	return nil
 }

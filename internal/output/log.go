@@ -1,31 +1,31 @@
-// Package output keeps what one command prints: bounded, on disk, and
-// followed by any number of readers.
+// Package output stores the output of one command. A log has a limited size, lives on
+// disk, and any number of readers can follow it.
 //
-// A log is one sequence of records in the order in which they were appended.
-// The first 64 KiB are held in memory; a command that prints more, or whose
-// log is finished, has them in up to two files, "<id>.0.out" and
-// "<id>.1.out", used in turn: when the newer one is full the older one is
-// replaced. So at most Config.Keep bytes stay, the newest. A silent command
-// has no file. What Append returned from is on disk once the log has spilled
-// (in the page cache: it survives the process, not a loss of power).
+// A log is a sequence of records in the order of the calls of Append. The first 64 KiB
+// are held in memory only. When the command prints more, or when the log is finished,
+// the records go to up to two files, "<id>.0.out" and "<id>.1.out". The files are used
+// in turn: when the newer one is full, the older one is replaced. So the newest
+// Config.Keep bytes are kept at most. A command without output has no file. Once the
+// log has files, Append returns after its data is in the page cache: the data survives
+// the process, but not a power loss.
 //
-// A follower that is attached misses nothing: Append waits for it rather than
-// replace records that it has not read. One that attaches late starts at the
-// oldest record kept.
+// An attached follower misses nothing: Append waits for it before it replaces records
+// that the follower has not read. A follower that attaches late starts at the oldest
+// record kept.
 //
 // # Files
 //
-// Numbers are little-endian, checksums CRC-32C. A file begins with a header
-// of 40 bytes:
+// Numbers are little-endian, checksums are CRC-32C. A file begins with a header of 40
+// bytes:
 //
 //	magic     8 bytes  "SKYOUT01"
-//	sequence  uint64   the file's number in the log, its parity that of the name
+//	sequence  uint64   number of the file in the log; its parity is in the name
 //	stdout    uint64   offset of standard output where the file begins
 //	stderr    uint64   offset of standard error where the file begins
 //	checksum  uint32   of the 32 bytes before
 //	zero      uint32
 //
-// and goes on with records:
+// Records follow:
 //
 //	checksum  uint32   of the rest of the record
 //	stream    uint8    1 standard output, 2 standard error
@@ -33,9 +33,9 @@
 //	offset    uint64   of data in its stream
 //	data
 //
-// Offsets of a stream have no gaps within a file, nor from one file to the
-// next. The first record that breaks a rule, and all that follows it, is what
-// a crash left half written and is cut off when the log is opened.
+// The offsets of a stream have no gaps, neither within a file nor between the two
+// files. A crash can leave incomplete records. Open truncates a file at the first
+// record that breaks these rules.
 package output
 
 import (
@@ -48,75 +48,90 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-// MemoryBytes is how much a log holds in memory alone: once more has been
-// appended, everything is on disk.
+// MemoryBytes is how much a log holds in memory only. When more has been appended,
+// everything is on disk.
 const MemoryBytes = 64 << 10
 
 const (
-	// defaultKeep is what a log keeps on disk when Config does not say.
+	// defaultKeep is the default of Config.Keep.
 	defaultKeep = 16 << 20
-	// minKeep leaves room in each file for what was in memory and one record.
+	// minKeep is a minimum: each file has space for the records that were in memory
+	// and one more.
 	minKeep = 4 * (segmentHeader + spillSize + recordHeader + maxRecord)
-	// spillSize is how much a log holds in memory before it makes a file:
-	// most commands print less.
+	// spillSize is how much a log holds in memory before it creates a file. Most
+	// commands print less.
 	spillSize = MemoryBytes
-	// blockSize and maxTail are the memory from which followers that keep up
-	// are served.
+	// blockSize and maxTail bound the newest records in memory, from which fast
+	// followers read.
 	blockSize = 256 << 10
 	maxTail   = 4
+	// smallBlock and smallTail are the same with Config.Small.
+	smallBlock = 128 << 10
+	smallTail  = 2
 )
 
-// ErrClosed is what a closed log or reader returns.
+// ErrClosed is the error of a closed log or reader.
 var ErrClosed = errors.New("output is closed")
 
-// Config says how much a log keeps.
+// Config sets how much a log keeps.
 type Config struct {
-	// Keep bounds the bytes on disk; 0 is 16 MiB. Less than 513 KiB is raised
-	// to that.
+	// Keep limits the bytes on disk. The default is 16 MiB, the minimum 513 KiB.
 	Keep int64
+	// Small reduces the memory of the log to a quarter. Followers then read more from
+	// disk. It is for a log that is one of many.
+	Small bool
 }
 
-// Log is the output of one command. Its methods may be called concurrently.
+// Log is the output of one command. It is safe for concurrent use.
 type Log struct {
 	dir, id string
 	segMax  int64
+	// blockSize and maxTail bound the memory in use.
+	blockSize, maxTail int
 
 	mu      sync.Mutex
 	offsets [len(streams)]int64
 	end     int64 // position after the last record
-	// segs are the files, the oldest first; none before the log spills.
+	// segs are the files, the oldest first. There are none before the log spills.
 	segs []*segment
-	file *os.File // of the last segment, while it is written
+	file *os.File // of the last segment, nil until it is opened for writing
 	// tail is the newest part of the log, encoded as on disk.
 	tail      []*block
 	followers map[*follower]struct{}
 	finished  bool
 	closed    bool
 	more      signal // records were added, or none will be
-	room      signal // a follower has read the oldest segment, or has gone
+	room      signal // a follower has read the oldest segment, or has closed
 }
 
-// block is encoded records from position base on. Bytes within its length do
-// not change while it is in the tail or held by a follower, so readers use
-// them without the lock.
+// block holds encoded records that start at position base. Bytes within its length do
+// not change while it is in the tail or held by a follower. So readers use them
+// without the lock.
 type block struct {
 	base int64
 	buf  []byte
+	// lent is set if the buffer must never be reused: a follower returned bytes of it
+	// and was closed, and its caller may still read them.
+	lent bool
 }
 
-// New returns the empty log of a command that starts. It makes no file.
+// New returns an empty log. It creates no file.
 func New(dir, id string, cfg Config) *Log {
 	keep := cfg.Keep
 	if keep <= 0 {
 		keep = defaultKeep
 	}
 	keep = max(keep, minKeep)
-	return &Log{dir: dir, id: id, segMax: keep / 2, followers: map[*follower]struct{}{}}
+	l := &Log{dir: dir, id: id, segMax: keep / 2, blockSize: blockSize, maxTail: maxTail, followers: map[*follower]struct{}{}}
+	if cfg.Small {
+		l.blockSize, l.maxTail = smallBlock, smallTail
+	}
+	return l
 }
 
-// Open returns the log that an earlier process, or an earlier Log, left on
-// disk; without files it is empty. It goes on where the last whole record
-// ends: call Finish if the command is known to have ended.
+// Open returns the log that an earlier Log, perhaps of an earlier process, left on
+// disk. Without files the log is empty. The log continues after the last complete
+// record. If the command has ended, call Finish.
 func Open(dir, id string, cfg Config) (*Log, error) {
 	l := New(dir, id, cfg)
 	var found []*loaded
@@ -134,8 +149,8 @@ func Open(dir, id string, cfg Config) (*Log, error) {
 		found[0], found[1] = found[1], found[0]
 	}
 	if len(found) == 2 && (found[0].seq+1 != found[1].seq || found[0].ends != found[1].offsets) {
-		// The older file lost its end to a crash of the machine: what is left
-		// of it does not join the newer one.
+		// A crash of the machine destroyed the end of the older file, so there is a
+		// gap between the files. Keep only the newer one.
 		found = found[1:]
 	}
 	for _, s := range found {
@@ -146,10 +161,10 @@ func Open(dir, id string, cfg Config) (*Log, error) {
 	return l, nil
 }
 
-// Append adds what a stream printed at offset, its absolute position in the
-// stream. What the log already has is skipped; a gap is an error. It waits,
-// until ctx ends, for followers that would lose what they have not read. When
-// it fails, Offsets tells how much of b was kept.
+// Append adds b to a stream. offset is the position of b in the stream. Append skips
+// bytes that the log already has; a gap is an error. It waits, until ctx ends, for
+// followers that would lose unread records. After an error, Offsets tells how much of
+// b was kept.
 func (l *Log) Append(ctx context.Context, stream skerry.Stream, offset int64, b []byte) error {
 	i, err := streamIndex(stream)
 	if err != nil {
@@ -163,11 +178,11 @@ func (l *Log) Append(ctx context.Context, stream skerry.Stream, offset int64, b 
 		case l.closed:
 			return ErrClosed
 		case offset < 0 || offset > have || have > maxOffset-int64(len(b)):
-			return fmt.Errorf("%s at offset %d does not follow the %d bytes kept", stream, offset, have)
+			return fmt.Errorf("%s at offset %d does not continue the log, which ends at %d", stream, offset, have)
 		case have-offset >= int64(len(b)):
 			return nil
 		case l.finished:
-			return fmt.Errorf("%s after the end of the output", stream)
+			return fmt.Errorf("append to %s: the log is finished", stream)
 		}
 		rest := b[have-offset:]
 		rec := record{stream: i, offset: have, data: rest[:min(len(rest), maxRecord)]}
@@ -184,7 +199,7 @@ func (l *Log) Append(ctx context.Context, stream skerry.Stream, offset int64, b 
 			continue
 		}
 		if err := l.put(rec); err != nil {
-			return fmt.Errorf("keep %s: %w", stream, err)
+			return fmt.Errorf("write %s: %w", stream, err)
 		}
 	}
 }
@@ -198,8 +213,8 @@ func streamIndex(s skerry.Stream) (int, error) {
 	return 0, fmt.Errorf("%q is not a stream", s)
 }
 
-// mustWait returns what to wait on when rec has no room without taking away
-// what a follower has not read; otherwise nil.
+// mustWait returns nil if there is space for rec. Otherwise rec would replace records
+// that a follower has not read, and mustWait returns a channel to wait on.
 func (l *Log) mustWait(rec record) <-chan struct{} {
 	if len(l.segs) < 2 || l.fits(rec) {
 		return nil
@@ -218,8 +233,8 @@ func (l *Log) fits(rec record) bool {
 	return segmentHeader+last.size+int64(rec.size()) <= l.segMax
 }
 
-// put adds one record to memory and, once the log has spilled, to disk. If
-// that fails the log is as before.
+// put adds one record to memory and, after the log has spilled, to disk. After an
+// error the log has no part of the record.
 func (l *Log) put(rec record) error {
 	if len(l.segs) == 0 && l.end+int64(rec.size()) > spillSize {
 		if err := l.spill(); err != nil {
@@ -253,29 +268,32 @@ func (l *Log) put(rec record) error {
 	return nil
 }
 
-// lastBlock returns a block with room for n bytes, and lets go of the oldest
-// blocks once they are only a copy of what is on disk.
+// lastBlock returns a block with space for n bytes. Once the log has spilled, it
+// drops the oldest block of a full tail: that data is on disk.
 func (l *Log) lastBlock(n int) *block {
-	if k := len(l.tail); k > 0 && (len(l.segs) == 0 || len(l.tail[k-1].buf)+n <= blockSize) {
+	if k := len(l.tail); k > 0 && (len(l.segs) == 0 || len(l.tail[k-1].buf)+n <= l.blockSize) {
 		return l.tail[k-1]
 	}
 	blk := &block{base: l.end}
-	if len(l.tail) == maxTail {
+	if len(l.tail) == l.maxTail {
 		if oldest := l.tail[0]; !l.held(oldest) {
 			blk.buf = oldest.buf[:0]
 		}
 		copy(l.tail, l.tail[1:])
-		l.tail = l.tail[:maxTail-1]
+		l.tail = l.tail[:l.maxTail-1]
 	}
-	if cap(blk.buf) < blockSize && (len(l.tail) > 0 || len(l.segs) > 0) {
-		blk.buf = make([]byte, 0, blockSize)
+	if cap(blk.buf) < l.blockSize && (len(l.tail) > 0 || len(l.segs) > 0) {
+		blk.buf = make([]byte, 0, l.blockSize)
 	}
 	l.tail = append(l.tail, blk)
 	return blk
 }
 
-// held reports whether a follower may still be using what it got from blk.
+// held reports whether the caller of a follower may still read bytes of blk.
 func (l *Log) held(blk *block) bool {
+	if blk.lent {
+		return true
+	}
 	for f := range l.followers {
 		if f.holds == blk {
 			return true
@@ -284,7 +302,7 @@ func (l *Log) held(blk *block) bool {
 	return false
 }
 
-// spill makes the first file and writes what was in memory to it.
+// spill creates the first file and writes the records in memory to it.
 func (l *Log) spill() error {
 	if err := l.create(segmentStart{}, l.end); err != nil || len(l.tail) == 0 {
 		return err
@@ -300,23 +318,23 @@ func (l *Log) spill() error {
 	return nil
 }
 
-// rotate starts a new segment in the place of the older of two.
+// rotate starts a new segment. It replaces the older of two.
 func (l *Log) rotate() error {
 	if err := l.closeFile(); err != nil {
 		return err
 	}
 	if len(l.segs) == 2 {
-		// Nothing of this file is wanted any more; forget it before its
-		// replacement can fail half way.
+		// Forget the older file first: create may fail after it has overwritten a
+		// part.
 		l.segs = l.segs[1:]
 	}
 	return l.create(segmentStart{seq: l.segs[0].seq + 1, offsets: l.offsets}, l.end)
 }
 
-// create begins a new last segment. It writes over the file of that name, as
-// new pages would cost more than the copy into them: the old records left
-// beyond the new ones have offsets that do not follow, so that they count as
-// torn until closeFile cuts them off.
+// create starts a new last segment. It overwrites an existing file without truncating
+// it, because new pages would cost more than the copy into them. The offsets of the
+// old records after the new ones do not continue the stream, so a reader takes them
+// for damaged. closeFile truncates them.
 func (l *Log) create(start segmentStart, base int64) error {
 	f, err := os.OpenFile(segmentPath(l.dir, l.id, start.seq), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
@@ -343,7 +361,7 @@ func (l *Log) reopen() error {
 	return nil
 }
 
-// closeFile ends the writing of the last segment.
+// closeFile truncates and closes the file of the last segment.
 func (l *Log) closeFile() error {
 	if l.file == nil {
 		return nil
@@ -354,22 +372,22 @@ func (l *Log) closeFile() error {
 	return err
 }
 
-// Offsets returns how much of each stream the log has taken in: where the
-// next Append goes on.
+// Offsets returns the length of each stream, including the bytes that are no longer
+// kept. The next Append continues there.
 func (l *Log) Offsets() (stdout, stderr int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.offsets[0], l.offsets[1]
 }
 
-// Followed says whether someone reads the log.
+// Followed reports whether the log has followers.
 func (l *Log) Followed() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.followers) > 0
 }
 
-// Size returns how many bytes the log has on disk.
+// Size returns the number of bytes on disk.
 func (l *Log) Size() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -380,7 +398,7 @@ func (l *Log) Size() int64 {
 	return size
 }
 
-// Dropped returns how many bytes of both streams are no longer kept.
+// Dropped returns the number of bytes, of both streams, that are no longer kept.
 func (l *Log) Dropped() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -394,9 +412,9 @@ func (l *Log) Dropped() int64 {
 	return n
 }
 
-// Finish marks the end of the output, so that followers end too, and puts
-// what was printed on disk. The log holds neither memory nor a file after it.
-// Followers end even if it fails, and it may be called again to try again.
+// Finish marks the end of the output, so followers reach their end, and writes the
+// output to disk. After it the log holds neither memory nor an open file. If Finish
+// fails, followers end too, and it can be called again.
 func (l *Log) Finish() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -407,15 +425,15 @@ func (l *Log) Finish() error {
 	l.more.fire()
 	if len(l.segs) == 0 && l.end > 0 {
 		if err := l.spill(); err != nil {
-			return fmt.Errorf("keep the output of %s: %w", l.id, err)
+			return fmt.Errorf("write the output of %s: %w", l.id, err)
 		}
 	}
 	l.tail = nil
 	return l.closeFile()
 }
 
-// Close lets go of the log without ending the output: what is on disk stays
-// there for Open. Its followers, and an Append that waits, return ErrClosed.
+// Close closes the log without marking the end of the output. The files stay for Open.
+// Followers, and an Append that waits, return ErrClosed.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -426,8 +444,8 @@ func (l *Log) Close() error {
 	return l.closeFile()
 }
 
-// signal wakes all that wait for an event; the zero value is ready. It is
-// guarded by the log's lock.
+// signal wakes all goroutines that wait for an event. The zero value is ready to use.
+// Log.mu guards it.
 type signal struct{ ch chan struct{} }
 
 func (s *signal) wait() <-chan struct{} {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,18 +23,21 @@ func readAll(t testing.TB, r skerry.OutputReader) (stdout, stderr string) {
 	t.Helper()
 	var got [2]bytes.Buffer
 	for {
-		s, b, err := r.Next()
+		piece, err := r.Next()
 		if err == io.EOF {
 			return got[0].String(), got[1].String()
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		i, err := streamIndex(s)
+		i, err := streamIndex(piece.Stream)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got[i].Write(b)
+		if offset := int64(got[i].Len()); piece.Offset < offset {
+			t.Fatalf("%s at offset %d after %d bytes", piece.Stream, piece.Offset, offset)
+		}
+		got[i].Write(piece.Data)
 	}
 }
 
@@ -107,6 +111,31 @@ func TestSmallOutputReachesDiskAtTheEnd(t *testing.T) {
 	}
 }
 
+// TestOutputSpills: with one byte more than the log holds in memory, everything is on
+// disk.
+func TestOutputSpills(t *testing.T) {
+	dir := t.TempDir()
+	l := New(dir, "cmd_a", Config{})
+	most := strings.Repeat("x", MemoryBytes-recordHeader)
+	mustAppend(t, l, skerry.Stdout, 0, most)
+	if n := diskUse(t, dir); n != 0 {
+		t.Errorf("%d bytes on disk", n)
+	}
+	mustAppend(t, l, skerry.Stdout, int64(len(most)), "y")
+	if n := diskUse(t, dir); n <= MemoryBytes {
+		t.Errorf("%d bytes on disk, want all", n)
+	}
+	// As if the process had died.
+	r := finished(t, dir, "cmd_a").Follow()
+	defer r.Close()
+	if out, _ := readAll(t, r); out != most+"y" {
+		t.Errorf("%d bytes are kept", len(out))
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestSilentCommandMakesNoFile(t *testing.T) {
 	dir := t.TempDir()
 	l := New(dir, "cmd_a", Config{})
@@ -128,7 +157,7 @@ func TestAppendOffsets(t *testing.T) {
 	l := New(t.TempDir(), "cmd_a", Config{})
 	mustAppend(t, l, skerry.Stdout, 0, "abcdef")
 	mustAppend(t, l, skerry.Stdout, 0, "abc")    // all known
-	mustAppend(t, l, skerry.Stdout, 3, "defghi") // half known
+	mustAppend(t, l, skerry.Stdout, 3, "defghi") // first half known
 	mustAppend(t, l, skerry.Stderr, 0, "on its own")
 	for _, c := range []struct {
 		stream skerry.Stream
@@ -152,8 +181,8 @@ func TestAppendOffsets(t *testing.T) {
 	}
 }
 
-// TestSlowFollowerIsExact lets a follower that pauses read 200 MB through
-// files of 512 KiB while the writer goes as fast as it may.
+// TestSlowFollowerIsExact: a slow follower reads all 200 MB through files of 512 KiB,
+// while the writer is as fast as it can be.
 func TestSlowFollowerIsExact(t *testing.T) {
 	const total = 200 << 20
 	dir := t.TempDir()
@@ -180,15 +209,15 @@ func TestSlowFollowerIsExact(t *testing.T) {
 	sum, n, pause := sha256.New(), 0, time.NewTicker(time.Millisecond)
 	defer pause.Stop()
 	for i := 0; ; i++ {
-		_, b, err := r.Next()
+		piece, err := r.Next()
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		sum.Write(b)
-		if n += len(b); i%16 == 0 {
+		sum.Write(piece.Data)
+		if n += len(piece.Data); i%16 == 0 {
 			<-pause.C // slower than the writer
 		}
 	}
@@ -234,7 +263,7 @@ func TestBoundedWithoutFollowers(t *testing.T) {
 	}
 }
 
-// fill appends until the next chunk would take away the oldest segment.
+// fill appends until the next chunk would replace the oldest segment.
 func fill(t *testing.T, l *Log, chunk []byte) (at int64) {
 	t.Helper()
 	for len(l.segs) < 2 || l.fits(record{data: chunk}) {
@@ -276,9 +305,9 @@ func TestCloseWakes(t *testing.T) {
 		l := New(t.TempDir(), "cmd_a", Config{})
 		a, b := l.Follow(), l.Follow()
 		res := make(chan error, 2)
-		go func() { _, _, err := a.Next(); res <- err }()
+		go func() { _, err := a.Next(); res <- err }()
 		a.Close()
-		go func() { _, _, err := b.Next(); res <- err }()
+		go func() { _, err := b.Next(); res <- err }()
 		l.Close()
 		for range 2 {
 			if err := <-res; !errors.Is(err, ErrClosed) {
@@ -334,8 +363,8 @@ func TestManyFollowers(t *testing.T) {
 	}
 }
 
-// TestReopenAfterCrash cuts a spilled log at every kind of place; what was
-// whole stays, and the stream goes on from there.
+// TestReopenAfterCrash truncates a spilled log at all kinds of positions. The complete
+// records stay, and the stream continues after them.
 func TestReopenAfterCrash(t *testing.T) {
 	chunk := bytes.Repeat([]byte("abcdefg\n"), 4000)
 	write := func(dir string) *Log {
@@ -392,8 +421,8 @@ func TestReopenAfterCrash(t *testing.T) {
 	}
 }
 
-// TestFailedWriteKeepsTheLog takes the folder away, which fails the first
-// file and later a new one; what was taken in stays readable.
+// TestFailedWriteKeepsTheLog removes the folder, so the first file cannot be created,
+// and later another one. The earlier output stays readable.
 func TestFailedWriteKeepsTheLog(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "later")
 	l := New(dir, "cmd_a", Config{})
@@ -437,7 +466,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	})
 }
 
-// BenchmarkFollow appends with one follower that keeps up.
+// BenchmarkFollow appends with one fast follower.
 func BenchmarkFollow(b *testing.B) {
 	for _, size := range []int{4 << 10, 32 << 10, 64 << 10} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
@@ -447,7 +476,7 @@ func BenchmarkFollow(b *testing.B) {
 			go func() {
 				defer close(done)
 				for {
-					if _, _, err := r.Next(); err != nil {
+					if _, err := r.Next(); err != nil {
 						return
 					}
 				}
@@ -469,25 +498,32 @@ func BenchmarkFollow(b *testing.B) {
 	}
 }
 
-// TestReturnedBytesStay holds what Next returned while its memory goes out of
-// the tail.
+// TestReturnedBytesStay: the data that Next returned does not change when its block
+// leaves the tail, even if another goroutine has closed the follower.
 func TestReturnedBytesStay(t *testing.T) {
-	l := New(t.TempDir(), "cmd_a", Config{})
-	defer l.Close()
-	r := l.Follow()
-	defer r.Close()
-	mustAppend(t, l, skerry.Stdout, 0, string(bytes.Repeat([]byte("a"), maxRecord)))
-	_, got, err := r.Next()
-	if err != nil {
-		t.Fatal(err)
-	}
-	other := bytes.Repeat([]byte("b"), maxRecord)
-	for i := range 2 * maxTail * blockSize / maxRecord {
-		if err := l.Append(t.Context(), skerry.Stdout, int64((i+1)*maxRecord), other); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !bytes.Equal(got, bytes.Repeat([]byte("a"), maxRecord)) {
-		t.Fatal("returned bytes changed before the next call")
+	for name, closed := range map[string]bool{"open": false, "closed": true} {
+		t.Run(name, func(t *testing.T) {
+			l := New(t.TempDir(), "cmd_a", Config{})
+			defer l.Close()
+			r := l.Follow()
+			defer r.Close()
+			mustAppend(t, l, skerry.Stdout, 0, string(bytes.Repeat([]byte("a"), maxRecord)))
+			piece, err := r.Next()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if closed {
+				r.Close()
+			}
+			other := bytes.Repeat([]byte("b"), maxRecord)
+			for i := range 2 * maxTail * blockSize / maxRecord {
+				if err := l.Append(t.Context(), skerry.Stdout, int64((i+1)*maxRecord), other); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !bytes.Equal(piece.Data, bytes.Repeat([]byte("a"), maxRecord)) {
+				t.Fatal("returned bytes changed before the next call")
+			}
+		})
 	}
 }

@@ -10,8 +10,7 @@ import (
 
 const (
 	recordHeader = 16
-	// maxRecord bounds the data of one record, and so what a reader must
-	// buffer to decode one.
+	// maxRecord limits the data of one record, and so the buffer of a reader.
 	maxRecord = 64 << 10
 
 	segmentHeader = 40
@@ -19,23 +18,22 @@ const (
 )
 
 var (
-	errTorn   = errors.New("record is cut short or damaged")
+	errTorn   = errors.New("record is truncated or damaged")
 	checksums = crc32.MakeTable(crc32.Castagnoli)
 )
 
-// streams are the outputs of a command; a stream's index here plus one is its
-// number on disk.
+// streams are the streams of a command. The number of a stream on disk is its index
+// here plus one.
 var streams = [...]skerry.Stream{skerry.Stdout, skerry.Stderr}
 
-// record is one piece of output; data points into the bytes it was decoded
-// from.
+// record is one piece of output. data points into the bytes that it was decoded from.
 type record struct {
 	stream int
 	offset int64
 	data   []byte
 }
 
-// size is the length of the record's encoded form.
+// size is the length of the encoded record.
 func (r record) size() int { return recordHeader + len(r.data) }
 
 // appendRecord appends the encoded form of r to b.
@@ -50,9 +48,9 @@ func appendRecord(b []byte, r record) []byte {
 	return b
 }
 
-// decodeRecord decodes the record that b begins with. It is errTorn when b
-// does not begin with a whole and undamaged record. The checksum is compared
-// only on request: what this process wrote to memory needs none.
+// decodeRecord decodes the first record in b. It returns errTorn if b does not begin
+// with a complete, undamaged record. verify compares the checksum, which is not
+// necessary for records that this process holds in memory.
 func decodeRecord(b []byte, verify bool) (record, error) {
 	if len(b) < recordHeader {
 		return record{}, errTorn
@@ -71,10 +69,10 @@ func decodeRecord(b []byte, verify bool) (record, error) {
 // maxOffset keeps sums of offsets and lengths from overflowing.
 const maxOffset = 1 << 61
 
-// segmentStart is what a segment's header says.
+// segmentStart is the header of a segment.
 type segmentStart struct {
 	seq uint64
-	// offsets are those of both streams where the segment begins.
+	// offsets are the offsets of both streams where the segment begins.
 	offsets [len(streams)]int64
 }
 

@@ -16,29 +16,29 @@ import (
 // segment is one of the two files of a log.
 type segment struct {
 	segmentStart
-	// base is the position in the log of the segment's first record, size the
+	// base is the position of the segment's first record in the log. size is the
 	// length of its records.
 	base, size int64
 }
 
 func (s *segment) end() int64 { return s.base + s.size }
 
-// segmentPath is the file of the segment with this sequence number. There are
-// two names, used in turn, so that a log is found and removed without listing
-// its folder.
+// segmentPath returns the file of the segment with this sequence number. Two names
+// are used in turn, so a log can be found and removed without listing the folder.
 func segmentPath(dir, id string, seq uint64) string {
 	return filepath.Join(dir, fmt.Sprintf("%s.%d.out", id, seq%2))
 }
 
-// Kept is what a log has on disk.
+// Kept describes the files of a log on disk.
 type Kept struct {
 	ID    string
 	Bytes int64
-	// Written is when the newest of it was.
+	// Written is the time of the last write.
 	Written time.Time
 }
 
-// List returns the logs that have files in a folder, the oldest first.
+// List returns the logs that have files in a folder, in the order of their last
+// writes.
 func List(dir string) ([]Kept, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -52,7 +52,7 @@ func List(dir string) ([]Kept, error) {
 		}
 		info, err := e.Info()
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // replaced just now
+			continue // just removed
 		}
 		if err != nil {
 			return nil, err
@@ -67,7 +67,7 @@ func List(dir string) ([]Kept, error) {
 	return slices.SortedFunc(maps.Values(found), func(a, b Kept) int { return a.Written.Compare(b.Written) }), nil
 }
 
-// Remove deletes what a log keeps on disk; a log without files is no error.
+// Remove deletes the files of a log. A log without files is not an error.
 func Remove(dir, id string) error {
 	var errs []error
 	for seq := range uint64(2) {
@@ -78,17 +78,17 @@ func Remove(dir, id string) error {
 	return errors.Join(errs...)
 }
 
-// loaded is what a segment's file holds.
+// loaded describes the content of a segment's file.
 type loaded struct {
 	segmentStart
 	size int64
-	// ends are the offsets of both streams after the last whole record.
+	// ends are the offsets of both streams after the last complete record.
 	ends [len(streams)]int64
 }
 
-// loadSegment reads a segment's file up to the last record that is whole, cuts
-// off what follows (a write that a crash interrupted), and returns nil when
-// there is no file or not even a header in it.
+// loadSegment reads the file of a segment up to the last complete record. It
+// truncates the file there, because a crash may have interrupted the next write. It
+// returns nil if there is no file or no valid header.
 func loadSegment(path string) (*loaded, error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,7 +111,8 @@ func loadSegment(path string) (*loaded, error) {
 	return l, nil
 }
 
-// scanSegment reads the records that follow one another without a gap.
+// scanSegment reads records until the first that is damaged or does not follow the
+// one before.
 func scanSegment(r io.Reader) (*loaded, error) {
 	buf := make([]byte, 0, 4*maxRecord)
 	header := buf[:segmentHeader]

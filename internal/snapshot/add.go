@@ -15,6 +15,9 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // Add stores a folder of regular files, at most 64 of at most 16 TiB, named
@@ -22,19 +25,26 @@ import (
 // snapshot will survive a loss of power. The folder then belongs to the cache
 // and is no longer where it was; nobody may write to its files.
 //
+// Load tells the format, which says what the folder is for.
+//
 // If Add fails, the folder is as it was and there is no snapshot. A disk that
-// is full is a skerry.CodeDiskFull.
-func (s *Store) Add(ctx context.Context, dir string) (Ref, error) {
-	ref, err := s.add(ctx, dir)
-	if err != nil {
-		return Ref{}, failure("store the snapshot", err)
+// is full is a skerry.CodeDiskFull, all else that keeps it from being stored a
+// skerry.CodeUnavailable.
+func (s *Store) Add(ctx context.Context, dir, format string) (nodeapi.SavedFiles, error) {
+	ref, err := s.add(ctx, dir, format)
+	if err == nil {
+		return ref, nil
 	}
-	return ref, nil
+	if err = failure("store the snapshot", err); skerry.CodeOf(err) == skerry.CodeInternal {
+		// Whoever saves a sandbox tells this from a sandbox that cannot be saved.
+		err = &skerry.Error{Code: skerry.CodeUnavailable, Message: "the snapshot could not be written to the snapshot storage", Err: err}
+	}
+	return nodeapi.SavedFiles{}, err
 }
 
-func (s *Store) add(ctx context.Context, dir string) (ref Ref, err error) {
+func (s *Store) add(ctx context.Context, dir, format string) (saved nodeapi.SavedFiles, err error) {
 	if err := s.ledger.index(ctx); err != nil {
-		return Ref{}, err
+		return nodeapi.SavedFiles{}, err
 	}
 	s.ledger.expire(time.Now().Add(-s.opt.Grace))
 	a := &adding{Store: s, hold: s.ledger.newHold()}
@@ -45,20 +55,27 @@ func (s *Store) add(ctx context.Context, dir string) (ref Ref, err error) {
 	}()
 	m, err := a.files(ctx, dir)
 	if err != nil {
-		return Ref{}, err
+		return nodeapi.SavedFiles{}, err
 	}
+	if len(format) > maxFormat {
+		return nodeapi.SavedFiles{}, fmt.Errorf("a format of %d bytes: the most is %d", len(format), maxFormat)
+	}
+	m.Format = format
 	raw, err := m.encode()
 	if err != nil {
-		return Ref{}, err
+		return nodeapi.SavedFiles{}, err
 	}
-	name := id{manifest: true, sum: sha256.Sum256(raw)}
-	n, err := s.ledger.put(ctx, a.hold, name, func() []byte { return raw })
+	name := s.seal.name(sealedManifest, sha256.Sum256(raw))
+	if err := s.unrecorded.begin(name); err != nil {
+		return nodeapi.SavedFiles{}, err
+	}
+	n, err := s.ledger.put(ctx, a.hold, name, func() []byte { return s.seal.seal(append(s.seal.begin(nil), raw...), name) })
 	if err != nil {
-		return Ref{}, err
+		return nodeapi.SavedFiles{}, err
 	}
-	s.ledger.settle(a.hold)
-	s.cache.adopt(name.sum, m.size(), raw, dir)
-	return Ref{Manifest: name.sum.String(), Size: m.size(), Added: a.added.Load() + n}, nil
+	lease := s.ledger.settle(a.hold)
+	s.cache.adopt(name, m.size(), raw, dir)
+	return nodeapi.SavedFiles{Manifest: name.ref(), Lease: lease, Size: m.size(), Added: a.added.Load() + n}, nil
 }
 
 // adding is an Add under way.
@@ -155,8 +172,9 @@ func (p *parts) set(i int, c chunk, sum uint64) {
 func (a *adding) chunk(ctx context.Context, buf *buffer, n int) (chunk, uint64, error) {
 	plain := buf.plain[:n]
 	c := chunk{Sum: sha256.Sum256(plain), Size: int64(n)}
-	added, err := a.ledger.put(ctx, a.hold, c.id(), func() []byte {
-		buf.packed = a.codec.encode(buf.packed[:0], plain)
+	name := a.seal.name(sealedChunk, c.Sum)
+	added, err := a.ledger.put(ctx, a.hold, name, func() []byte {
+		buf.packed = a.seal.seal(a.codec.encode(a.seal.begin(buf.packed[:0]), plain), name)
 		return buf.packed
 	})
 	a.added.Add(added)

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 const benchSize = 100 << 20
@@ -130,7 +132,7 @@ func benchAdd(m *meter, l *lab, tr tree) {
 	// What the writing of the folder left to write is not Add's.
 	syscall.Sync()
 	m.start()
-	ref, err := l.Add(context.Background(), dir)
+	ref, err := l.Add(context.Background(), dir, "")
 	m.stop()
 	if err != nil {
 		m.Fatal(err)
@@ -147,17 +149,17 @@ func BenchmarkLoadCold(b *testing.B) {
 	l := newLab(b)
 	ref := l.add(benchTree(b))
 	benchLoad(b, l, ref, func() {
-		l.cache.retain(func(sum) bool { return false })
+		l.cache.retain(func(id) bool { return false })
 		syscall.Sync()
 	})
 }
 
-func benchLoad(b *testing.B, l *lab, ref Ref, before func()) {
+func benchLoad(b *testing.B, l *lab, ref nodeapi.SavedFiles, before func()) {
 	m := newMeter(b)
 	for range b.N {
 		before()
 		m.start()
-		f, err := l.Load(context.Background(), ref.Manifest)
+		f, err := l.Load(context.Background(), ref.Manifest, anyFormat)
 		m.stop()
 		if err != nil {
 			b.Fatal(err)

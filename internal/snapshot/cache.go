@@ -24,14 +24,14 @@ type cache struct {
 	log   *slog.Logger
 
 	mu      sync.Mutex
-	entries map[sum]*entry
+	entries map[id]*entry
 	// size is of all files there are, or soon will be.
 	size int64
 }
 
 // entry is one cached folder.
 type entry struct {
-	sum  sum // of the manifest
+	name id // of the manifest
 	path string
 	size int64
 	// The rest is guarded by the cache's lock.
@@ -50,7 +50,7 @@ func openCache(dir string, limit int64, log *slog.Logger) (*cache, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &cache{dir: dir, limit: limit, log: log, entries: map[sum]*entry{}}
+	c := &cache{dir: dir, limit: limit, log: log, entries: map[id]*entry{}}
 	if err := os.RemoveAll(c.tmp()); err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func openCache(dir string, limit int64, log *slog.Logger) (*cache, error) {
 	}
 	for _, f := range found {
 		path := filepath.Join(dir, f.Name())
-		if path == c.tmp() {
+		if path == c.tmp() || f.Name() == unrecordedName {
 			continue
 		}
 		if e, ok := findEntry(path); ok {
@@ -81,12 +81,12 @@ func (c *cache) tmp() string { return filepath.Join(c.dir, "tmp") }
 
 // findEntry returns the entry that an earlier process left, if it is one.
 func findEntry(path string) (*entry, bool) {
-	name, _, _ := strings.Cut(filepath.Base(path), ".")
-	sum, err := parseSum(name)
+	ref, _, _ := strings.Cut(filepath.Base(path), ".")
+	name, err := parseRef(ref)
 	if err != nil {
 		return nil, false
 	}
-	e := &entry{sum: sum, path: path}
+	e := &entry{name: name, path: path}
 	info, err := os.Lstat(path)
 	if err != nil || !info.IsDir() {
 		return nil, false
@@ -108,7 +108,7 @@ func findEntry(path string) (*entry, bool) {
 
 // pin returns the entry of a manifest and keeps it from being removed until it
 // is unpinned, or nil if there is none.
-func (c *cache) pin(name sum) *entry {
+func (c *cache) pin(name id) *entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[name]
@@ -150,7 +150,7 @@ func (c *cache) morePins(e *entry, n int) {
 func (c *cache) noteUse(e *entry) {
 	now := time.Now()
 	if err := os.Chtimes(e.path, now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		c.log.Warn("cannot note the use of a cached snapshot", "manifest", e.sum, "error", err)
+		c.log.Warn("cannot note the use of a cached snapshot", "manifest", e.name, "error", err)
 	}
 }
 
@@ -167,7 +167,7 @@ func (c *cache) dropLocked(e *entry) []*entry {
 		return nil
 	}
 	e.dropped = true
-	delete(c.entries, e.sum)
+	delete(c.entries, e.name)
 	if e.pins > 0 {
 		return nil
 	}
@@ -176,11 +176,11 @@ func (c *cache) dropLocked(e *entry) []*entry {
 }
 
 // retain drops the entries of all manifests that keep does not want.
-func (c *cache) retain(keep func(sum) bool) {
+func (c *cache) retain(keep func(id) bool) {
 	c.mu.Lock()
 	var gone []*entry
 	for _, e := range c.entries {
-		if !keep(e.sum) {
+		if !keep(e.name) {
 			gone = append(gone, c.dropLocked(e)...)
 		}
 	}
@@ -202,10 +202,10 @@ func (c *cache) reserve(size int64) {
 func (c *cache) insert(e *entry) {
 	c.mu.Lock()
 	var gone []*entry
-	if old := c.entries[e.sum]; old != nil {
+	if old := c.entries[e.name]; old != nil {
 		gone = c.dropLocked(old)
 	}
-	c.entries[e.sum] = e
+	c.entries[e.name] = e
 	c.mu.Unlock()
 	c.discard(gone)
 }
@@ -263,10 +263,10 @@ func randomName() string {
 
 // make makes an entry. The files are filled in by fill, which is given the
 // path that their folder is to have. The entry has one pin if pinned.
-func (c *cache) make(name sum, size int64, manifest []byte, pinned bool, fill func(files string) error) (*entry, error) {
+func (c *cache) make(name id, size int64, manifest []byte, pinned bool, fill func(files string) error) (*entry, error) {
 	c.reserve(size)
 	tmp := &entry{path: c.newTmp()}
-	e := &entry{sum: name, size: size, used: time.Now(), path: filepath.Join(c.dir, name.String()+"."+randomName())}
+	e := &entry{name: name, size: size, used: time.Now(), path: filepath.Join(c.dir, name.ref()+"."+randomName())}
 	if pinned {
 		e.pins = 1
 	}
@@ -290,7 +290,7 @@ func (c *cache) make(name sum, size int64, manifest []byte, pinned bool, fill fu
 
 // adopt makes an entry of a folder that was added. If it does not fit the
 // folder is removed, as the snapshot has all that is in it.
-func (c *cache) adopt(name sum, size int64, manifest []byte, dir string) {
+func (c *cache) adopt(name id, size int64, manifest []byte, dir string) {
 	if size > c.limit {
 		c.remove(dir)
 		return

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,8 +18,9 @@ func (l *lab) cached() []string {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Name() != "tmp" {
-			names = append(names, e.Name()[:64])
+		if e.Name() != "tmp" && e.Name() != unrecordedName {
+			name, _, _ := strings.Cut(e.Name(), ".")
+			names = append(names, name)
 		}
 	}
 	return names
@@ -80,14 +82,14 @@ func TestCacheDamagedInUse(t *testing.T) {
 	l := newLab(t)
 	tr := tree{"pages.img": random(1, 1<<20)}
 	ref := l.add(tr)
-	first, err := l.Load(t.Context(), ref.Manifest)
+	first, err := l.Load(t.Context(), ref.Manifest, anyFormat)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := flip(filepath.Join(first.Path(), "pages.img")); err != nil {
 		t.Fatal(err)
 	}
-	second, err := l.Load(t.Context(), ref.Manifest)
+	second, err := l.Load(t.Context(), ref.Manifest, anyFormat)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,11 +133,11 @@ func TestCacheLRU(t *testing.T) {
 	l.opt.CacheBytes = 100
 	l.open()
 	l.expectCached()
-	a, err := l.Load(t.Context(), refs[0])
+	a, err := l.Load(t.Context(), refs[0], anyFormat)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := l.Load(t.Context(), refs[1])
+	b, err := l.Load(t.Context(), refs[1], anyFormat)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,11 +195,11 @@ func TestAddCaches(t *testing.T) {
 		return info
 	}
 	before := inode(filepath.Join(dir, "pages.img"))
-	ref, err := l.Add(t.Context(), dir)
+	ref, err := l.Add(t.Context(), dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := l.Load(t.Context(), ref.Manifest)
+	f, err := l.Load(t.Context(), ref.Manifest, anyFormat)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +217,7 @@ func TestAddCaches(t *testing.T) {
 	l.opt.CacheBytes = 100
 	l.open()
 	dir = tree{"pages.img": random(2, 1<<20)}.write(t, filepath.Join(l.dir, "b"))
-	if _, err := l.Add(t.Context(), dir); err != nil {
+	if _, err := l.Add(t.Context(), dir, ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dir); err == nil {

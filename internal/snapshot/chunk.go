@@ -9,7 +9,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// A chunk's blob begins with a header of 8 bytes,
+// A chunk's content begins with a header of 8 bytes,
 //
 //	magic    3 bytes  "SKC"
 //	coding   1 byte   0 as it is, 1 one zstd frame
@@ -52,7 +52,7 @@ func newCodec(cores int) (*codec, error) {
 	return &codec{enc: enc, dec: dec}, nil
 }
 
-// encode appends a chunk's blob to buf.
+// encode appends a chunk's content to buf.
 func (c *codec) encode(buf, plain []byte) []byte {
 	begin := len(buf)
 	buf = append(buf, chunkMagic...)
@@ -67,7 +67,7 @@ func (c *codec) encode(buf, plain []byte) []byte {
 	return buf
 }
 
-// decode returns the plain bytes of a blob that is to have the chunk want. It
+// decode returns the plain bytes of a content that is to have the chunk want. It
 // may use buf, whose capacity is at least want's size.
 func (c *codec) decode(buf, blob []byte, want chunk) ([]byte, error) {
 	if len(blob) < chunkHeader || string(blob[:len(chunkMagic)]) != chunkMagic {

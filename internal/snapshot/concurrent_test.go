@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/blob"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // hooked calls a function before some calls of a store.
@@ -56,12 +59,12 @@ func newHooked(t testing.TB) (*lab, *hooked) {
 func TestAddDuringGC(t *testing.T) {
 	shared := tree{"pages.img": random(1, 1<<20)}
 	again := tree{"meta.img": random(2, 100), "pages.img": random(1, 1<<20)}
-	for _, prefix := range []string{manifestPrefix, chunkPrefix} {
+	for _, prefix := range []string{sealedManifest.prefix(), sealedChunk.prefix()} {
 		t.Run("in a delete of "+prefix, func(t *testing.T) {
 			l, h := newHooked(t)
 			l.add(shared)
 			var once sync.Once
-			var ref Ref
+			var ref nodeapi.SavedFiles
 			var wg sync.WaitGroup
 			h.del = func(key string) {
 				if key[:len(prefix)] != prefix {
@@ -73,11 +76,11 @@ func TestAddDuringGC(t *testing.T) {
 					wg.Go(func() {
 						defer close(added)
 						var err error
-						if ref, err = l.Add(context.Background(), dir); err != nil {
+						if ref, err = l.Add(context.Background(), dir, ""); err != nil {
 							t.Error(err)
 						}
 					})
-					if prefix == manifestPrefix {
+					if prefix == sealedManifest.prefix() {
 						// Nothing it needs is being removed yet: it need not
 						// wait, and what it found stored must stay.
 						<-added
@@ -131,10 +134,35 @@ func TestGrace(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		l.collects(nil)
-		if _, err := l.Load(t.Context(), ref.Manifest); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+		if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
 			t.Errorf("Load of what was collected: %v", err)
 		}
 	})
+}
+
+// TestLease has a snapshot spared until its lease has ended, and another that has
+// the same content and a lease of its own for as long as that lasts.
+func TestLease(t *testing.T) {
+	l := newLab(t)
+	l.opt.Grace = time.Hour
+	l.open()
+	tr := tree{"pages.img": random(1, 1<<20)}
+	one, two := l.add(tr), l.add(tr)
+	if one.Lease == "" || one.Lease == two.Lease {
+		t.Fatalf("the leases are %q and %q", one.Lease, two.Lease)
+	}
+	for _, ended := range [][]string{nil, {one.Lease}, {one.Lease, "unknown"}} {
+		if freed, err := l.GC(t.Context(), nil, ended...); freed != 0 || err != nil {
+			t.Errorf("GC freed %d, %v", freed, err)
+		}
+		l.loads(one.Manifest, tr)
+	}
+	if freed, err := l.GC(t.Context(), nil, two.Lease); freed == 0 || err != nil {
+		t.Errorf("GC freed %d, %v", freed, err)
+	}
+	if _, err := l.Load(t.Context(), one.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+		t.Errorf("Load of what was collected: %v", err)
+	}
 }
 
 // TestStress adds, loads and collects at the same time, with snapshots that
@@ -181,7 +209,7 @@ func TestStress(t *testing.T) {
 						keep = append(keep, m)
 					}
 					mu.Unlock()
-					if _, err := l.GC(t.Context(), keep); err != nil {
+					if _, err := l.GC(t.Context(), recorded(keep)); err != nil {
 						t.Error(err)
 					}
 				})
@@ -201,6 +229,42 @@ func TestStress(t *testing.T) {
 		for m, tr := range live {
 			l.loads(m, tr)
 		}
+	})
+}
+
+// TestChunksInMemory has folders of many chunks added and loaded at once, from
+// and to storage that is slow.
+func TestChunksInMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, h := newHooked(t)
+		old := tree{"pages.img": random(1, maxInFlight*maxChunk)}
+		ref := l.add(old)
+		l.emptyCache()
+		var held atomic.Int64
+		goOn := make(chan struct{})
+		wait := func(string) {
+			held.Add(1)
+			<-goOn
+			held.Add(-1)
+		}
+		h.put = wait
+		h.get = func(key string) {
+			if strings.HasPrefix(key, sealedChunk.prefix()) {
+				wait(key)
+			}
+		}
+		var all sync.WaitGroup
+		for i := range 2 {
+			tr := tree{"pages.img": random(uint64(2+i), maxInFlight*maxChunk)}
+			all.Go(func() { l.add(tr) })
+		}
+		all.Go(func() { l.loads(ref.Manifest, old) })
+		synctest.Wait()
+		if n := held.Load(); n != maxInFlight {
+			t.Errorf("%d chunks are in memory", n)
+		}
+		close(goOn)
+		all.Wait()
 	})
 }
 
@@ -224,7 +288,7 @@ func TestLoadsShare(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	load := func() {
-		f, err := l.Load(context.Background(), ref.Manifest)
+		f, err := l.Load(context.Background(), ref.Manifest, anyFormat)
 		if err != nil {
 			t.Error(err)
 			return
@@ -239,7 +303,7 @@ func TestLoadsShare(t *testing.T) {
 	for range 4 {
 		wg.Go(load)
 		waiting.Go(func() {
-			if _, err := l.Load(ctx, ref.Manifest); !errors.Is(err, context.Canceled) {
+			if _, err := l.Load(ctx, ref.Manifest, anyFormat); !errors.Is(err, context.Canceled) {
 				t.Errorf("a load that was cancelled: %v", err)
 			}
 		})
@@ -267,7 +331,7 @@ func TestLoadAbandoned(t *testing.T) {
 	l.emptyCache()
 	ctx, cancel := context.WithCancel(t.Context())
 	h.get = func(string) { cancel() }
-	if _, err := l.Load(ctx, ref.Manifest); !errors.Is(err, context.Canceled) {
+	if _, err := l.Load(ctx, ref.Manifest, anyFormat); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	h.get = nil
@@ -277,8 +341,41 @@ func TestLoadAbandoned(t *testing.T) {
 	l.loads(ref.Manifest, tr)
 }
 
-func mustParse(t testing.TB, text string) sum {
-	s, err := parseSum(text)
+// TestAbandonedLoadHoldsUpNobody has the cache make room for what nobody waits
+// for any more, which may take long, while another snapshot is loaded.
+func TestAbandonedLoadHoldsUpNobody(t *testing.T) {
+	var fs flights
+	removing := func(_ *entry, pins int) {
+		if pins >= 0 {
+			return // the load ended before its waiter went
+		}
+		other := make(chan struct{})
+		go func() {
+			defer close(other)
+			_, err := fs.do(t.Context(), id{kind: 1}, func(context.Context) (*entry, error) { return &entry{}, nil }, func(*entry, int) {})
+			if err != nil {
+				t.Error(err)
+			}
+		}()
+		select {
+		case <-other:
+		case <-time.After(30 * time.Second):
+			t.Error("another load waits for the removal")
+		}
+	}
+	for abandoned := false; !abandoned; {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := fs.do(ctx, id{}, func(context.Context) (*entry, error) {
+			cancel()
+			return &entry{}, nil
+		}, removing)
+		cancel()
+		abandoned = err != nil
+	}
+}
+
+func mustParse(t testing.TB, text string) id {
+	s, err := parseRef(text)
 	if err != nil {
 		t.Fatal(err)
 	}

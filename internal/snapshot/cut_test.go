@@ -51,6 +51,7 @@ func TestCutSizes(t *testing.T) {
 
 // TestDelta adds successors of a snapshot, and looks at how much is new.
 func TestDelta(t *testing.T) {
+	t.Parallel()
 	old := random(1, 32<<20)
 	page := random(2, pageSize)
 	replace := func(at int) []byte {

@@ -110,18 +110,18 @@ func (l *lab) referenced(manifests []string) map[string]bool {
 	l.Helper()
 	keys := map[string]bool{}
 	for _, text := range manifests {
-		name, err := parseSum(text)
+		name, err := parseRef(text)
 		if err != nil {
 			l.Fatal(err)
 		}
-		keys[manifestPrefix+text] = true
+		keys[name.String()] = true
 		_, m, err := l.manifest(context.Background(), name)
 		if err != nil {
 			l.Fatal(err)
 		}
 		for _, f := range m.Files {
 			for _, c := range f.Chunks {
-				keys[c.id().String()] = true
+				keys[l.blobOf(m, c).String()] = true
 			}
 		}
 	}
@@ -133,7 +133,7 @@ func (l *lab) referenced(manifests []string) map[string]bool {
 func (l *lab) collects(keep []string) {
 	l.Helper()
 	_, before := l.stored()
-	freed, err := l.GC(context.Background(), keep)
+	freed, err := l.GC(context.Background(), recorded(keep))
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -162,7 +162,7 @@ func (l *lab) scenario(trees []tree) (acked map[string]tree) {
 	var keep []string
 	for i, tr := range trees {
 		dir := tr.write(l, filepath.Join(l.dir, fmt.Sprint("new-", i)))
-		ref, err := l.Add(ctx, dir)
+		ref, err := l.Add(ctx, dir, "")
 		if err != nil {
 			tr.check(l, dir)
 			continue
@@ -173,13 +173,13 @@ func (l *lab) scenario(trees []tree) (acked map[string]tree) {
 			continue
 		}
 		keep = append(keep, ref.Manifest)
-		l.cache.retain(func(sum) bool { return false })
-		if f, err := l.Load(ctx, ref.Manifest); err == nil {
+		l.cache.retain(func(id) bool { return false })
+		if f, err := l.Load(ctx, ref.Manifest, anyFormat); err == nil {
 			tr.check(l, f.Path())
 			f.Release()
 		}
 	}
-	l.GC(ctx, keep)
+	l.GC(ctx, recorded(keep))
 	maps.DeleteFunc(acked, func(m string, _ tree) bool { return !slices.Contains(keep, m) })
 	return acked
 }
@@ -188,6 +188,7 @@ func (l *lab) scenario(trees []tree) (acked map[string]tree) {
 // starts anew: whatever was acknowledged is there, and GC frees exactly the
 // rest.
 func TestFaults(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	first := random(1, 3*minChunk)
 	second := append(append([]byte(nil), first...), random(5, minChunk)...)
 	trees := []tree{
@@ -197,6 +198,7 @@ func TestFaults(t *testing.T) {
 	}
 	for how, name := range hows {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			n := 1
 			for faultAt(t, trees, n, how) {
 				n++
@@ -237,13 +239,13 @@ func TestDiskFull(t *testing.T) {
 	l.open()
 	tr := tree{"pages.img": random(1, 5<<20)}
 	dir := tr.write(t, filepath.Join(l.dir, "new"))
-	_, err := l.Add(context.Background(), dir)
+	_, err := l.Add(context.Background(), dir, "")
 	if skerry.CodeOf(err) != skerry.CodeDiskFull || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Add on a full disk: %v", err)
 	}
 	tr.check(t, dir)
 	l.collects(nil)
-	ref, err := l.Add(context.Background(), dir)
+	ref, err := l.Add(context.Background(), dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,7 @@ import (
 // flights are the loads under way: one of each snapshot.
 type flights struct {
 	mu  sync.Mutex
-	all map[sum]*flight
+	all map[id]*flight
 }
 
 // flight is one load, for all who wait for it. It goes on while somebody does.
@@ -17,7 +17,7 @@ type flight struct {
 	done   chan struct{} // closed when the rest is final
 	// waiters and ended are guarded by the flights' lock.
 	waiters int
-	// ended says that entry has one pin for each waiter.
+	// ended says that waiters is final: entry gets one pin for each.
 	ended bool
 	entry *entry
 	err   error
@@ -26,7 +26,7 @@ type flight struct {
 // do returns what load does, an entry with one pin, to all who ask for the same
 // snapshot at the same time. more adds so many pins to the entry; it is called
 // with -1 if nobody wants it.
-func (fs *flights) do(ctx context.Context, name sum, load func(context.Context) (*entry, error), more func(*entry, int)) (*entry, error) {
+func (fs *flights) do(ctx context.Context, name id, load func(context.Context) (*entry, error), more func(*entry, int)) (*entry, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -46,11 +46,11 @@ func (fs *flights) do(ctx context.Context, name sum, load func(context.Context) 
 }
 
 // start begins a flight; mu is held.
-func (fs *flights) start(ctx context.Context, name sum, load func(context.Context) (*entry, error), more func(*entry, int)) *flight {
+func (fs *flights) start(ctx context.Context, name id, load func(context.Context) (*entry, error), more func(*entry, int)) *flight {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &flight{cancel: cancel, done: make(chan struct{})}
 	if fs.all == nil {
-		fs.all = map[sum]*flight{}
+		fs.all = map[id]*flight{}
 	}
 	fs.all[name] = f
 	go func() {
@@ -58,22 +58,25 @@ func (fs *flights) start(ctx context.Context, name sum, load func(context.Contex
 		defer cancel()
 		e, err := load(ctx)
 		fs.mu.Lock()
-		defer fs.mu.Unlock()
-		if e != nil {
-			more(e, f.waiters-1)
-		}
 		f.entry, f.err, f.ended = e, err, true
+		pins := f.waiters - 1
 		fs.forget(name, f)
+		fs.mu.Unlock()
+		if e != nil {
+			// Without the lock: to take back a pin may remove gigabytes.
+			more(e, pins)
+		}
 	}()
 	return f
 }
 
 // leave ends the wait of one. The last to leave ends the flight, and waits for
 // that.
-func (fs *flights) leave(ctx context.Context, name sum, f *flight) (*entry, error) {
+func (fs *flights) leave(ctx context.Context, name id, f *flight) (*entry, error) {
 	fs.mu.Lock()
 	if f.ended {
 		fs.mu.Unlock()
+		<-f.done // the pins may still be being added
 		return f.entry, f.err
 	}
 	f.waiters--
@@ -90,17 +93,17 @@ func (fs *flights) leave(ctx context.Context, name sum, f *flight) (*entry, erro
 }
 
 // forget makes the next who asks start anew; mu is held.
-func (fs *flights) forget(name sum, f *flight) {
+func (fs *flights) forget(name id, f *flight) {
 	if fs.all[name] == f {
 		delete(fs.all, name)
 	}
 }
 
 // running returns the snapshots that are being loaded.
-func (fs *flights) running() []sum {
+func (fs *flights) running() []id {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	var names []sum
+	var names []id
 	for name := range fs.all {
 		names = append(names, name)
 	}

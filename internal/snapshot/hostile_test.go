@@ -6,14 +6,18 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // TestDamagedBlobs damages each blob of a snapshot in every way: Load fails,
@@ -38,7 +42,7 @@ func TestDamagedBlobs(t *testing.T) {
 			t.Fatal(err)
 		}
 		code := skerry.CodeInternal
-		if key == manifestPrefix+ref.Manifest {
+		if key == mustParse(t, ref.Manifest).String() {
 			code = skerry.CodeSnapshotNotFound
 		}
 		l.fails(ref, key, "missing", code)
@@ -63,10 +67,10 @@ func damages(good []byte) map[string][]byte {
 }
 
 // fails fails unless a snapshot cannot be loaded because of a blob.
-func (l *lab) fails(ref Ref, key, how string, code skerry.Code) {
+func (l *lab) fails(ref nodeapi.SavedFiles, key, how string, code skerry.Code) {
 	l.Helper()
 	l.emptyCache()
-	f, err := l.Load(context.Background(), ref.Manifest)
+	f, err := l.Load(context.Background(), ref.Manifest, anyFormat)
 	if err == nil {
 		l.Fatalf("%s %s: loaded into %s", how, key, f.Path())
 	}
@@ -88,7 +92,7 @@ func TestDamageMended(t *testing.T) {
 		tr := tree{"pages.img": random(1, minChunk)}
 		ref := l.add(tr)
 		for key := range l.referenced([]string{ref.Manifest}) {
-			if strings.HasPrefix(key, chunkPrefix) {
+			if strings.HasPrefix(key, sealedChunk.prefix()) {
 				if err := l.blobs.Put(t.Context(), key, []byte("bad")); err != nil {
 					t.Fatal(err)
 				}
@@ -100,7 +104,7 @@ func TestDamageMended(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := l.Load(t.Context(), ref.Manifest); err == nil {
+		if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); err == nil {
 			t.Fatal("a damaged snapshot was loaded")
 		}
 		if again := l.add(tr); again.Added < minChunk {
@@ -111,44 +115,199 @@ func TestDamageMended(t *testing.T) {
 	}
 }
 
-// TestGCUnreadable has GC remove nothing if it cannot read what to keep.
+// TestGCUnreadable collects while a manifest cannot be read: what may belong to
+// its snapshot is kept, all else is removed.
 func TestGCUnreadable(t *testing.T) {
+	for how, spoil := range map[string]func(l *lab, m *skerry.Manifest) error{
+		"damaged": func(l *lab, m *skerry.Manifest) error {
+			name := mustParse(t, m.Name).String()
+			return l.blobs.Put(t.Context(), name, []byte("no manifest"))
+		},
+		"missing": func(l *lab, m *skerry.Manifest) error {
+			return l.blobs.Delete(t.Context(), mustParse(t, m.Name).String())
+		},
+		"no manifest": func(_ *lab, m *skerry.Manifest) error { m.Name = "../../etc"; return nil },
+	} {
+		t.Run(how, func(t *testing.T) {
+			l := newLab(t)
+			old := l.add(tree{"pages.img": random(1, 1<<20)})
+			bad := l.add(tree{"pages.img": random(2, 1<<20)})
+			good := tree{"pages.img": random(3, 1<<20)}
+			kept := l.add(good)
+			before, _ := l.stored()
+			known := recorded([]string{bad.Manifest, kept.Manifest})
+			if err := spoil(l, &known[0]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.GC(t.Context(), known); err != nil {
+				t.Fatal(err)
+			}
+			after, _ := l.stored()
+			for key := range before {
+				_, left := after[key]
+				if b, err := parseKey(key); err != nil || b.isChunk() && !left {
+					t.Errorf("%s was removed, which may belong to the unreadable snapshot", key)
+				}
+			}
+			if _, left := after[mustParse(t, old.Manifest).String()]; left {
+				t.Error("a deleted snapshot was not removed")
+			}
+			// Chunks that are newer cannot be its own.
+			known[0].CreatedAt = skerry.At(time.Now().Add(-2 * heldSlack))
+			if freed, err := l.GC(t.Context(), known); err != nil || freed < 1<<20 {
+				t.Errorf("with an older unreadable snapshot, GC freed %d, %v", freed, err)
+			}
+			l.emptyCache()
+			l.loads(kept.Manifest, good)
+			l.GC(t.Context(), known[1:])
+			l.collects([]string{kept.Manifest})
+		})
+	}
+}
+
+// TestGCUnreadableRenewed has a chunk put again, so that it looks newer than the older
+// snapshot that needs it as well, whose manifest cannot be read.
+func TestGCUnreadableRenewed(t *testing.T) {
 	l := newLab(t)
-	l.add(tree{"pages.img": random(1, 1<<20)})
-	kept := l.add(tree{"pages.img": random(2, 1<<20)})
-	before, _ := l.stored()
-	name := manifestPrefix + kept.Manifest
-	good, err := l.blobs.Get(t.Context(), name)
+	shared := random(1, minChunk)
+	older := tree{"pages.img": shared}
+	ref := l.add(older)
+	for key := range l.referenced([]string{ref.Manifest}) {
+		if strings.HasPrefix(key, sealedChunk.prefix()) {
+			if err := l.blobs.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	l.emptyCache()
+	if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); err == nil {
+		t.Fatal("a snapshot was loaded whose chunks are missing")
+	}
+	l.add(tree{"pages.img": shared, "other.img": random(2, minChunk)})
+	manifest := mustParse(t, ref.Manifest).String()
+	sound, err := l.blobs.Get(t.Context(), manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for how, keep := range map[string][]string{
-		"damaged": {kept.Manifest}, "unknown": {kept.Manifest, strings.Repeat("0", 64)}, "no manifest": {"../../etc"}, "empty": {""},
-	} {
-		bad := good
-		if how == "damaged" {
-			bad = good[1:]
-		}
-		if err := l.blobs.Put(t.Context(), name, bad); err != nil {
-			t.Fatal(err)
-		}
-		if freed, err := l.GC(t.Context(), keep); err == nil || freed != 0 {
-			t.Errorf("%s: GC freed %d, %v", how, freed, err)
-		}
-		if after, _ := l.stored(); len(after) != len(before) {
-			t.Errorf("%s: %d blobs of %d are left", how, len(after), len(before))
-		}
-	}
-	if err := l.blobs.Put(t.Context(), name, good); err != nil {
+	if err := l.blobs.Put(t.Context(), manifest, []byte("no manifest")); err != nil {
 		t.Fatal(err)
 	}
-	l.collects([]string{kept.Manifest})
+	known := recorded([]string{ref.Manifest})
+	known[0].CreatedAt = skerry.At(time.Now().Add(-2 * heldSlack))
+	// The other snapshot is deleted, with what only it has.
+	if freed, err := l.GC(t.Context(), known); err != nil || freed < minChunk {
+		t.Errorf("GC freed %d, %v", freed, err)
+	}
+	if err := l.blobs.Put(t.Context(), manifest, sound); err != nil {
+		t.Fatal(err)
+	}
+	l.loads(ref.Manifest, older)
+	l.GC(t.Context(), known)
+	l.collects([]string{ref.Manifest})
+}
+
+// TestUnknownSnapshots has snapshots that a database from an old backup does not
+// know. They are set aside, and can be loaded again once they are known.
+func TestUnknownSnapshots(t *testing.T) {
+	l := newLab(t)
+	l.opt.KeepUnknown = time.Hour
+	l.open()
+	trees := []tree{{"pages.img": random(1, 1<<20)}, {"pages.img": random(2, 1<<20)}, {"pages.img": random(3, 1<<20)}, {"pages.img": random(4, 1<<20)}}
+	var names []string
+	for _, tr := range trees {
+		names = append(names, l.add(tr).Manifest)
+	}
+	const kept, deleted, lost, found = 0, 1, 2, 3
+	known := recorded(names[:lost])
+	known[deleted].Deleted = true
+
+	l.emptyCache() // this process has added none of them
+	if _, err := l.GC(t.Context(), known); err != nil {
+		t.Fatal(err)
+	}
+	l.emptyCache()
+	for _, i := range []int{kept, lost, found} {
+		l.loads(names[i], trees[i])
+	}
+	if _, err := l.Load(t.Context(), names[deleted], anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+		t.Errorf("loading a deleted snapshot: %v", err)
+	}
+	markers := func() (n int) {
+		keys, _ := l.stored()
+		for key := range keys {
+			if strings.HasPrefix(key, unknownPrefix) {
+				n++
+			}
+		}
+		return n
+	}
+	if n := markers(); n != 2 {
+		t.Errorf("%d snapshots are set aside", n)
+	}
+
+	// The newer database is back: one is known again. The time of the other is over.
+	known = append(known, recorded(names[found:])...)
+	err := filepath.WalkDir(filepath.Join(l.dir, "blobs", "blobs", unknownPrefix), func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chtimes(path, time.Time{}, time.Now().Add(-2*time.Hour)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.GC(t.Context(), known); err != nil {
+		t.Fatal(err)
+	}
+	if n := markers(); n != 0 {
+		t.Errorf("%d snapshots are set aside at the end", n)
+	}
+	l.emptyCache()
+	l.loads(names[found], trees[found])
+	l.collects([]string{names[kept], names[found]})
+
+	// What this process adds and nobody records is given up, not lost.
+	l.opt.KeepUnknown = time.Hour
+	l.open()
+	l.add(trees[lost])
+	l.collects([]string{names[kept], names[found]})
+}
+
+// TestInterruptedSaves has processes end between adding a snapshot and recording
+// it. Unlike a snapshot that was recorded once, it is collected.
+func TestInterruptedSaves(t *testing.T) {
+	l := newLab(t)
+	l.opt.KeepUnknown = time.Hour
+	l.open()
+	trees := []tree{{"pages.img": random(1, 1<<20)}, {"pages.img": random(2, 1<<20)}, {"pages.img": random(3, 1<<20)}}
+	const kept, lost, interrupted = 0, 1, 2
+	var names []string
+	for _, tr := range trees[:interrupted] {
+		names = append(names, l.add(tr).Manifest)
+	}
+	if _, err := l.GC(t.Context(), recorded(names)); err != nil {
+		t.Fatal(err)
+	}
+	names = append(names, l.add(trees[interrupted]).Manifest)
+	l.open() // the next process, whose database is older than one of the snapshots
+	known := recorded(names[:lost])
+	if _, err := l.GC(t.Context(), known); err != nil {
+		t.Fatal(err)
+	}
+	l.emptyCache()
+	l.loads(names[kept], trees[kept])
+	l.loads(names[lost], trees[lost])
+	if _, err := l.Load(t.Context(), names[interrupted], anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+		t.Errorf("loading the interrupted snapshot: %v", err)
+	}
+	// The same files may be saved again.
+	if again := l.add(trees[interrupted]).Manifest; again != names[interrupted] {
+		t.Errorf("saved again, it is %s and not %s", again, names[interrupted])
+	}
+	l.loads(names[interrupted], trees[interrupted])
 }
 
 func TestLoadUnknown(t *testing.T) {
 	l := newLab(t)
 	for _, manifest := range []string{"", "x", "../../../etc/passwd", strings.Repeat("0", 64), strings.Repeat("A", 64), strings.Repeat("0", 65)} {
-		if _, err := l.Load(t.Context(), manifest); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+		if _, err := l.Load(t.Context(), manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
 			t.Errorf("Load(%q): %v", manifest, err)
 		}
 	}
@@ -179,7 +338,7 @@ func TestAddRefuses(t *testing.T) {
 			if err := spoil(dir); err != nil {
 				t.Fatal(err)
 			}
-			if ref, err := l.Add(t.Context(), dir); err == nil {
+			if ref, err := l.Add(t.Context(), dir, ""); err == nil {
 				t.Errorf("it was added: %+v", ref)
 			}
 			if _, err := os.Stat(dir); err != nil && name != "missing" {
@@ -188,6 +347,26 @@ func TestAddRefuses(t *testing.T) {
 		})
 	}
 	l.collects(nil)
+}
+
+// TestAddRefusesAHugeFile: it is not read to its end to find that it is too large.
+func TestAddRefusesAHugeFile(t *testing.T) {
+	l := newLab(t)
+	dir, err := os.MkdirTemp("/dev/shm", "skerry-huge-") // other filesystems have no such files
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	path := filepath.Join(dir, "pages.img")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, maxFileSize+1); err != nil {
+		t.Fatal(err)
+	}
+	if ref, err := l.Add(t.Context(), dir, ""); err == nil || !strings.Contains(err.Error(), "the most is") {
+		t.Errorf("added as %+v, %v", ref, err)
+	}
 }
 
 // sample is a manifest that is right.
@@ -239,6 +418,19 @@ func TestManifest(t *testing.T) {
 	}
 	if _, err := parseManifest(bytes.Repeat([]byte(" "), maxManifest+1)); err == nil {
 		t.Error("a manifest that is too large was taken")
+	}
+	// A snapshot of so many chunks is not made either.
+	m := sample()
+	if raw, err = json.Marshal(m.Files[1].Chunks[0]); err != nil {
+		t.Fatal(err)
+	}
+	m.Files[1].Chunks = slices.Repeat(m.Files[1].Chunks[:1], maxManifest/(len(raw)+1)+1)
+	if _, err := m.encode(); err == nil {
+		t.Error("a manifest that is too large was made")
+	}
+	m.Files[1].Chunks = m.Files[1].Chunks[:len(m.Files[1].Chunks)-20]
+	if _, err := m.encode(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 func victimOptions(dir string) (Options, error) {
 	blobs, err := blob.OpenDir(filepath.Join(dir, "blobs"))
 	return Options{
-		Blobs: blobs, CacheDir: filepath.Join(dir, "cache"), CacheBytes: 2 << 20, Grace: -1,
+		Blobs: blobs, Key: testKey, CacheDir: filepath.Join(dir, "cache"), CacheBytes: 2 << 20, Grace: -1,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}, err
 }
@@ -70,13 +70,13 @@ func victim(dir string) error {
 				return err
 			}
 		}
-		ref, err := s.Add(ctx, from)
+		ref, err := s.Add(ctx, from, "")
 		if err != nil {
 			return err
 		}
 		fmt.Println("added", ref.Manifest, seed)
 		kept = append(kept, ref.Manifest)
-		f, err := s.Load(ctx, kept[0])
+		f, err := s.Load(ctx, kept[0], anyFormat)
 		if err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func victim(dir string) error {
 		if len(kept) > 3 {
 			fmt.Println("deleted", kept[0], 0)
 			kept = kept[1:]
-			if _, err := s.GC(ctx, kept); err != nil {
+			if _, err := s.GC(ctx, recorded(kept)); err != nil {
 				return err
 			}
 		}
@@ -94,6 +94,7 @@ func victim(dir string) error {
 // TestKilled kills a process with kill -9 while it adds, loads and collects:
 // what it has acknowledged is there, and GC frees the rest.
 func TestKilled(t *testing.T) {
+	t.Parallel() // it waits for the disk
 	r := rand.New(rand.NewPCG(rand.Uint64(), 0))
 	for range 20 {
 		l := &lab{TB: t, dir: t.TempDir()}

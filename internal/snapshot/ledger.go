@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"crypto/rand"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,10 +29,18 @@ type ledger struct {
 	// doubted are chunks that were found missing or damaged and have not been
 	// put again.
 	doubted map[id]struct{}
+	// renewed are chunks that were put again after a doubt, up to maxRenewed. The
+	// storage does not tell any more how old they are.
+	renewed map[id]struct{}
 	pins    map[id]int
-	busy    map[id]chan struct{} // closed when no longer
-	// fresh are the snapshots that were added lately, the oldest first.
+	// own are the manifests that this process has put and that nobody has named
+	// yet. If nobody ever does, one was given up, and its snapshot is not lost.
+	own  map[id]struct{}
+	busy map[id]chan struct{} // closed when no longer
+	// fresh are the snapshots that were added lately, the oldest first; over are
+	// the leases among them that have ended.
 	fresh []*hold
+	over  map[string]struct{}
 	// collecting is how many GCs run or wait to.
 	collecting int
 }
@@ -39,12 +49,14 @@ type ledger struct {
 type hold struct {
 	ids   map[id]struct{}
 	added time.Time // when the Add returned
+	lease string
 }
 
 func newLedger(blobs blob.Store) *ledger {
 	return &ledger{
 		blobs: blobs, indexing: make(chan struct{}, 1),
-		stored: map[id]int64{}, doubted: map[id]struct{}{}, pins: map[id]int{}, busy: map[id]chan struct{}{},
+		stored: map[id]int64{}, doubted: map[id]struct{}{}, renewed: map[id]struct{}{}, pins: map[id]int{}, own: map[id]struct{}{}, busy: map[id]chan struct{}{},
+		over: map[string]struct{}{},
 	}
 }
 
@@ -64,12 +76,13 @@ func (l *ledger) index(ctx context.Context) error {
 		return nil
 	}
 	stored := map[id]int64{}
-	for info, err := range l.blobs.List(ctx, chunkPrefix) {
+	prefix := sealedChunk.prefix()
+	for info, err := range l.blobs.List(ctx, prefix) {
 		if err != nil {
 			return err
 		}
-		if sum, err := parseSum(info.Key[len(chunkPrefix):]); err == nil {
-			stored[id{sum: sum}] = info.Size
+		if sum, err := parseSum(info.Key[len(prefix):]); err == nil {
+			stored[id{kind: sealedChunk, sum: sum}] = info.Size
 		}
 	}
 	l.mu.Lock()
@@ -115,6 +128,11 @@ func (l *ledger) unpin(h *hold) {
 // returns the bytes that were stored.
 func (l *ledger) put(ctx context.Context, h *hold, b id, encode func() []byte) (added int64, err error) {
 	l.pin(h, b)
+	if b.kind == sealedManifest {
+		l.mu.Lock()
+		l.own[b] = struct{}{}
+		l.mu.Unlock()
+	}
 	finish, stored, err := l.begin(ctx, b)
 	if stored || err != nil {
 		return 0, err
@@ -161,6 +179,9 @@ func (l *ledger) claim(b id) (finish func(size int64)) {
 		defer l.mu.Unlock()
 		if size > 0 {
 			l.stored[b] = size
+			if _, doubted := l.doubted[b]; doubted && len(l.renewed) < maxRenewed {
+				l.renewed[b] = struct{}{}
+			}
 			delete(l.doubted, b)
 		}
 		delete(l.busy, b)
@@ -177,6 +198,19 @@ func (l *ledger) doubt(b id) {
 	l.doubted[b] = struct{}{}
 }
 
+// maxRenewed bounds what is kept of chunks that were put again. If there are more,
+// any may be one.
+const maxRenewed = 1 << 16
+
+// mayBeRenewed reports whether a chunk may have been put again by this process: it may
+// belong to older snapshots than its time says.
+func (l *ledger) mayBeRenewed(b id) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, renewed := l.renewed[b]
+	return renewed || len(l.renewed) >= maxRenewed
+}
+
 // remove deletes a blob unless it is needed, and tells whether it did.
 func (l *ledger) remove(ctx context.Context, b id) (bool, error) {
 	l.mu.Lock()
@@ -187,6 +221,7 @@ func (l *ledger) remove(ctx context.Context, b id) (bool, error) {
 	// It may be gone even if Delete fails.
 	delete(l.stored, b)
 	delete(l.doubted, b)
+	delete(l.own, b)
 	finish := l.claim(b)
 	l.mu.Unlock()
 	defer finish(0)
@@ -203,13 +238,31 @@ func (l *ledger) pinned(b id) bool {
 	return l.pins[b] > 0
 }
 
-// settle keeps the pins of an Add that succeeded: its caller has yet to record
-// the snapshot, and a GC may run that began before.
-func (l *ledger) settle(h *hold) {
+// ownManifest reports whether this process has put a manifest.
+func (l *ledger) ownManifest(b id) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	h.added = time.Now()
+	_, own := l.own[b]
+	return own
+}
+
+// recorded says that a manifest is named: if it is not any more some day, the names
+// were lost.
+func (l *ledger) recorded(b id) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.own, b)
+}
+
+// settle keeps the pins of an Add that succeeded, and names the lease by which
+// they are kept: its caller has yet to record the snapshot, and a GC may run that
+// began before.
+func (l *ledger) settle(h *hold) (lease string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h.added, h.lease = time.Now(), rand.Text()
 	l.fresh = append(l.fresh, h)
+	return h.lease
 }
 
 // expire ends the grace of snapshots that were added before a time. While a GC
@@ -222,23 +275,34 @@ func (l *ledger) expire(before time.Time) {
 	}
 }
 
+// expireLocked ends the leases that are over or too old; mu is held.
 func (l *ledger) expireLocked(before time.Time) {
-	for len(l.fresh) > 0 && !l.fresh[0].added.After(before) {
-		l.unpin(l.fresh[0])
-		l.fresh = l.fresh[1:]
-	}
+	l.fresh = slices.DeleteFunc(l.fresh, func(h *hold) bool {
+		_, over := l.over[h.lease]
+		if !over && h.added.After(before) {
+			return false
+		}
+		l.unpin(h)
+		return true
+	})
+	clear(l.over)
 }
 
 // enter announces a GC, start begins it when it is its turn, and leave ends it.
+// Leases that have ended do so with the first GC that runs alone: what another
+// keeps was maybe decided before their snapshots were recorded.
 func (l *ledger) enter() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.collecting++
 }
 
-func (l *ledger) start(before time.Time) {
+func (l *ledger) start(before time.Time, ended []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, lease := range ended {
+		l.over[lease] = struct{}{}
+	}
 	if l.collecting == 1 {
 		l.expireLocked(before)
 	}

@@ -36,12 +36,15 @@ func (f *Folder) Release() { f.release() }
 // byte is checked against the manifest's checksums on the way. A snapshot that
 // is not there is a skerry.CodeSnapshotNotFound; an error about a missing or
 // damaged blob names it. Loads of one snapshot at the same time share the work.
-func (s *Store) Load(ctx context.Context, manifest string) (*Folder, error) {
-	name, err := parseSum(manifest)
+// accept is asked about the snapshot's format before anything is fetched, and its
+// error is Load's; the format is "" for snapshots of earlier versions. Loads that
+// share the work ask the first one's.
+func (s *Store) Load(ctx context.Context, manifest string, accept func(format string) error) (*Folder, error) {
+	name, err := parseRef(manifest)
 	if err != nil {
 		return nil, skerry.Errorf(skerry.CodeSnapshotNotFound, "there is no snapshot %.80q", manifest)
 	}
-	e, err := s.loads.do(ctx, name, func(ctx context.Context) (*entry, error) { return s.load(ctx, name) }, s.cache.morePins)
+	e, err := s.loads.do(ctx, name, func(ctx context.Context) (*entry, error) { return s.load(ctx, name, accept) }, s.cache.morePins)
 	if err != nil {
 		return nil, failure("load snapshot "+manifest, err)
 	}
@@ -49,9 +52,16 @@ func (s *Store) Load(ctx context.Context, manifest string) (*Folder, error) {
 }
 
 // load returns an entry with one pin.
-func (s *Store) load(ctx context.Context, name sum) (*entry, error) {
+func (s *Store) load(ctx context.Context, name id, accept func(format string) error) (*entry, error) {
 	if e := s.cache.pin(name); e != nil {
-		err := verify(ctx, e)
+		m, err := s.cachedManifest(e)
+		if err == nil {
+			if err := accept(m.Format); err != nil {
+				s.cache.unpin(e)
+				return nil, err
+			}
+			err = verify(ctx, m, e)
+		}
 		if err == nil {
 			return e, nil
 		}
@@ -68,7 +78,17 @@ func (s *Store) load(ctx context.Context, name sum) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := s.cache.make(name, m.size(), raw, true, func(files string) error { return s.assemble(ctx, m, files) })
+	if err := accept(m.Format); err != nil {
+		return nil, err
+	}
+	e, err := s.cache.make(name, m.size(), raw, true, func(files string) error {
+		release, err := s.opt.Reserve(m.size())
+		if err != nil {
+			return err
+		}
+		defer release()
+		return s.assemble(ctx, m, files)
+	})
 	if errors.Is(err, blob.ErrNotFound) {
 		// It is no damage if the snapshot was deleted meanwhile.
 		if _, _, gone := s.manifest(ctx, name); gone != nil {
@@ -79,28 +99,47 @@ func (s *Store) load(ctx context.Context, name sum) (*entry, error) {
 }
 
 // manifest gets a manifest from the blobs.
-func (s *Store) manifest(ctx context.Context, name sum) ([]byte, manifest, error) {
-	blobID := id{manifest: true, sum: name}
-	raw, err := s.opt.Blobs.Get(ctx, blobID.String())
+func (s *Store) manifest(ctx context.Context, name id) ([]byte, manifest, error) {
+	raw, err := s.opt.Blobs.Get(ctx, name.String())
 	if errors.Is(err, blob.ErrNotFound) {
-		return nil, manifest{}, &skerry.Error{Code: skerry.CodeSnapshotNotFound, Message: fmt.Sprintf("there is no snapshot %s", name), Err: err}
+		return nil, manifest{}, &skerry.Error{Code: skerry.CodeSnapshotNotFound, Message: "there is no snapshot " + name.ref(), Err: err}
 	}
 	if err != nil {
 		return nil, manifest{}, err
 	}
-	m, err := checkManifest(raw, name)
+	if name.kind == sealedManifest {
+		raw, err = s.seal.open(raw, name)
+	}
+	var m manifest
+	if err == nil {
+		m, err = s.checkManifest(raw, name)
+	}
 	if err != nil {
-		return nil, manifest{}, damaged(blobID, err)
+		return nil, manifest{}, damaged(name, err)
 	}
 	return raw, m, nil
 }
 
-// checkManifest parses a manifest that is to have a sum.
-func checkManifest(raw []byte, name sum) (manifest, error) {
-	if sha256.Sum256(raw) != name {
+// checkManifest parses a manifest that is to have a name.
+func (s *Store) checkManifest(raw []byte, name id) (manifest, error) {
+	actual := id{kind: plainManifest, sum: sha256.Sum256(raw)}
+	if name.kind == sealedManifest {
+		actual = s.seal.name(sealedManifest, actual.sum)
+	}
+	if actual != name {
 		return manifest{}, errors.New("its content does not match its name")
 	}
-	return parseManifest(raw)
+	m, err := parseManifest(raw)
+	m.sealed = name.kind == sealedManifest
+	return m, err
+}
+
+// blobOf names the blob of a manifest's chunk.
+func (s *Store) blobOf(m manifest, c chunk) id {
+	if m.sealed {
+		return s.seal.name(sealedChunk, c.Sum)
+	}
+	return id{kind: plainChunk, sum: c.Sum}
 }
 
 // assemble makes a folder of a snapshot's files from their chunks.
@@ -109,14 +148,14 @@ func (s *Store) assemble(ctx context.Context, m manifest, dir string) error {
 		return err
 	}
 	for _, f := range m.Files {
-		if err := s.assembleFile(ctx, f, filepath.Join(dir, f.Name)); err != nil {
+		if err := s.assembleFile(ctx, m, f, filepath.Join(dir, f.Name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Store) assembleFile(ctx context.Context, f file, path string) (err error) {
+func (s *Store) assembleFile(ctx context.Context, m manifest, f file, path string) (err error) {
 	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -133,7 +172,7 @@ func (s *Store) assembleFile(ctx context.Context, f file, path string) (err erro
 		offset := at
 		group.Go(func() error {
 			defer s.giveBack(buf)
-			plain, err := s.fetch(ctx, c, buf.plain)
+			plain, err := s.fetch(ctx, s.blobOf(m, c), c, buf.plain)
 			if err == nil {
 				_, err = out.WriteAt(plain, offset)
 			}
@@ -145,32 +184,40 @@ func (s *Store) assembleFile(ctx context.Context, f file, path string) (err erro
 }
 
 // fetch gets a chunk's plain bytes, with the help of a buffer.
-func (s *Store) fetch(ctx context.Context, c chunk, buf []byte) ([]byte, error) {
-	raw, err := s.opt.Blobs.Get(ctx, c.id().String())
+func (s *Store) fetch(ctx context.Context, name id, c chunk, buf []byte) ([]byte, error) {
+	raw, err := s.opt.Blobs.Get(ctx, name.String())
 	if err != nil && !errors.Is(err, blob.ErrNotFound) {
 		return nil, err
+	}
+	if err == nil && name.kind == sealedChunk {
+		raw, err = s.seal.open(raw, name)
 	}
 	var plain []byte
 	if err == nil {
 		plain, err = s.codec.decode(buf, raw, c)
 	}
 	if err != nil {
-		s.ledger.doubt(c.id())
-		return nil, damaged(c.id(), err)
+		s.ledger.doubt(name)
+		return nil, damaged(name, err)
 	}
 	return plain, nil
 }
 
-// verify compares a cached folder with its manifest's checksums.
-func verify(ctx context.Context, e *entry) error {
+// cachedManifest returns the manifest of a cached folder.
+func (s *Store) cachedManifest(e *entry) (manifest, error) {
 	raw, err := readSmall(e.manifest(), maxManifest)
 	if err != nil {
-		return err
+		return manifest{}, err
 	}
-	m, err := checkManifest(raw, e.sum)
+	m, err := s.checkManifest(raw, e.name)
 	if err != nil {
-		return fmt.Errorf("its manifest: %w", err)
+		return manifest{}, fmt.Errorf("its manifest: %w", err)
 	}
+	return m, nil
+}
+
+// verify compares a cached folder with its manifest's checksums.
+func verify(ctx context.Context, m manifest, e *entry) error {
 	entries, err := os.ReadDir(e.files())
 	if err != nil {
 		return err

@@ -19,14 +19,19 @@ const (
 	maxManifest = 32 << 20
 	maxFiles    = 64
 	maxName     = 128
+	maxFormat   = 256
 	// maxFileSize keeps sums of sizes far from overflow.
 	maxFileSize = 1 << 44
 )
 
 // manifest tells what a snapshot is made of.
 type manifest struct {
-	Version int    `json:"version"`
-	Files   []file `json:"files"`
+	Version int `json:"version"`
+	// Format is the caller's; "" in snapshots of earlier versions.
+	Format string `json:"format,omitempty"`
+	Files  []file `json:"files"`
+	// sealed says that the manifest was sealed, and so that its chunks are.
+	sealed bool
 }
 
 // file is one file of a snapshot.
@@ -42,9 +47,6 @@ type chunk struct {
 	Sum  sum   `json:"sum"`
 	Size int64 `json:"size"`
 }
-
-// id names the chunk's blob.
-func (c chunk) id() id { return id{sum: c.Sum} }
 
 // encode returns the manifest's blob.
 func (m manifest) encode() ([]byte, error) {
@@ -66,6 +68,9 @@ func parseManifest(raw []byte) (manifest, error) {
 	}
 	if m.Version != manifestVersion {
 		return m, fmt.Errorf("a manifest of version %d, not %d", m.Version, manifestVersion)
+	}
+	if len(m.Format) > maxFormat {
+		return m, fmt.Errorf("a manifest with a format of %d bytes: the most is %d", len(m.Format), maxFormat)
 	}
 	if len(m.Files) > maxFiles {
 		return m, fmt.Errorf("a manifest of %d files: the most is %d", len(m.Files), maxFiles)

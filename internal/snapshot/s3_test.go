@@ -33,13 +33,13 @@ func TestOverS3(t *testing.T) {
 
 	server.Stop()
 	l.loads(ref.Manifest, first) // from the cache
-	if _, err := l.Load(t.Context(), next.Manifest); skerry.CodeOf(err) != skerry.CodeUnavailable {
+	if _, err := l.Load(t.Context(), next.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeUnavailable {
 		t.Errorf("Load without storage: %v", err)
 	}
 	third := tree{"pages.img": random(3, 1<<20)}
 	dir := third.write(t, filepath.Join(l.dir, "third"))
 	l.open() // as a process that starts meanwhile
-	if _, err := l.Add(t.Context(), dir); skerry.CodeOf(err) != skerry.CodeUnavailable {
+	if _, err := l.Add(t.Context(), dir, ""); skerry.CodeOf(err) != skerry.CodeUnavailable {
 		t.Errorf("Add without storage: %v", err)
 	}
 	third.check(t, dir)
@@ -48,7 +48,7 @@ func TestOverS3(t *testing.T) {
 	}
 
 	server.Start(t)
-	last, err := l.Add(context.Background(), dir)
+	last, err := l.Add(context.Background(), dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,8 +11,23 @@
 //
 // # Blobs
 //
-//	chunk/<sha256 of the plain bytes>       a chunk, see chunk.go
-//	manifest/<sha256 of the blob>           what a snapshot is made of
+//	sealed-chunk/<name>                 a chunk, see chunk.go
+//	sealed-manifest/<name>              what a snapshot is made of
+//
+// Both are encrypted with a key of the installation, and named by a MAC of their
+// content (seal.go). Earlier versions sealed nothing. What they stored is read
+// for as long as a snapshot needs it; nothing is added to it.
+//
+//	chunk/<sha256 of the plain bytes>
+//	manifest/<sha256 of the blob>
+//
+// A snapshot that the database does not know is marked by an empty blob. Its
+// time is when this was found:
+//
+//	unknown/<name of the snapshot>
+//
+// A sealed snapshot is known by "sealed-" and its manifest's name, an earlier
+// one by the name alone. A snapshot's chunks are sealed if its manifest is.
 //
 // A manifest is JSON: {"version":1,"files":[{"name","size","sum","chunks":
 // [{"sum","size"},…]},…]}, files in the order of their names. A chunk's sum is
@@ -32,6 +47,9 @@
 //	CACHE/<manifest>.<random>/manifest   the manifest
 //	CACHE/<manifest>.<random>/files/     the folder
 //	CACHE/tmp/                           what is being made or removed
+//	CACHE/unrecorded/<snapshot>          an empty file, see unrecorded.go
+//
+// A cached manifest and its files are not sealed: a sandbox's kernel reads them.
 //
 // The time of an entry's folder is when it was last used. Nothing in the cache
 // is synced to disk or believed: each Load compares it with the checksums, and
@@ -51,6 +69,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -61,9 +80,13 @@ import (
 	"github.com/skerry-dev/skerry/internal/blob"
 )
 
-// DefaultGrace is how long GC spares a snapshot that Add returned, unless
-// Options say otherwise.
-const DefaultGrace = time.Minute
+// DefaultGrace is how long a lease lasts that nobody ends, unless Options say
+// otherwise.
+const DefaultGrace = time.Hour
+
+// DefaultKeepUnknown is as long as drives are kept that the database does not
+// know: time to notice that it was restored from an old backup.
+const DefaultKeepUnknown = 30 * 24 * time.Hour
 
 // maxInFlight is how many chunks are held in memory at once, by all Adds and
 // Loads together, at most 12 MiB each. Fewer leave a disk idle that could sync
@@ -73,17 +96,25 @@ const maxInFlight = 8
 // Options configures a Store.
 type Options struct {
 	Blobs blob.Store
+	// Key seals the blobs: KeySize bytes that are random and never change. With
+	// another, no snapshot can be loaded.
+	Key []byte
 	// CacheDir is made if need be. Folders to Add must be on the same file
 	// system to become part of the cache.
 	CacheDir string
 	// CacheBytes bounds the files in the cache. Folders that are in use may
 	// exceed it.
 	CacheBytes int64
-	// Grace is how long a snapshot that Add returned is safe from GC although
-	// GC's caller does not name it: the time a caller may take to record it.
-	// 0 is DefaultGrace; less is none.
+	// Grace is how long a lease lasts that is not ended: more than a caller of
+	// Add takes to record the snapshot. 0 is DefaultGrace; less is none.
 	Grace time.Duration
-	Log   *slog.Logger
+	// KeepUnknown is how long GC sets snapshots aside that its caller does not
+	// know; see GC. 0 is not at all.
+	KeepUnknown time.Duration
+	// Reserve, if set, reserves room on the disk of CacheDir for a folder that is
+	// fetched.
+	Reserve func(size int64) (release func(), err error)
+	Log     *slog.Logger
 }
 
 // Store packs folders into blobs and brings them back. Its methods may be
@@ -91,20 +122,16 @@ type Options struct {
 type Store struct {
 	opt    Options
 	codec  *codec
+	seal   *sealer
 	cache  *cache
 	ledger *ledger
 	loads  flights
+	// unrecorded are the snapshots that a crash may have kept from being recorded.
+	unrecorded unrecorded
 	// slots are taken by the chunks in memory.
 	slots *semaphore.Weighted
 	// collecting is held by the one GC that runs.
 	collecting chan struct{}
-}
-
-// Ref names a stored snapshot.
-type Ref struct {
-	Manifest string // hex SHA-256
-	Size     int64  // of the files
-	Added    int64  // stored bytes that were not there before
 }
 
 // Open opens a store. What an earlier process left half made in the cache is
@@ -116,6 +143,10 @@ func Open(opt Options) (*Store, error) {
 	if opt.Grace == 0 {
 		opt.Grace = DefaultGrace
 	}
+	seal, err := newSealer(opt.Key)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
 	codec, err := newCodec(runtime.GOMAXPROCS(0))
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
@@ -124,13 +155,20 @@ func Open(opt Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
+	unrecorded, err := openUnrecorded(cache.dir)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	if opt.Reserve == nil {
+		opt.Reserve = func(int64) (func(), error) { return func() {}, nil }
+	}
 	return &Store{
-		opt: opt, codec: codec, cache: cache, ledger: newLedger(opt.Blobs),
+		opt: opt, codec: codec, seal: seal, cache: cache, ledger: newLedger(opt.Blobs), unrecorded: unrecorded,
 		slots: semaphore.NewWeighted(maxInFlight), collecting: make(chan struct{}, 1),
 	}, nil
 }
 
-// sum is a SHA-256.
+// sum is a SHA-256, or a MAC of one.
 type sum [sha256.Size]byte
 
 func (s sum) String() string { return hex.EncodeToString(s[:]) }
@@ -152,22 +190,64 @@ func (s *sum) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
+// kind is what a blob is.
+type kind uint8
+
 const (
-	chunkPrefix    = "chunk/"
-	manifestPrefix = "manifest/"
+	sealedChunk kind = iota
+	sealedManifest
+	// plainChunk and plainManifest are blobs of earlier versions.
+	plainChunk
+	plainManifest
 )
+
+// prefix is what the keys of such blobs begin with.
+func (k kind) prefix() string {
+	return [...]string{"sealed-chunk/", "sealed-manifest/", "chunk/", "manifest/"}[k]
+}
 
 // id names a blob.
 type id struct {
-	manifest bool
-	sum      sum
+	kind kind
+	sum  sum
 }
 
-func (b id) String() string {
-	if b.manifest {
-		return manifestPrefix + b.sum.String()
+func (b id) String() string { return b.kind.prefix() + b.sum.String() }
+
+func (b id) isChunk() bool { return b.kind == sealedChunk || b.kind == plainChunk }
+
+// parseKey reads the key of a blob; it reverses String.
+func parseKey(key string) (id, error) {
+	for k := sealedChunk; k <= plainManifest; k++ {
+		if digits, ok := strings.CutPrefix(key, k.prefix()); ok {
+			sum, err := parseSum(digits)
+			return id{kind: k, sum: sum}, err
+		}
 	}
-	return chunkPrefix + b.sum.String()
+	return id{}, fmt.Errorf("blob %.80q is no part of a snapshot", key)
+}
+
+// sealedRef is what the name of a sealed snapshot begins with.
+const sealedRef = "sealed-"
+
+// ref returns what a snapshot is known by outside of this package: a name for
+// its manifest.
+func (b id) ref() string {
+	if b.kind == sealedManifest {
+		return sealedRef + b.sum.String()
+	}
+	return b.sum.String()
+}
+
+// parseRef returns the manifest that a snapshot's name is of.
+func parseRef(text string) (id, error) {
+	b := id{kind: plainManifest}
+	if digits, sealed := strings.CutPrefix(text, sealedRef); sealed {
+		b.kind, text = sealedManifest, digits
+	}
+	var err error
+	b.sum, err = parseSum(text)
+	return b, err
 }
 
 // failure gives an error that was met while doing something the code that
@@ -181,6 +261,9 @@ func failure(doing string, err error) error {
 
 // damaged is the error of a snapshot whose blob is missing or wrong.
 func damaged(blob id, err error) error {
+	if errors.Is(err, errOtherKey) {
+		return &skerry.Error{Code: skerry.CodeInternal, Message: fmt.Sprintf("the snapshot is encrypted with a key that this server does not have: blob %s", blob), Err: err}
+	}
 	return &skerry.Error{Code: skerry.CodeInternal, Message: fmt.Sprintf("the snapshot is damaged: blob %s", blob), Err: err}
 }
 

@@ -8,14 +8,19 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/blob"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // tree is a folder's files by name.
 type tree map[string][]byte
 
 // write makes the folder of a tree, next to the cache of a lab.
+func anyFormat(string) error { return nil }
+
 func (tr tree) write(t testing.TB, dir string) string {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -50,6 +55,8 @@ func (tr tree) check(t testing.TB, dir string) {
 	}
 }
 
+var testKey = bytes.Repeat([]byte{7}, KeySize)
+
 // lab is a store on a temporary directory.
 type lab struct {
 	testing.TB
@@ -67,11 +74,19 @@ func newLab(t testing.TB) *lab {
 	}
 	l.blobs = dir
 	l.opt = Options{
-		Blobs: dir, CacheDir: filepath.Join(l.dir, "cache"), CacheBytes: 1 << 30, Grace: -1,
+		Blobs: dir, Key: testKey, CacheDir: filepath.Join(l.dir, "cache"), CacheBytes: 1 << 30, Grace: -1,
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
 	l.open()
 	return l
+}
+
+// recorded is what a database tells of snapshots that it has.
+func recorded(names []string) (list []skerry.Manifest) {
+	for _, name := range names {
+		list = append(list, skerry.Manifest{Name: name, CreatedAt: skerry.At(time.Now())})
+	}
+	return list
 }
 
 // open opens the store again, as a new process would.
@@ -93,9 +108,9 @@ func (l *lab) emptyCache() {
 	l.open()
 }
 
-func (l *lab) add(tr tree) Ref {
+func (l *lab) add(tr tree) nodeapi.SavedFiles {
 	l.Helper()
-	ref, err := l.Add(context.Background(), tr.write(l, filepath.Join(l.dir, randomName())))
+	ref, err := l.Add(context.Background(), tr.write(l, filepath.Join(l.dir, randomName())), "")
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -105,7 +120,7 @@ func (l *lab) add(tr tree) Ref {
 // loads fails unless a snapshot is brought back as it was.
 func (l *lab) loads(manifest string, tr tree) {
 	l.Helper()
-	f, err := l.Load(context.Background(), manifest)
+	f, err := l.Load(context.Background(), manifest, anyFormat)
 	if err != nil {
 		l.Fatal(err)
 	}

@@ -7,12 +7,10 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-func TestDriveListing(t *testing.T) {
-	s, err := Open(t.Context(), t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+func TestDriveListing(t *testing.T) { onEach(t, testDriveListing) }
+
+func testDriveListing(t *testing.T, openIn opener) {
+	s := openIn(t, t.TempDir())
 	scope := skerry.Scope{TeamID: "team_a", ProjectID: "prj_a"}
 	for i, name := range []string{"b", "a", "data-2", "data-1", "data-3"} {
 		d := &skerry.Drive{ID: skerry.NewID(skerry.PrefixDrive), Scope: scope, Name: name, MaxSizeBytes: 1 << 30,

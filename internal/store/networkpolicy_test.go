@@ -1,9 +1,6 @@
 package store
 
 import (
-	"bytes"
-	"os"
-	"path/filepath"
 	"reflect"
 	"testing"
 
@@ -11,12 +8,11 @@ import (
 )
 
 // TestNetworkPolicyIsSealed looks for a policy's secret in the files.
-func TestNetworkPolicyIsSealed(t *testing.T) {
+func TestNetworkPolicyIsSealed(t *testing.T) { onEach(t, testNetworkPolicyIsSealed) }
+
+func testNetworkPolicyIsSealed(t *testing.T, openIn opener) {
 	dir := t.TempDir()
-	s, err := Open(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := openIn(t, dir)
 	const secret = "Bearer 5ec7e7-0f-a-p011cy"
 	policy := &skerry.NetworkPolicy{Mode: skerry.NetworkCustom, Domains: []skerry.DomainRules{{Domain: "api.example.com", Rules: []skerry.NetworkRule{
 		{Transform: []skerry.HeaderTransform{{Headers: map[string]string{"authorization": secret}}}},
@@ -38,8 +34,10 @@ func TestNetworkPolicyIsSealed(t *testing.T) {
 	if err != nil || len(live) != 1 || !reflect.DeepEqual(live[0].Policy, policy) {
 		t.Errorf("the session has %+v, %v", live, err)
 	}
-	run.Status = skerry.StatusStopped
-	if err := s.SaveSession(t.Context(), box, run); err != nil {
+	if _, _, err := s.UpdateSession(t.Context(), run.ID, func(_ *skerry.Sandbox, r *skerry.Session) error {
+		r.Status = skerry.StatusStopped
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
 	ended, err := s.Session(t.Context(), scope, run.ID)
@@ -54,8 +52,10 @@ func TestNetworkPolicyIsSealed(t *testing.T) {
 	if live, err = s.LiveSessions(t.Context()); err != nil || len(live) != 1 || live[0].Policy.Mode != skerry.NetworkAllowAll {
 		t.Errorf("the earlier version's session has %+v, %v", live, err)
 	}
-	run.Status, run.Policy = skerry.StatusRunning, nil
-	if err := s.SaveSession(t.Context(), box, run); err != nil {
+	if _, _, err := s.UpdateSession(t.Context(), run.ID, func(_ *skerry.Sandbox, r *skerry.Session) error {
+		r.Status, r.Policy = skerry.StatusRunning, nil
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if live, err = s.LiveSessions(t.Context()); err != nil || len(live) != 1 || live[0].Policy.Mode != skerry.NetworkDenyAll {
@@ -64,13 +64,5 @@ func TestNetworkPolicyIsSealed(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	files, err := os.ReadDir(dir)
-	if err != nil || len(files) == 0 {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if b, err := os.ReadFile(filepath.Join(dir, f.Name())); err != nil || bytes.Contains(b, []byte(secret)) {
-			t.Errorf("%s tells the secret, %v", f.Name(), err)
-		}
-	}
+	mustNotHold(t, dir, secret)
 }

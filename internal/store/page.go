@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -107,4 +108,21 @@ func cut[T any](l *listing, rows []T, key func(*T) (any, string)) ([]T, string) 
 	}
 	rows = rows[:size]
 	return rows, l.next(key(&rows[size-1]))
+}
+
+// readPage reads one page of a table with query, which gets the clauses behind its
+// FROM, and returns the cursor of the next.
+func readPage[T any](
+	ctx context.Context, l *listing, table string, query func(ctx context.Context, tail string, args ...any) ([]T, error), key func(*T) (any, string),
+) ([]T, string, error) {
+	tail, args, err := l.build(table)
+	if err != nil {
+		return nil, "", err
+	}
+	list, err := query(ctx, tail, args...)
+	if err != nil {
+		return nil, "", err
+	}
+	list, next := cut(l, list, key)
+	return list, next, nil
 }

@@ -3,145 +3,150 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
-	"fmt"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 )
 
-// CreateSnapshot writes a snapshot, together with the sandbox and the session
-// that it changes unless they are nil. It survives a loss of power when this
-// returns.
-func (s *Store) CreateSnapshot(ctx context.Context, snap *skerry.Snapshot, box *skerry.Sandbox, run *skerry.Session) error {
-	return wrap(s.updateDurably(ctx, func(tx *sql.Tx) error {
-		document, err := json.Marshal(snap)
-		if err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO snapshots (id, team_id, project_id, sandbox_id, sandbox_name, parent_id, status,
-			created_at, expires_at, base_image, base_digest, base_runtime, manifest, document, memory, base_vcpus, base_memory_mb)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			snap.ID, snap.Scope.TeamID, snap.Scope.ProjectID, snap.SandboxID, snap.SandboxName, snap.ParentID, snap.Status,
-			snap.CreatedAt.Millis(), snap.ExpiresAt.Millis(), snap.Base.Image, snap.Base.Digest, snap.Base.Runtime, snap.Manifest, string(document),
-			snap.Memory, snap.Base.VCPUs, snap.Base.MemoryMB)
-		if err != nil || box == nil {
-			return err
-		}
-		return s.saveSession(ctx, tx, box, run)
-	}), "create snapshot")
-}
-
-// SaveSnapshot writes what can change of a snapshot: its status and its times.
-func (s *Store) SaveSnapshot(ctx context.Context, snap *skerry.Snapshot) error {
-	document, err := json.Marshal(snap)
+func insertSnapshot(ctx context.Context, t tx, snap *skerry.Snapshot) error {
+	document, err := encode(documentOfSnapshot(snap))
 	if err != nil {
 		return err
 	}
-	_, err = s.write.ExecContext(ctx, "UPDATE snapshots SET status = ?, expires_at = ?, document = ? WHERE id = ?",
-		snap.Status, snap.ExpiresAt.Millis(), string(document), snap.ID)
-	return wrap(err, "save snapshot")
+	_, err = t.exec(ctx, `INSERT INTO snapshots (id, team_id, project_id, sandbox_id, sandbox_name, parent_id, status,
+		created_at, updated_at, expires_at, last_used_at, base_image, base_digest, base_runtime, manifest, document, memory, base_vcpus, base_memory_mb)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		snap.ID, snap.Scope.TeamID, snap.Scope.ProjectID, snap.SandboxID, snap.SandboxName, snap.ParentID, string(snap.Status),
+		snap.CreatedAt.Millis(), snap.UpdatedAt.Millis(), snap.ExpiresAt.Millis(), snap.LastUsedAt.Millis(),
+		snap.Base.Image, snap.Base.Digest, snap.Base.Runtime, snap.Manifest, string(document),
+		bit(snap.Memory), snap.Base.VCPUs, snap.Base.MemoryMB)
+	if isUnique(err) {
+		return taken{err}
+	}
+	return err
+}
+
+// saveSnapshot writes a snapshot over a version of it, if a further condition
+// holds; errChanged if not.
+func saveSnapshot(ctx context.Context, t tx, snap *skerry.Snapshot, version int64, cond string) error {
+	document, err := encode(documentOfSnapshot(snap))
+	if err != nil {
+		return err
+	}
+	if cond != "" { // from here on no sandbox comes to use it; see mustBeThere
+		err := t.row(ctx, "SELECT id FROM snapshots WHERE id = ?"+t.forUpdate, snap.ID).Scan(new(string))
+		if errors.Is(err, sql.ErrNoRows) {
+			return errChanged
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return changed(t.exec(ctx, `UPDATE snapshots SET status = ?, updated_at = ?, expires_at = ?, last_used_at = ?, document = ?, version = version + 1
+		WHERE id = ? AND version = ?`+cond, string(snap.Status), snap.UpdatedAt.Millis(), snap.ExpiresAt.Millis(), snap.LastUsedAt.Millis(),
+		string(document), snap.ID, version))
+}
+
+// mustBeThere returns CodeSnapshotNotFound for a snapshot that has been deleted,
+// so that no sandbox comes to start from one while it is being deleted. One that
+// is still to be written is no error.
+func mustBeThere(ctx context.Context, t tx, id string) error {
+	if id == "" {
+		return nil
+	}
+	var status string
+	err := t.row(ctx, "SELECT status FROM snapshots WHERE id = ?"+t.forShare, id).Scan(&status)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err == nil && skerry.SnapshotStatus(status) == skerry.SnapshotDeleted {
+		return skerry.Errorf(skerry.CodeSnapshotNotFound, "snapshot %s was deleted", id)
+	}
+	return err
 }
 
 // TouchSnapshot records when a snapshot was last used.
 func (s *Store) TouchSnapshot(ctx context.Context, id string, now skerry.Time) error {
-	_, err := s.write.ExecContext(ctx, "UPDATE snapshots SET document = json_set(document, '$.lastUsedAt', ?) WHERE id = ?", now.Millis(), id)
-	return wrap(err, "save snapshot")
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "UPDATE snapshots SET last_used_at = ?, version = version + 1 WHERE id = ?", now.Millis(), id)
+		return err
+	}), "save snapshot")
 }
 
-// snapshotQuery is what scanSnapshot reads.
-const snapshotQuery = `SELECT snapshots.id, snapshots.team_id, snapshots.project_id, snapshots.sandbox_id, snapshots.base_image,
-	snapshots.base_digest, snapshots.base_runtime, snapshots.manifest, snapshots.document, snapshots.memory, snapshots.base_vcpus, snapshots.base_memory_mb FROM snapshots `
+// snapshotQuery selects what scanSnapshot reads, and further columns.
+func snapshotQuery(more string) string {
+	return `SELECT snapshots.id, snapshots.team_id, snapshots.project_id, snapshots.sandbox_id, snapshots.sandbox_name, snapshots.parent_id,
+		snapshots.status, snapshots.created_at, snapshots.updated_at, snapshots.expires_at, snapshots.last_used_at,
+		snapshots.base_image, snapshots.base_digest, snapshots.base_runtime, snapshots.manifest, snapshots.memory,
+		snapshots.base_vcpus, snapshots.base_memory_mb, snapshots.document` + more + " FROM snapshots "
+}
 
 func scanSnapshot(row scanner) (*skerry.Snapshot, error) {
-	snap := &skerry.Snapshot{}
-	var id, document string
-	var scope skerry.Scope
-	var base skerry.Base
-	var box, manifest string
-	var memory bool
-	err := row.Scan(&id, &scope.TeamID, &scope.ProjectID, &box, &base.Image, &base.Digest, &base.Runtime, &manifest, &document,
-		&memory, &base.VCPUs, &base.MemoryMB)
+	s := &skerry.Snapshot{}
+	var status, document string
+	var created, updated, expires, used int64
+	err := row.Scan(&s.ID, &s.Scope.TeamID, &s.Scope.ProjectID, &s.SandboxID, &s.SandboxName, &s.ParentID,
+		&status, &created, &updated, &expires, &used,
+		&s.Base.Image, &s.Base.Digest, &s.Base.Runtime, &s.Manifest, &s.Memory, &s.Base.VCPUs, &s.Base.MemoryMB, &document)
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal([]byte(document), snap); err != nil {
-		return nil, fmt.Errorf("snapshot %s is damaged: %w", id, err)
+	s.Status = skerry.SnapshotStatus(status)
+	s.CreatedAt, s.UpdatedAt = skerry.FromMillis(created), skerry.FromMillis(updated)
+	s.ExpiresAt, s.LastUsedAt = skerry.FromMillis(expires), skerry.FromMillis(used)
+	var d snapshotDocument
+	if err := decode([]byte(document), &d); err != nil {
+		return nil, damaged("snapshot", s.ID, err)
 	}
-	snap.ID, snap.Scope, snap.SandboxID, snap.Base, snap.Manifest, snap.Memory = id, scope, box, base, manifest, memory
-	return snap, nil
+	d.into(s)
+	return s, nil
 }
 
 func (s *Store) snapshots(ctx context.Context, tail string, args ...any) ([]skerry.Snapshot, error) {
-	rows, err := s.read.QueryContext(ctx, snapshotQuery+tail, args...)
-	if err != nil {
-		return nil, wrap(err, "read snapshots")
-	}
-	defer rows.Close()
-	list := []skerry.Snapshot{}
-	for rows.Next() {
-		snap, err := scanSnapshot(rows)
-		if err != nil {
-			return nil, wrap(err, "read snapshots")
-		}
-		list = append(list, *snap)
-	}
-	return list, wrap(rows.Err(), "read snapshots")
+	all, err := list(ctx, &s.engine, values(scanSnapshot), snapshotQuery("")+tail, args...)
+	return all, wrap(err, "read snapshots")
 }
 
 // Snapshot returns a snapshot of a scope, deleted ones too, or CodeNotFound.
 func (s *Store) Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
-	snap, err := scanSnapshot(s.read.QueryRowContext(ctx, snapshotQuery+"WHERE id = ? AND project_id = ?", id, scope.ProjectID))
+	snap, err := one(ctx, &s.engine, scanSnapshot, snapshotQuery("")+"WHERE id = ? AND project_id = ?", id, scope.ProjectID)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, skerry.Errorf(skerry.CodeNotFound, "there is no snapshot %q", id)
+		return nil, skerry.Errorf(skerry.CodeNotFound, "there is no snapshot %q", id).About(skerry.ResourceSnapshot)
 	}
 	return snap, wrap(err, "read snapshot")
 }
 
-// ListSnapshots returns one page of a scope's snapshots that are not deleted,
-// and the next cursor.
+// ListSnapshots returns one page of a scope's snapshots and the next cursor.
 func (s *Store) ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error) {
 	l := &listing{page: f.Page, key: "created_at"}
-	l.and("snapshots.project_id = ? AND snapshots.status = ?", scope.ProjectID, skerry.SnapshotCreated)
+	l.and("snapshots.project_id = ?", scope.ProjectID)
+	if !f.Deleted {
+		l.and("snapshots.status = ?", string(skerry.SnapshotCreated))
+	}
 	if f.SandboxName != "" {
 		l.and("snapshots.sandbox_name = ?", f.SandboxName)
 	}
-	tail, args, err := l.build("snapshots")
-	if err != nil {
-		return nil, "", err
-	}
-	list, err := s.snapshots(ctx, tail, args...)
-	if err != nil {
-		return nil, "", err
-	}
-	list, next := cut(l, list, func(s *skerry.Snapshot) (any, string) { return s.CreatedAt.Millis(), s.ID })
-	return list, next, nil
+	return readPage(ctx, l, "snapshots", s.snapshots, func(s *skerry.Snapshot) (any, string) { return s.CreatedAt.Millis(), s.ID })
 }
 
 // SnapshotsOf returns the snapshots of a sandbox that are not deleted, the
 // newest first. The sandbox itself may be gone.
 func (s *Store) SnapshotsOf(ctx context.Context, sandboxID string) ([]skerry.Snapshot, error) {
-	return s.snapshots(ctx, "WHERE sandbox_id = ? AND status = ? ORDER BY created_at DESC, id DESC", sandboxID, skerry.SnapshotCreated)
+	return s.snapshots(ctx, "WHERE sandbox_id = ? AND status = ? ORDER BY created_at DESC, id DESC", sandboxID, string(skerry.SnapshotCreated))
 }
 
 // SnapshotChildren returns the newest snapshots whose parent is parentID, at
 // most limit, and how many there are. Deleted ones do not count.
 func (s *Store) SnapshotChildren(ctx context.Context, scope skerry.Scope, parentID string, limit int) ([]skerry.Snapshot, int, error) {
 	const where = "WHERE parent_id = ? AND project_id = ? AND status = ?"
-	list, err := s.snapshots(ctx, where+" ORDER BY created_at DESC, id DESC LIMIT ?", parentID, scope.ProjectID, skerry.SnapshotCreated, limit)
+	args := []any{parentID, scope.ProjectID, string(skerry.SnapshotCreated)}
+	children, err := s.snapshots(ctx, where+" ORDER BY created_at DESC, id DESC LIMIT ?", append(args, limit)...)
 	if err != nil {
 		return nil, 0, err
 	}
-	var count int
-	err = s.read.QueryRowContext(ctx, "SELECT count(*) FROM snapshots "+where, parentID, scope.ProjectID, skerry.SnapshotCreated).Scan(&count)
-	return list, count, wrap(err, "count snapshots")
-}
-
-// SnapshotUsed reports whether a sandbox would start from the snapshot.
-func (s *Store) SnapshotUsed(ctx context.Context, id string) (bool, error) {
-	var used bool
-	err := s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM sandboxes WHERE current_snapshot_id = ?1 OR source_snapshot_id = ?1)`, id).Scan(&used)
-	return used, wrap(err, "look for users of a snapshot")
+	count, err := one(ctx, &s.engine, column[int], "SELECT count(*) FROM snapshots "+where, args...)
+	return children, count, wrap(err, "count snapshots")
 }
 
 // ExpiredSnapshots returns the snapshots whose time is up, of every scope.
@@ -152,16 +157,21 @@ func (s *Store) ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry
 // ForgetSnapshots removes what is remembered of snapshots that were deleted
 // before a moment.
 func (s *Store) ForgetSnapshots(ctx context.Context, before skerry.Time) error {
-	_, err := s.write.ExecContext(ctx, "DELETE FROM snapshots WHERE status = ? AND json_extract(document, '$.updatedAt') < ?",
-		skerry.SnapshotDeleted, before.Millis())
-	return wrap(err, "forget snapshots")
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "DELETE FROM snapshots WHERE status = ? AND updated_at < ?", string(skerry.SnapshotDeleted), before.Millis())
+		return err
+	}), "forget snapshots")
 }
 
-// Manifests returns where the bytes of all snapshots are that are not deleted.
-func (s *Store) Manifests(ctx context.Context) ([]string, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT DISTINCT manifest FROM snapshots WHERE status = ?", skerry.SnapshotCreated)
-	if err != nil {
-		return nil, wrap(err, "list manifests")
-	}
-	return scanIDs(rows, "list manifests")
+// Manifests returns the manifests of all snapshots that are remembered, deleted
+// ones too.
+func (s *Store) Manifests(ctx context.Context) ([]skerry.Manifest, error) {
+	all, err := list(ctx, &s.engine, func(row scanner) (m skerry.Manifest, err error) {
+		var created int64
+		err = row.Scan(&m.Name, &created, &m.Deleted)
+		m.CreatedAt = skerry.At(time.UnixMilli(created))
+		return m, err
+	}, `SELECT manifest, MAX(created_at), MIN(CASE WHEN status = ? THEN 0 ELSE 1 END)
+		FROM snapshots WHERE manifest <> '' GROUP BY manifest`, string(skerry.SnapshotCreated))
+	return all, wrap(err, "list manifests")
 }

@@ -3,7 +3,9 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,17 +14,8 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/keyfile"
 )
-
-func openIn(t *testing.T, dir string) *Store {
-	t.Helper()
-	s, err := Open(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	return s
-}
 
 var scope = skerry.Scope{TeamID: "team_a", ProjectID: "prj_a"}
 
@@ -58,32 +51,32 @@ func create(t *testing.T, s *Store, c *clock, name string) *skerry.Sandbox {
 }
 
 func TestReopenKeepsEverythingAndSecretsSecret(t *testing.T) {
+	onEach(t, testReopenKeepsEverythingAndSecretsSecret)
+}
+
+func testReopenKeepsEverythingAndSecretsSecret(t *testing.T, openIn opener) {
 	dir := t.TempDir()
 	s := openIn(t, dir)
 	c := &clock{}
 	box := create(t, s, c, "one")
+	id := s.ID()
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
+	mustNotHold(t, dir, "hunter2", "s3cret")
 	files, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil {
-		t.Fatal(err)
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
 	}
 	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, secret := range []string{"hunter2", "s3cret"} {
-			if bytes.Contains(b, []byte(secret)) {
-				t.Errorf("%s holds %q in the clear", filepath.Base(f), secret)
-			}
-		}
 		if info, err := os.Stat(f); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s has mode %v, %v", filepath.Base(f), info.Mode(), err)
 		}
 	}
 	s = openIn(t, dir)
+	if s.ID() != id || id == "" {
+		t.Errorf("the database is %q, and was %q", s.ID(), id)
+	}
 	got, err := s.SandboxByName(t.Context(), scope, "one")
 	if err != nil {
 		t.Fatal(err)
@@ -96,25 +89,91 @@ func TestReopenKeepsEverythingAndSecretsSecret(t *testing.T) {
 	}
 }
 
+// mustNotHold fails if a file of the database of a folder holds a secret in the
+// clear.
+func mustNotHold(t *testing.T, dir string, secrets ...string) {
+	t.Helper()
+	if _, ok := databases.of[dir]; ok {
+		s, err := shared()
+		if err == nil {
+			_, err = s.Query("postgres", "CHECKPOINT")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir = filepath.Join(s.Dir(), "data")
+	}
+	files := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) { // the server removes some
+			return nil
+		}
+		for _, secret := range secrets {
+			if bytes.Contains(b, []byte(secret)) {
+				t.Errorf("%s holds %q in the clear", path, secret)
+			}
+		}
+		files++
+		return err
+	})
+	if err != nil || files == 0 {
+		t.Fatalf("%d files in %s, %v", files, dir, err)
+	}
+}
+
 func TestAnotherKeyIsAnError(t *testing.T) {
-	dir := t.TempDir()
-	s := openIn(t, dir)
-	create(t, s, &clock{}, "one")
-	s.Close()
-	if err := os.WriteFile(filepath.Join(dir, "skerry.key"), bytes.Repeat([]byte{1}, keySize), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s = openIn(t, dir)
-	if _, err := s.SandboxByName(t.Context(), scope, "one"); err == nil || !strings.Contains(err.Error(), "decrypt") {
-		t.Errorf("reading with another key: %v", err)
-	}
-	s.Close()
-	if err := os.WriteFile(filepath.Join(dir, "skerry.key"), []byte("short"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(t.Context(), dir); err == nil {
-		t.Error("a key of 5 bytes was taken")
-	}
+	onEach(t, func(t *testing.T, openIn opener) {
+		dir := t.TempDir()
+		s := openIn(t, dir)
+		create(t, s, &clock{}, "one")
+		s.Close()
+		again := func() error {
+			var s *Store
+			var err error
+			if _, ok := databases.of[dir]; ok {
+				s, err = OpenPostgres(t.Context(), optionsIn(t, dir))
+			} else {
+				s, err = Open(t.Context(), dir)
+			}
+			if err == nil {
+				s.Close()
+			}
+			return err
+		}
+		key := filepath.Join(dir, "skerry.key")
+		was, err := os.ReadFile(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(key, bytes.Repeat([]byte{1}, keyfile.SecretBytes), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := again(); err == nil || !strings.Contains(err.Error(), "key of another database") {
+			t.Errorf("opening with another key: %v", err)
+		}
+		if err := os.WriteFile(key, []byte("short"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := again(); err == nil {
+			t.Error("a key of 5 bytes was taken")
+		}
+		if err := os.Remove(key); err != nil {
+			t.Fatal(err)
+		}
+		if err := again(); !errors.Is(err, keyfile.ErrMissing) {
+			t.Errorf("opening without the key: %v", err)
+		}
+		if err := os.WriteFile(key, was, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := again(); err != nil {
+			t.Errorf("opening with the key: %v", err)
+		}
+	})
 }
 
 func TestNewerSchemaIsRefused(t *testing.T) {
@@ -129,7 +188,9 @@ func TestNewerSchemaIsRefused(t *testing.T) {
 	}
 }
 
-func TestNameConflict(t *testing.T) {
+func TestNameConflict(t *testing.T) { onEach(t, testNameConflict) }
+
+func testNameConflict(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	c := &clock{}
 	create(t, s, c, "one")
@@ -172,7 +233,9 @@ func names(t *testing.T, s *Store, f skerry.SandboxFilter, between func(page int
 	}
 }
 
-func TestListing(t *testing.T) {
+func TestListing(t *testing.T) { onEach(t, testListing) }
+
+func testListing(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	c := &clock{}
 	for _, n := range []string{"b", "a%x", "d", "a_y", "e", "axz", "c"} {
@@ -212,7 +275,32 @@ func TestListing(t *testing.T) {
 	}
 }
 
+// TestPageSizes: a page has as many as its reader asks for, up to a bound.
+func TestPageSizes(t *testing.T) { onEach(t, testPageSizes) }
+
+func testPageSizes(t *testing.T, openIn opener) {
+	s := openIn(t, t.TempDir())
+	c := &clock{}
+	for i := range skerry.MaxPageSize + 1 {
+		create(t, s, c, fmt.Sprint("n", i))
+	}
+	for limit, want := range map[int]int{0: skerry.DefaultPageSize, skerry.MaxPageSize: skerry.MaxPageSize, skerry.MaxPageSize + 1: skerry.MaxPageSize} {
+		f := skerry.SandboxFilter{Page: skerry.Page{Limit: limit}}
+		list, next, err := s.ListSandboxes(t.Context(), scope, f)
+		if err != nil || len(list) != want || next == "" {
+			t.Errorf("asked for %d, a page has %d and the cursor %q, %v", limit, len(list), next, err)
+		}
+		if got := names(t, s, f, nil); len(got) != skerry.MaxPageSize+1 {
+			t.Errorf("asked for %d, all pages have %d", limit, len(got))
+		}
+	}
+}
+
 func TestPagesAreStableWhileSandboxesComeAndGo(t *testing.T) {
+	onEach(t, testPagesAreStableWhileSandboxesComeAndGo)
+}
+
+func testPagesAreStableWhileSandboxesComeAndGo(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	c := &clock{}
 	boxes := map[string]*skerry.Sandbox{}
@@ -234,7 +322,9 @@ func TestPagesAreStableWhileSandboxesComeAndGo(t *testing.T) {
 	}
 }
 
-func TestBadCursors(t *testing.T) {
+func TestBadCursors(t *testing.T) { onEach(t, testBadCursors) }
+
+func testBadCursors(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	c := &clock{}
 	for i := range 3 {
@@ -257,7 +347,9 @@ func TestBadCursors(t *testing.T) {
 	}
 }
 
-func TestSessionsAndCommands(t *testing.T) {
+func TestSessionsAndCommands(t *testing.T) { onEach(t, testSessionsAndCommands) }
+
+func testSessionsAndCommands(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	c := &clock{}
 	ctx := t.Context()
@@ -265,8 +357,11 @@ func TestSessionsAndCommands(t *testing.T) {
 	for range 3 {
 		_, run := c.box("one")
 		run.SandboxID, run.Status = box.ID, skerry.StatusStopped
-		box.CurrentSessionID = run.ID
-		if err := s.CreateSession(ctx, box, run); err != nil {
+		_, _, err := s.AddSession(ctx, box.ID, func(b *skerry.Sandbox) (*skerry.Session, error) {
+			b.CurrentSessionID = run.ID
+			return run, nil
+		})
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -301,15 +396,14 @@ func TestSessionsAndCommands(t *testing.T) {
 	if ids, err := s.SessionIDs(ctx, ""); err != nil || len(ids) != 0 {
 		t.Errorf("sessions outlive their sandbox: %v, %v", ids, err)
 	}
-	if cmds, err := s.Commands(ctx, live[0].ID); err != nil || len(cmds) != 0 {
+	if cmds, _, err := s.ListCommands(ctx, live[0].ID, skerry.Page{Ascending: true}); err != nil || len(cmds) != 0 {
 		t.Errorf("commands outlive their session: %v, %v", cmds, err)
-	}
-	if err := s.SaveSandbox(ctx, box); skerry.CodeOf(err) != skerry.CodeNotFound {
-		t.Errorf("saving a deleted sandbox: %v", err)
 	}
 }
 
-func TestConcurrentWritersAndReaders(t *testing.T) {
+func TestConcurrentWritersAndReaders(t *testing.T) { onEach(t, testConcurrentWritersAndReaders) }
+
+func testConcurrentWritersAndReaders(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

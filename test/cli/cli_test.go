@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // result is what a call of the tool came to.
@@ -87,6 +89,22 @@ func TestRun(t *testing.T) {
 	got = sandbox(t, "run", "--rm", "node", "-e", "console.log(process.version)")
 	if got.code != 0 || !strings.HasPrefix(got.out, "v24.") {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestOddNames: a name is not accepted that a shell, a URL or DNS would read
+// otherwise.
+func TestOddNames(t *testing.T) {
+	for _, name := range []string{"a b", "a!", "a$b", "ä", "a/b"} {
+		for what, argv := range map[string][]string{
+			"--name": {"create", "--name", name},
+			"name":   {"drives", "create", name},
+		} {
+			got := sandbox(t, argv...)
+			if want := "Error: " + what + ": must contain only letters, digits and the characters - _ ."; got.code != 1 || !strings.HasPrefix(got.err, want) {
+				t.Errorf("%q: %+v, want %s", argv, got, want)
+			}
+		}
 	}
 }
 
@@ -173,6 +191,63 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// TestCopyExact: attributes, FIFOs, holes and times survive both ways.
+func TestCopyExact(t *testing.T) {
+	name := create(t)
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	when := time.Unix(1700000000, 123456789)
+	const hole = 32 << 20
+	file := filepath.Join(src, "file")
+	// A file that may not be written has attributes too.
+	for _, err := range []error{
+		os.Mkdir(src, 0o755), os.WriteFile(file, nil, 0o644), os.Truncate(file, hole),
+		unix.Setxattr(file, "user.skerry", []byte("a\x00b"), 0), os.Chmod(file, 0o444),
+		os.Chtimes(file, when, when), unix.Mkfifo(filepath.Join(src, "fifo"), 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := sandbox(t, "cp", src, name+":exact"); got.code != 0 {
+		t.Fatalf("up: %+v", got)
+	}
+	must(t, "exec", name, "ln", "-s", "/etc/passwd", "exact/abs")
+	other := create(t)
+	if got := must(t, "cp", name+":exact", other+":"); strings.Contains(got.err, "left out") {
+		t.Errorf("to another sandbox: %+v", got)
+	}
+	if got := must(t, "exec", other, "readlink", "exact/abs"); got.out != "/etc/passwd\n" {
+		t.Errorf("to another sandbox: %+v", got)
+	}
+	for _, name := range []string{name, other} {
+		got := sandbox(t, "exec", name, "stat", "-c", "%F %s %a %.9Y", "exact/fifo", "exact/file")
+		if !strings.HasPrefix(got.out, "fifo ") || !strings.Contains(got.out, "regular file 33554432 444 1700000000.123456789") {
+			t.Errorf("inside: %+v", got)
+		}
+		const attribute = `import os; print(os.getxattr("exact/file", "user.skerry"))`
+		if got := sandbox(t, "exec", name, "python3", "-c", attribute); got.code != 0 || got.out != "b'a\\x00b'\n" {
+			t.Errorf("attribute: %+v", got)
+		}
+	}
+	if got := sandbox(t, "cp", file, name+":/root/x"); got.code != 1 || !strings.Contains(got.err, "Error: /root/x: permission denied") {
+		t.Errorf("into a directory of root's: %+v", got)
+	}
+	if got := sandbox(t, "cp", name+":exact", filepath.Join(dir, "back")); !strings.Contains(got.err, "fifo") {
+		t.Errorf("down, the FIFO is not named: %+v", got)
+	}
+	back := filepath.Join(dir, "back", "file")
+	value := make([]byte, 16)
+	n, err := unix.Getxattr(back, "user.skerry", value)
+	if err != nil || string(value[:n]) != "a\x00b" {
+		t.Errorf("attribute of the copy: %q, %v", value[:max(n, 0)], err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(back, &st); err != nil || st.Size != hole || st.Blocks*512 > hole/2 || st.Mode&0o777 != 0o444 || st.Mtim.Nano() != when.UnixNano() {
+		t.Errorf("copy: %+v, %v", st, err)
+	}
+}
+
 func TestInterrupt(t *testing.T) {
 	cmd := command(t, "run", "--rm", "--silent", "sh", "-c", "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done")
 	out, err := cmd.StdoutPipe()
@@ -215,9 +290,10 @@ func TestPortAndPolicy(t *testing.T) {
 	if got := must(t, "config", "list", name); !strings.Contains(got.out, "deny-all") {
 		t.Errorf("config list: %s", got.out)
 	}
-	if got := must(t, "config", "ports", name); strings.Contains(got.out, "3000") {
+	if got := must(t, "config", "ports", name); !strings.Contains(got.out, "3000\tpublic\t"+url) {
 		t.Errorf("config ports: %s", got.out)
 	}
+	must(t, "config", "ports", name, "--none")
 	// The connection of before is told so, a new one is refused.
 	if again, err := http.Get(url); err == nil {
 		again.Body.Close()

@@ -56,3 +56,23 @@ func TestDrives(t *testing.T) {
 		t.Errorf("the drive has %q for the next sandbox", got)
 	}
 }
+
+// TestDeletedDrive: a drive can be deleted although a stopped sandbox mounts it,
+// and both commands say what that means.
+func TestDeletedDrive(t *testing.T) {
+	drive := fmt.Sprintf("deleted-%d-%d", os.Getpid(), time.Now().UnixNano())
+	must(t, "drives", "create", drive, "--max-size", "64MiB")
+	box := create(t, "--mount", drive+":/data")
+	if got := sandbox(t, "drives", "rm", drive); got.code != 1 || !strings.Contains(got.err, "stop that sandbox first") {
+		t.Errorf("deletion of a drive in use: %+v", got)
+	}
+	must(t, "stop", box)
+	if got := must(t, "drives", "rm", drive); !strings.Contains(got.err, drive+" is mounted by "+box) {
+		t.Errorf("deletion of a drive that is mounted: %+v", got)
+	}
+	if got := sandbox(t, "exec", box, "--", "true"); got.code != 125 || !strings.Contains(got.err, "sandbox config mounts NAME") {
+		t.Errorf("a command in a sandbox whose drive was deleted: %+v", got)
+	}
+	must(t, "config", "mounts", box, "--none")
+	must(t, "exec", box, "--", "true")
+}

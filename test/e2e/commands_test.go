@@ -193,8 +193,6 @@ func TestCommandEnds(t *testing.T) {
 		{name: "its own code", argv: []string{"sh", "-c", "exit 42"}, code: 42},
 		{name: "a signal", argv: []string{"sh", "-c", "kill -TERM $$"}, code: 143},
 		{name: "its timeout", argv: []string{"sh", "-c", "echo waits; trap '' TERM; sleep 1000; sleep 1000"}, timeout: time.Second, code: 137, says: "waits"},
-		{name: "not found", argv: []string{"no-such-program"}, code: 127, says: "no-such-program"},
-		{name: "not found by its path", argv: []string{"/no/such/program"}, code: 127, says: "/no/such/program"},
 		{name: "not executable", argv: []string{"/etc/passwd"}, code: 126, says: "/etc/passwd"},
 		{name: "a folder", argv: []string{"/etc"}, code: 126, says: "/etc"},
 		{name: "no such directory", argv: []string{"true"}, dir: "/no/such", code: 126, says: "/no/such"},
@@ -208,6 +206,45 @@ func TestCommandEnds(t *testing.T) {
 				t.Errorf("%v, %q; want %d with %q", err, out, c.code, c.says)
 			}
 		})
+	}
+}
+
+// TestNoSuchProgram: it is an error of the call, also of one that does not wait,
+// and no command is left.
+func TestNoSuchProgram(t *testing.T) {
+	s := newServer(t, "--ready-networks", "0")
+	sb := s.create(client.CreateOptions{})
+	for _, name := range []string{"no-such-program", "/no/such/program", "./nothing"} {
+		for _, detached := range []bool{false, true} {
+			cmd := sb.Command(t.Context(), name)
+			cmd.Detached = detached
+			err := cmd.Run()
+			var refused *client.Error
+			if !errors.As(err, &refused) || refused.Code != skerry.CodeExecutableNotFound || refused.Status != 400 || !strings.Contains(refused.Message, name+": ") {
+				t.Errorf("%s, detached %v: %v", name, detached, err)
+			}
+		}
+	}
+	if list, err := sb.Commands(t.Context()); err != nil || len(list) > 0 {
+		t.Errorf("commands %v, %v", list, err)
+	}
+	for variable, want := range map[string]string{"SUDO_USER": "vercel-sandbox", "SUDO_UID": "1000", "SUDO_GID": "1000", "USER": "root", "HOME": "/root", "MINE": "kept"} {
+		cmd := sb.Command(t.Context(), "printenv", variable)
+		cmd.Sudo, cmd.Env = true, map[string]string{"MINE": "kept"}
+		if out, err := cmd.Output(); err != nil || string(out) != want+"\n" {
+			t.Errorf("with sudo, %s is %q, %v; want %q", variable, out, err, want)
+		}
+	}
+	if path := s.output(sb, "printenv", "PATH"); !strings.Contains(":"+path+":", ":/vercel/bin:") || !strings.Contains(":"+path+":", ":/usr/local/bin:") {
+		t.Errorf("PATH is %s", path)
+	}
+	if out := s.output(sb, "git", "init", "-q", "repo"); out != "" {
+		t.Errorf("git init: %s", out)
+	}
+	status := sb.Command(t.Context(), "git", "-C", "repo", "status", "--short")
+	status.Sudo = true
+	if out, err := status.CombinedOutput(); err != nil {
+		t.Errorf("git with sudo in the user's repository: %v, %s", err, out)
 	}
 }
 

@@ -31,7 +31,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	l := newLab(t)
 	t.Setenv("SSL_CERT_FILE", l.roots)
-	s := newServer(t, "--resolver", labGateway)
+	s := newServer(t, "--resolver", labGateway, "--allow-private", labNets, "--sandbox-ca", "none")
 	w := &world{server: s, lab: l}
 	w.neighbour = s.create(client.CreateOptions{Name: "neighbour"})
 	s.detach(w.neighbour, "exec python3 -m http.server 8080 --directory /etc")
@@ -114,7 +114,7 @@ func TestFirewall(t *testing.T) {
 		"a rule's, Python":      {"python3 -c 'import urllib.request as u; print(u.urlopen(\"https://api.rules.test/\").read().decode())'", `reached api.rules.test auth="Bearer brokered"`},
 		"an allowed network":    {"curl -sS http://" + directIP + ":8080/", `reached 203.0.113.77:8080 auth=""`},
 		"a forged address":      {"curl -sS --resolve allowed.test:80:" + evilIP + " http://allowed.test/", `reached allowed.test auth=""`},
-		"git's and pip's trust": {"echo $GIT_SSL_CAINFO $PIP_CERT $NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt /usr/local/share/ca-certificates/skerry.crt"},
+		"git's and pip's trust": {"echo $GIT_SSL_CAINFO $PIP_CERT $NODE_EXTRA_CA_CERTS", "/etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt /usr/local/share/skerry/authorities.crt"},
 	} {
 		if code, out := w.shell(custom, c.script); code != 0 || strings.TrimSpace(out) != c.want {
 			t.Errorf("%s: %d %s", what, code, out)

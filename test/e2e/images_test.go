@@ -242,8 +242,8 @@ func refuseImages(t *testing.T, s *server, registry string, img v1.Image) {
 		{[]string{"import", filepath.Join(dir, "missing"), "a:1"}, "no such file"},
 		{[]string{"pull", "--insecure", registry + "/team/none:1"}, "does not have it"},
 		{[]string{"pull", "--insecure", push(t, registry+"/team/foreign:1", withPlatform(t, img, "s390x"))}, "s390x"},
-		{[]string{"pull", registry + "/team/tiny:1"}, "cannot be asked"},
-		{[]string{"pull", "--insecure", "127.0.0.1:1/a:1"}, "cannot be asked"},
+		{[]string{"pull", registry + "/team/tiny:1"}, "cannot be reached"},
+		{[]string{"pull", "--insecure", "127.0.0.1:1/a:1"}, "cannot be reached"},
 		{[]string{"pull", "UPPER CASE"}, "not an image reference"},
 	} {
 		out, err := s.sandboxd(append([]string{"image"}, c.args...)...).CombinedOutput()

@@ -46,6 +46,7 @@ const (
 	evilIP     = "203.0.113.66"
 	directIP   = "203.0.113.77"
 	deniedIP   = "203.0.113.88"
+	labNets    = "198.51.100.0/24,203.0.113.0/24"
 )
 
 // inLab runs a test in the lab, and reports whether that is here.
@@ -72,6 +73,8 @@ type lab struct {
 	t     *testing.T
 	ns    int
 	roots string // file of the authority that its certificates are from
+	// open says that no site asks for a secret.
+	open bool
 
 	mu      sync.Mutex
 	names   map[string][]string // addresses, "=NAME" for an alias
@@ -428,7 +431,7 @@ func (l *lab) authority() (valid, expired tls.Certificate) {
 	}
 	root := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the lab's world"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, SubjectKeyId: []byte("lab"),
 	}
 	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
 	if err != nil {

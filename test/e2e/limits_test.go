@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -65,15 +66,52 @@ func TestExhaustion(t *testing.T) {
 	}
 }
 
+// exhaustMemory: the greediest process ends and its command is told why;
+// bystanders and what is in memory stay.
 func exhaustMemory(s *server, sb *client.Sandbox) {
 	s.t.Helper()
-	code, out := s.shell(sb, `python3 -c '
-kept = []
-while True: kept.append(bytearray(b"x" * (16 << 20)))'`)
-	if code != 137 && !strings.Contains(out, "MemoryError") {
-		s.t.Errorf("a program that takes memory without end: exit code %d\n%s", code, out)
+	bystander := s.detach(sb, "exec sleep 1000")
+	if code, out := s.shell(sb, "head -c 100M /dev/zero >/dev/shm/kept"); code != 0 {
+		s.t.Fatalf("100 MiB into /dev/shm: exit code %d\n%s", code, out)
 	}
-	s.assertAlive(sb)
+	const greedy = `python3 -c '
+kept = []
+while True: kept.append(bytearray(b"x" * (16 << 20)))'`
+	told := 0
+	for what, script := range map[string]string{"a command": "exec " + greedy, "a child of a command": greedy + "; echo child ended with $?"} {
+		code, out := s.shell(sb, script)
+		if code != 137 && !strings.Contains(out, "child ended with 137") {
+			s.t.Errorf("%s that takes memory without end: exit code %d\n%s", what, code, out)
+		}
+		if code == 137 && !strings.Contains(out, "skerry: out of memory: ") {
+			s.t.Errorf("%s that was killed for want of memory is not told so:\n%s", what, out)
+		}
+		if strings.Contains(out, `skerry: out of memory: "python3"`) && strings.Contains(out, "the sandbox has 2048 MiB") {
+			told++
+		}
+	}
+	// If a sandbox is quicker than its guard, the host's kernel kills, and does
+	// not say what.
+	log, err := os.ReadFile(s.path("state/sandboxd.log"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if killed := strings.Count(string(log), "a process of a sandbox was killed: out of memory"); told != killed {
+		s.t.Errorf("%d commands were told that they lost a process for want of memory, of %d that did", told, killed)
+	}
+	if code, out := s.shell(sb, "head -c 3G /dev/zero >/dev/shm/more"); code == 0 || !strings.Contains(out, "No space left on device") {
+		s.t.Errorf("3 GiB into /dev/shm: exit code %d\n%s", code, out)
+	}
+	if got := s.output(sb, "sh", "-c", "stat -c %s /dev/shm/kept; rm /dev/shm/more"); got != fmt.Sprint(100<<20) {
+		s.t.Errorf("what was in /dev/shm has %s bytes", got)
+	}
+	cmd, err := sb.FindCommand(s.t.Context(), bystander.ID())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if info := cmd.Info(); info.Finished() {
+		s.t.Errorf("a bystander ended with %d", *info.ExitCode)
+	}
 }
 
 func exhaustProcesses(s *server, sb *client.Sandbox) {
@@ -127,14 +165,15 @@ func exhaustDisk(s *server, sb *client.Sandbox) {
 	if err != nil || size < 900<<20 || size > 1<<30 {
 		s.t.Errorf("a disk of 1 GiB took a file of %d bytes, %v", size, err)
 	}
-	err = sb.WriteFile(s.t.Context(), "more", make([]byte, 8<<20), 0o644)
+	more := bytes.Repeat([]byte("more"), 2<<20) // zeros would take no room
+	err = sb.WriteFile(s.t.Context(), "more", more, 0o644)
 	assertError(s.t, "write to a full disk", err, 422, skerry.CodeDiskFull)
 	if e, ok := errors.AsType[*client.Error](err); ok && !strings.Contains(e.Message, "more") {
 		s.t.Errorf("the message does not name the file: %s", e.Message)
 	}
 	s.assertAlive(sb)
 	s.output(sb, "rm", "-f", "big", "more")
-	if err := sb.WriteFile(s.t.Context(), "more", make([]byte, 8<<20), 0o644); err != nil {
+	if err := sb.WriteFile(s.t.Context(), "more", more, 0o644); err != nil {
 		s.t.Errorf("write to a disk with room again: %v", err)
 	}
 }

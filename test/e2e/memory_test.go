@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"bytes"
 	_ "embed"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -278,11 +280,46 @@ func TestMemorySnapshot(t *testing.T) {
 	s.assertOwned(5)
 }
 
-// TestDamagedMemorySnapshot: it starts nothing, and says why.
+// assertSealed fails if a stored blob is not sealed, or if the database or a blob
+// holds one of the secrets in the clear.
+func (s *server) assertSealed(secrets ...string) {
+	s.t.Helper()
+	blobs := s.path("state/snapshots/blobs/blobs")
+	n := 0
+	for _, dir := range []string{blobs, s.path("state/db")} {
+		err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() {
+				return err
+			}
+			b, err := os.ReadFile(path)
+			if dir == blobs {
+				if n++; !bytes.HasPrefix(b, []byte("SKS\x01")) {
+					s.t.Errorf("%s is not sealed", path)
+				}
+			}
+			for _, secret := range secrets {
+				if bytes.Contains(b, []byte(secret)) {
+					s.t.Errorf("%s holds %q", path, secret)
+				}
+			}
+			return err
+		})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	if n == 0 {
+		s.t.Error("nothing is stored")
+	}
+}
+
+// TestDamagedMemorySnapshot: it starts nothing, and says why. Nor does it give
+// away what the sandbox had in memory.
 func TestDamagedMemorySnapshot(t *testing.T) {
 	s := newServer(t)
-	sb := s.create(client.CreateOptions{Name: "box", VCPUs: 1})
+	sb := s.create(client.CreateOptions{Name: "box", VCPUs: 1, Env: map[string]string{"KEY": "s3cret-environment"}})
 	s.warm(sb)
+	s.output(sb, "sh", "-c", "echo s3cret-argument > s3cret-file")
 	snap, err := sb.Snapshot(t.Context(), client.TakeOptions{Memory: true})
 	if err != nil {
 		t.Fatal(err)
@@ -290,11 +327,12 @@ func TestDamagedMemorySnapshot(t *testing.T) {
 	if err := s.stop(); err != nil {
 		t.Fatal(err)
 	}
+	s.assertSealed("s3cret-environment", "s3cret-argument", "s3cret-file")
 	if err := os.RemoveAll(s.path("state/snapshots/cache")); err != nil {
 		t.Fatal(err)
 	}
 	s.start()
-	path := largestFile(t, filepath.Join(s.path("state/snapshots/blobs/blobs"), "chunk"))
+	path := largestFile(t, filepath.Join(s.path("state/snapshots/blobs/blobs"), "sealed-chunk"))
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -92,7 +92,7 @@ func TestPorts(t *testing.T) {
 	s := newServer(t)
 	sb := s.create(client.CreateOptions{Name: "web", Ports: []int{3000, 4000}})
 	routes := sb.Routes()
-	if len(routes) != 2 || routes[0].Port != 3000 || len(routes[0].Subdomain) != 26 || !strings.HasPrefix(routes[0].URL, "http://127.0.0.1:2") {
+	if len(routes) != 2 || routes[0].Port != 3000 || len(routes[0].Subdomain) != 26 || !strings.HasPrefix(routes[0].URL, "http://localhost:2") {
 		t.Fatalf("routes: %+v", routes)
 	}
 	if a := fetch(t, routes[0].URL, "Accept", "text/html"); a.status != 502 || a.code != "port_not_listening" || !strings.Contains(a.body, "refresh") {

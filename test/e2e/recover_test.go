@@ -1,11 +1,15 @@
 package e2e
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -44,14 +48,12 @@ func TestRestart(t *testing.T) {
 			if err := done.Wait(); err == nil {
 				t.Fatal("exit code 3 is no error")
 			}
-			attached := follow(t, count)
+			followed := follow(t, count)
+			attached := s.execCLI("survivor", "sh", "-c", counter)
 			terminal, screen := openTerminal(t, sb)
 
 			leave(s)
 
-			if err := <-attached; err == nil {
-				t.Error("who followed the output was told that the command ended")
-			}
 			<-screen
 			if code, err := terminal.Wait(); err == nil && code == 0 {
 				t.Error("the terminal's reader was told that the command succeeded")
@@ -76,6 +78,16 @@ func TestRestart(t *testing.T) {
 			})
 			s.output(again, "touch", "/tmp/enough")
 			checkCounter(t, s, again, count.ID())
+			if end := <-followed; end.err != nil {
+				t.Errorf("who followed the output: %v", end.err)
+			} else {
+				checkNumbers(t, end.out)
+			}
+			if err := attached.Wait(); attached.ProcessState.ExitCode() != 7 {
+				t.Errorf("sandbox exec: %v, %s", err, attached.Stderr)
+			} else {
+				checkNumbers(t, attached.Stdout.(*output).String())
+			}
 			checkCommand(t, again, brief.ID(), 5, "begun\nover\n")
 			checkCommand(t, again, done.ID(), 3, "out\nmore\n")
 
@@ -88,30 +100,71 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// follow reads a running command's output and sends what ended that. It
+// followed is what was read of a command's output, and why that ended.
+type followed struct {
+	out string
+	err error
+}
+
+// follow reads a running command's output and sends what it came to. It
 // returns once something was read.
-func follow(t *testing.T, cmd *client.Cmd) <-chan error {
+func follow(t *testing.T, cmd *client.Cmd) <-chan followed {
 	t.Helper()
-	first, end := make(chan struct{}), make(chan error, 1)
+	first, end := make(chan struct{}), make(chan followed, 1)
 	go func() {
+		var got followed
 		n := 0
-		for _, err := range cmd.Logs(t.Context()) {
+		for log, err := range cmd.Logs(t.Context()) {
 			if err != nil {
-				end <- err
-				return
+				got.err = err
+				break
 			}
+			got.out += string(log.Data)
 			if n++; n == 3 {
 				close(first)
 			}
 		}
-		end <- nil
+		end <- got
 	}()
 	select {
 	case <-first:
-	case err := <-end:
-		t.Fatalf("the output ended early: %v", err)
+	case got := <-end:
+		t.Fatalf("the output ended early: %v", got.err)
 	}
 	return end
+}
+
+// output is what a process of the test has printed so far.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
+// execCLI starts "sandbox exec", and returns once the command has printed.
+func (s *server) execCLI(args ...string) *exec.Cmd {
+	s.t.Helper()
+	cmd := exec.Command(filepath.Join(programs, "sandbox"), append([]string{"exec"}, args...)...)
+	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+s.path("config"), "SKERRY_URL="+s.URL())
+	out := &output{}
+	cmd.Stdout, cmd.Stderr = out, &output{}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	s.waitFor("sandbox exec to print", func() bool { return out.String() != "" })
+	return cmd
 }
 
 // openTerminal opens a terminal on a command that goes on until it is hung up,
@@ -139,14 +192,23 @@ func openTerminal(t *testing.T, sb *client.Sandbox) (*client.Terminal, <-chan st
 func checkCounter(t *testing.T, s *server, sb *client.Sandbox, id string) {
 	t.Helper()
 	code, out := commandEnd(t, sb, id)
+	if code != 7 {
+		t.Errorf("the counter ended with %d, want 7", code)
+	}
+	checkNumbers(t, out)
+}
+
+// checkNumbers checks what a counter has printed.
+func checkNumbers(t *testing.T, out string) {
+	t.Helper()
 	lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 	for i, line := range lines[:len(lines)-1] {
 		if line != fmt.Sprint(i) {
 			t.Fatalf("line %d of %d is %q", i, len(lines), line)
 		}
 	}
-	if want := fmt.Sprintf("end %d", len(lines)-1); code != 7 || lines[len(lines)-1] != want {
-		t.Errorf("the counter ended with %d and %q, want 7 and %q", code, lines[len(lines)-1], want)
+	if want := fmt.Sprintf("end %d", len(lines)-1); lines[len(lines)-1] != want {
+		t.Errorf("the counter ended with %q, want %q", lines[len(lines)-1], want)
 	}
 }
 
@@ -262,12 +324,23 @@ func TestLostWhileServing(t *testing.T) {
 			if shown := <-screen; !strings.Contains(shown, "sandbox: ") {
 				t.Errorf("the terminal does not tell of the end: %q", shown)
 			}
-			if code, err := term.Wait(); err != nil || code == 0 {
+			if code, err := term.Wait(); !client.IsStopped(err) {
 				t.Errorf("the terminal's command ended with %d, %v", code, err)
 			}
 			var exit *client.ExitError
 			if err := detached.Wait(); !errors.As(err, &exit) || exit.Code != 137 {
 				t.Errorf("the command ended with %v", err)
+			}
+			var said string
+			for log, err := range detached.Logs(t.Context()) {
+				if err != nil {
+					t.Errorf("the command's output: %v", err)
+					break
+				}
+				said += string(log.Data)
+			}
+			if !strings.HasPrefix(said, "skerry: the sandbox was lost: ") {
+				t.Errorf("the command's output is %q", said)
 			}
 			s.waitFor("the session to be aborted", func() bool {
 				return s.get(sb.Name()).Session().Status == skerry.StatusAborted
@@ -278,6 +351,13 @@ func TestLostWhileServing(t *testing.T) {
 			dead, err := strict.GetSandbox(t.Context(), sb.Name(), client.GetOptions{})
 			if err != nil {
 				t.Fatal(err)
+			}
+			// Clients go on in a new session when they are told of a stop: once
+			// they are told of the loss instead.
+			told := dead.Command(t.Context(), "true").Run()
+			assertError(t, "the first call", told, 409, skerry.CodeConflict)
+			if told == nil || !strings.Contains(told.Error(), "was lost") {
+				t.Errorf("the first call is told %v", told)
 			}
 			for call, err := range map[string]error{
 				"cmd":    dead.Command(t.Context(), "true").Run(),
@@ -337,11 +417,11 @@ func TestSecondServer(t *testing.T) {
 	s := newServer(t)
 	pid := s.pid()
 	out, err := s.sandboxd("serve", "--run-dir", s.path("run"), "--listen", "127.0.0.1:0", "--background").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "runs already") || !strings.Contains(string(out), "sandboxd.log") {
+	if err != nil || !strings.Contains(string(out), "is already running") || !strings.Contains(string(out), "sandboxd.log; to start one with other flags, stop it first") {
 		t.Errorf("a second server in the background: %v: %s", err, out)
 	}
 	out, err = s.sandboxd("serve", "--run-dir", s.path("run"), "--listen", "127.0.0.1:0").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "runs on this state folder already") {
+	if err == nil || !strings.Contains(string(out), "is already running on this state folder") {
 		t.Errorf("a second server: %v: %s", err, out)
 	}
 	if s.pid() != pid {

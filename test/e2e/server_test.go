@@ -2,12 +2,16 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -15,6 +19,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry/client"
+	"github.com/skerry-dev/skerry/internal/store/pgtest"
 )
 
 // programs is the folder with the programs under test, images the one with
@@ -23,6 +28,9 @@ var (
 	programs = setting("SKERRY_BIN", "../../bin")
 	images   = setting("SKERRY_IMAGES", "/var/lib/skerry/images")
 )
+
+// split has each test's server run as two processes: its node, and the rest.
+var split = os.Getenv("SKERRY_E2E_SPLIT") != ""
 
 func setting(name, otherwise string) string {
 	if v := os.Getenv(name); v != "" {
@@ -56,6 +64,16 @@ type server struct {
 	// flags are those of serve, files what its starter leaves open for it.
 	flags []string
 	files []*os.File
+	// env is added to the environment of every call of sandboxd.
+	env []string
+	// database has its data, if it is not in SQLite.
+	database *pgtest.Server
+	// under is a command that the server is started by, such as setpriv.
+	under []string
+	// address is where it listens, at each start.
+	address string
+	// split has it run as two processes.
+	split bool
 	*client.Client
 }
 
@@ -75,13 +93,18 @@ func prepareServer(t *testing.T, flags ...string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{t: t, dir: dir, images: images, flags: flags}
+	s := &server{t: t, dir: dir, images: images, flags: flags, address: freeAddress(t), split: split}
 	t.Cleanup(func() {
 		if s.Client != nil {
 			s.Client.Close()
 		}
 		if err := s.stop(); err != nil {
 			t.Error(err)
+		}
+		if s.database != nil {
+			if err := s.database.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 		s.assertNothingLeft()
 		if t.Failed() {
@@ -96,7 +119,28 @@ func prepareServer(t *testing.T, flags ...string) *server {
 		}
 		os.RemoveAll(dir)
 	})
+	if onPostgres {
+		s.usePostgres()
+	}
 	return s
+}
+
+// freeAddress returns an address that nobody listens at, and that stays free
+// while a server is started again: its port is none that the system gives to
+// outgoing connections.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for {
+		addr := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(9000))
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			ln.Close()
+			return addr
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
@@ -111,15 +155,67 @@ func (s *server) in(t *testing.T) *server {
 // sandboxd is a call of the program on the server's state.
 func (s *server) sandboxd(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(programs, "sandboxd"), append([]string{"--state", s.path("state"), "--images", s.images}, args...)...)
-	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+s.path("config"))
+	cmd.Env = append(append(os.Environ(), "XDG_CONFIG_HOME="+s.path("config")), s.env...)
 	return cmd
 }
 
 // start starts the server and connects to it.
 func (s *server) start() {
 	s.t.Helper()
-	args := append([]string{"serve", "--run-dir", s.path("run"), "--listen", "127.0.0.1:0", "--background"}, s.flags...)
+	if s.split {
+		s.stopNode() // of a server that was ended otherwise than by stop
+		s.startNode()
+	}
+	s.startServe()
+}
+
+// args are the flags of both processes.
+func (s *server) args() []string {
+	args := append([]string{"--run-dir", s.path("run"), "--listen", s.address, "--background"}, s.flags...)
+	// What tests fetch from inside sandboxes may stand in a private network.
+	if nets := os.Getenv("SKERRY_TEST_PRIVATE"); nets != "" {
+		args = append(args, "--allow-private", nets)
+	}
+	return args
+}
+
+// startNode starts the node's process.
+func (s *server) startNode() {
+	s.t.Helper()
+	s.run(append([]string{"node"}, s.args()...))
+}
+
+// startServe starts the server, or the half of it that is not the node.
+func (s *server) startServe() {
+	s.t.Helper()
+	args := append([]string{"serve"}, s.args()...)
+	if s.split {
+		args = append(args, "--node", "unix:"+s.path("state/node/node.sock"))
+	}
+	b := s.run(args)
+	_, after, ok := strings.Cut(b, "listens at ")
+	url, _, ok2 := strings.Cut(after, ",")
+	if !ok || !ok2 {
+		s.t.Fatalf("the server does not say where it listens: %s", b)
+	}
+	if s.Client != nil {
+		s.Client.Close()
+	}
+	s.Client = s.connect(url, s.config().Token, false)
+}
+
+// run runs a command of sandboxd that starts a process in the background, and
+// returns what it says.
+func (s *server) run(args []string) string {
+	s.t.Helper()
 	cmd := s.sandboxd(args...)
+	if len(s.under) > 0 {
+		path, err := exec.LookPath(s.under[0])
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		cmd.Path, cmd.Args = path, append(slices.Clone(s.under), cmd.Args...)
+	}
 	// Into a file: the server would hold a pipe open.
 	out, err := os.Create(s.path("serve.out"))
 	if err != nil {
@@ -136,16 +232,7 @@ func (s *server) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	// Port 0 is another port at every start.
-	_, after, ok := strings.Cut(string(b), "listens at ")
-	url, _, ok2 := strings.Cut(after, ",")
-	if !ok || !ok2 {
-		s.t.Fatalf("the server does not say where it listens: %s", b)
-	}
-	if s.Client != nil {
-		s.Client.Close()
-	}
-	s.Client = s.connect(url, s.config().Token, false)
+	return string(b)
 }
 
 // connect returns a client that calls itself by a token.
@@ -177,7 +264,18 @@ func (s *server) config() config {
 
 func (s *server) pid() int {
 	s.t.Helper()
-	b, err := os.ReadFile(s.path("state/sandboxd.pid"))
+	return s.pidIn("state/sandboxd.pid")
+}
+
+// nodePID is the process that runs the sandboxes.
+func (s *server) nodePID() int {
+	s.t.Helper()
+	return s.pidIn("state/node.pid")
+}
+
+func (s *server) pidIn(file string) int {
+	s.t.Helper()
+	b, err := os.ReadFile(s.path(file))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -191,13 +289,28 @@ func (s *server) pid() int {
 // kill ends the server as a crash does.
 func (s *server) kill() {
 	s.t.Helper()
-	pid := s.pid()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		s.t.Fatal(err)
+	pids := []int{s.pid()}
+	if s.split {
+		pids = append(pids, s.nodePID())
 	}
-	s.waitFor("the killed server to go", func() bool {
-		_, err := os.Stat(fmt.Sprintf("/proc/%d/exe", pid))
-		return err != nil
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	for _, pid := range pids {
+		s.awaitEnd(pid)
+	}
+}
+
+// awaitEnd returns when a process has ended. The last of its threads closes its
+// files, and with those the port; the first may be a zombie before.
+func (s *server) awaitEnd(pid int) {
+	s.t.Helper()
+	s.waitFor("the process of the server to go", func() bool {
+		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		stat, serr := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || serr != nil || len(threads) <= 1 && bytes.Contains(stat, []byte(") Z"))
 	})
 }
 
@@ -207,7 +320,27 @@ func (s *server) stop(flags ...string) error {
 	if err != nil {
 		return fmt.Errorf("stop the server: %w: %s", err, out)
 	}
+	if s.split {
+		s.stopNode()
+	}
 	return nil
+}
+
+// stopNode ends the node's process, if it runs. Its sandboxes run on.
+func (s *server) stopNode() {
+	s.t.Helper()
+	if _, err := os.Stat(s.path("state/node.pid")); err != nil {
+		return // it was never started
+	}
+	pid := s.nodePID()
+	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil || !bytes.Contains(args, []byte(s.dir)) {
+		return // it has ended
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		s.t.Fatal(err)
+	}
+	s.awaitEnd(pid)
 }
 
 // waitFor waits until something that happens beside the test has happened.

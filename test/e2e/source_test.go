@@ -183,8 +183,10 @@ func sourceServer(t *testing.T, root string) http.Handler {
 // TestSource: a sandbox begins with what its source has, or does not begin.
 func TestSource(t *testing.T) {
 	root, commit := repository(t)
-	base := "http://" + outside(t, sourceServer(t, root))
-	s := newServer(t, "--ready-networks", "0") // after the outside: it opens the way there
+	address := outside(t, sourceServer(t, root))
+	base := "http://" + address
+	host, _, _ := strings.Cut(address, ":")
+	s := newServer(t, "--ready-networks", "0", "--allow-private", host) // after the outside: it opens the way there
 	open, closed := base+"/open/repo.git", base+"/closed/repo.git"
 	for name, c := range map[string]struct {
 		source skerry.Source

@@ -219,13 +219,13 @@ func TestBlobsGoneAndBack(t *testing.T) {
 		s.start()
 	}
 	restart()
-	if err := os.Rename(filepath.Join(blobs, "chunk"), s.path("away")); err != nil {
+	if err := os.Rename(filepath.Join(blobs, "sealed-chunk"), s.path("away")); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.GetSandbox(t.Context(), "lost", client.GetOptions{Resume: true}); err == nil {
 		t.Error("a sandbox started without its bytes")
 	}
-	if err := os.Rename(s.path("away"), filepath.Join(blobs, "chunk")); err != nil {
+	if err := os.Rename(s.path("away"), filepath.Join(blobs, "sealed-chunk")); err != nil {
 		t.Fatal(err)
 	}
 	back := s.get("lost")
@@ -235,7 +235,7 @@ func TestBlobsGoneAndBack(t *testing.T) {
 	s.stopSaved(back)
 
 	restart()
-	largest := largestFile(t, filepath.Join(blobs, "chunk"))
+	largest := largestFile(t, filepath.Join(blobs, "sealed-chunk"))
 	b, err := os.ReadFile(largest)
 	if err != nil {
 		t.Fatal(err)

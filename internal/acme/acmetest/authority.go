@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -43,6 +44,8 @@ type Authority struct {
 
 	orders atomic.Int64
 	down   atomic.Bool
+	// held is locked while requests are to wait.
+	held sync.RWMutex
 }
 
 // Start starts an authority that ends with the test.
@@ -68,6 +71,8 @@ func Start(t testing.TB, o Options) *Authority {
 		if a.down.Load() {
 			panic(http.ErrAbortHandler)
 		}
+		a.held.RLock()
+		defer a.held.RUnlock()
 		if strings.HasSuffix(r.URL.Path, "/order-plz") {
 			a.orders.Add(1)
 		}
@@ -93,6 +98,12 @@ func (a *Authority) Orders() int64 { return a.orders.Load() }
 
 // SetDown has it drop all connections, or answer again.
 func (a *Authority) SetDown(down bool) { a.down.Store(down) }
+
+// Hold has it answer nothing before the release.
+func (a *Authority) Hold() (release func()) {
+	a.held.Lock()
+	return a.held.Unlock
+}
 
 // APIRoots are who signs its own TLS.
 func (a *Authority) APIRoots(t testing.TB) *x509.CertPool {

@@ -60,7 +60,7 @@ func (d *Driver) startGofer(conf *config.Config, spec driver.Spec, args *sandbox
 	}
 	donate("spec-fd", oci)
 	confs := args.GoferMountConfs
-	for range spec.Mounts {
+	for range spec.Volumes {
 		sentry, gofer, err := pair()
 		if err != nil {
 			return nil, err
@@ -110,14 +110,14 @@ func (d *Driver) startGofer(conf *config.Config, spec driver.Spec, args *sandbox
 	if err != nil {
 		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
-	if err := attachMounts(proc.pid, dir, spec.Mounts); err != nil {
+	if err := attachMounts(proc.pid, dir, spec.Volumes); err != nil {
 		_ = proc.signal()
 		_, _, werr := proc.wait()
 		proc.close()
 		return nil, errors.Join(err, werr)
 	}
 	args.GoferMountConfs = confs
-	args.IOFiles = append(args.IOFiles, sentrys[:len(spec.Mounts)]...)
+	args.IOFiles = append(args.IOFiles, sentrys[:len(spec.Volumes)]...)
 	args.MountsFile = mounts
 	return proc, nil
 }
@@ -132,7 +132,7 @@ func pair() (a, b *os.File, err error) {
 }
 
 // attachMounts attaches the mounts' trees in the mount namespace of a process.
-func attachMounts(pid int, dir string, mounts []driver.Mount) error {
+func attachMounts(pid int, dir string, mounts []driver.Volume) error {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
 	if err != nil {
 		return err
@@ -151,7 +151,7 @@ func attachMounts(pid int, dir string, mounts []driver.Mount) error {
 			return err
 		}
 		for i, m := range mounts {
-			err := unix.MoveMount(int(m.Tree.Fd()), "", unix.AT_FDCWD, mountPoint(dir, i), unix.MOVE_MOUNT_F_EMPTY_PATH)
+			err := unix.MoveMount(int(m.Source.Fd()), "", unix.AT_FDCWD, mountPoint(dir, i), unix.MOVE_MOUNT_F_EMPTY_PATH)
 			if err != nil {
 				return fmt.Errorf("%s: %w", m.Path, err)
 			}

@@ -1,7 +1,6 @@
 package gvisor
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -38,9 +37,9 @@ func TestMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec := l.spec("mounts")
-	spec.Mounts = []driver.Mount{
-		{Path: "/srv/deep/data", Tree: tree(t, written)},
-		{Path: "/frozen", Tree: tree(t, frozen), ReadOnly: true},
+	spec.Volumes = []driver.Volume{
+		{Path: "/srv/deep/data", Kind: driver.Tree, Source: tree(t, written)},
+		{Path: "/frozen", Kind: driver.Tree, Source: tree(t, frozen), ReadOnly: true},
 	}
 	_, g := l.start(t, spec)
 	for _, c := range []struct{ ask, want string }{
@@ -86,9 +85,9 @@ func TestMounts(t *testing.T) {
 func TestMountOnAFile(t *testing.T) {
 	l := newLab(t)
 	spec := l.spec("misplaced")
-	spec.Mounts = []driver.Mount{{Path: "/fine", Tree: tree(t, t.TempDir())}, {Path: "/agent", Tree: tree(t, t.TempDir())}}
-	_, _, err := l.Start(t.Context(), spec)
-	if at, ok := errors.AsType[*driver.MountError](err); !ok || at.Path != "/agent" {
+	spec.Volumes = []driver.Volume{{Path: "/fine", Kind: driver.Tree, Source: tree(t, t.TempDir())}, {Path: "/agent", Kind: driver.Tree, Source: tree(t, t.TempDir())}}
+	_, err := l.Start(t.Context(), spec)
+	if at, ok := errors.AsType[*driver.VolumeError](err); !ok || at.Path != "/agent" {
 		t.Errorf("a mount on a file: %v", err)
 	}
 	l.assertNothingLeft(t, spec.ID)
@@ -98,32 +97,28 @@ func TestSnapshotLeavesMountsOut(t *testing.T) {
 	l := newLab(t)
 	dir := t.TempDir()
 	spec := l.spec("before")
-	spec.Mounts = []driver.Mount{{Path: "/data", Tree: tree(t, dir)}}
+	spec.Volumes = []driver.Volume{{Path: "/data", Kind: driver.Tree, Source: tree(t, dir)}}
 	m, g := l.start(t, spec)
 	for _, ask := range []string{"path append /data/file shared", "path append /own mine"} {
 		if got := g.ask("%s", ask); got != "<nil>" {
 			t.Fatal(got)
 		}
 	}
-	var asked []string
-	saved := snapshot(t, m, func(_ context.Context, paths []string) ([]driver.Attrs, error) {
-		asked = append(asked, paths...)
-		return make([]driver.Attrs, len(paths)), nil
-	})
-	if all := strings.Join(asked, " "); strings.Contains(all, "/data/file") || !strings.Contains(all, "/own") {
-		t.Errorf("the snapshot has %s", all)
-	}
+	saved := snapshot(t, m)
 	// From the snapshot without the mount, and with it at the old place and at
 	// a new one.
 	bare := l.spec("bare")
-	bare.Snapshot = saved
+	bare.Source.Files = saved
 	_, g = l.start(t, bare)
 	if got := g.ask("path list /data"); got != "[] <nil>" {
 		t.Errorf("without the mount its place has %s", got)
 	}
+	if got := g.ask("read /own"); got != "mine <nil>" {
+		t.Errorf("the machine's own file is %s", got)
+	}
 	again := l.spec("again")
-	again.Snapshot = saved
-	again.Mounts = []driver.Mount{{Path: "/data", Tree: tree(t, dir)}, {Path: "/new/place", Tree: tree(t, dir), ReadOnly: true}}
+	again.Source.Files = saved
+	again.Volumes = []driver.Volume{{Path: "/data", Kind: driver.Tree, Source: tree(t, dir)}, {Path: "/new/place", Kind: driver.Tree, Source: tree(t, dir), ReadOnly: true}}
 	_, g = l.start(t, again)
 	for ask, want := range map[string]string{
 		"path read /own":            `"mine"`,
@@ -140,7 +135,7 @@ func TestRecoverAdoptsMounts(t *testing.T) {
 	l := newLab(t)
 	dir := t.TempDir()
 	spec := l.spec("kept")
-	spec.Mounts = []driver.Mount{{Path: "/data", Tree: tree(t, dir)}}
+	spec.Volumes = []driver.Volume{{Path: "/data", Kind: driver.Tree, Source: tree(t, dir)}}
 	m, g := l.start(t, spec)
 	g.ask("cpus")
 	machines, err := l.Recover(t.Context())
@@ -162,7 +157,7 @@ func TestRecoverAdoptsMounts(t *testing.T) {
 func TestGofersEndEndsTheMachine(t *testing.T) {
 	l := newLab(t)
 	spec := l.spec("orphan")
-	spec.Mounts = []driver.Mount{{Path: "/data", Tree: tree(t, t.TempDir())}}
+	spec.Volumes = []driver.Volume{{Path: "/data", Kind: driver.Tree, Source: tree(t, t.TempDir())}}
 	m, g := l.start(t, spec)
 	g.ask("cpus")
 	if err := m.(*machine).gofer.signal(); err != nil {
@@ -181,7 +176,7 @@ func TestGofersEndEndsTheMachine(t *testing.T) {
 func TestGoferIsConfined(t *testing.T) {
 	l := newLab(t)
 	spec := l.spec("confined")
-	spec.Mounts = []driver.Mount{{Path: "/data", Tree: tree(t, t.TempDir())}}
+	spec.Volumes = []driver.Volume{{Path: "/data", Kind: driver.Tree, Source: tree(t, t.TempDir())}}
 	m, g := l.start(t, spec)
 	g.ask("cpus")
 	pid := m.(*machine).gofer.pid
@@ -214,5 +209,41 @@ func TestGoferIsConfined(t *testing.T) {
 	}
 	if !strings.Contains(fmt.Sprint(in), fmt.Sprint(pid)) {
 		t.Errorf("the gofer (%d) is not in the machine's cgroup: %v", pid, in)
+	}
+}
+
+// TestOpenFilesOnMounts opens so many files on a mount that the gofer, which has
+// two of the host's open for each, may have no more.
+func TestOpenFilesOnMounts(t *testing.T) {
+	l := newLab(t)
+	spec := l.spec("open")
+	spec.Volumes = []driver.Volume{{Path: "/data", Kind: driver.Tree, Source: tree(t, t.TempDir())}}
+	m, g := l.start(t, spec)
+	// Less than it may have, which takes a while to open.
+	limit := unix.Rlimit{Cur: maxSentryFiles / 16, Max: maxSentryFiles / 16}
+	for _, pid := range []int{m.(*machine).proc.pid, m.(*machine).gofer.pid} {
+		if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := g.ask("pin open /data %d", limit.Max)
+	var opened uint64
+	if _, err := fmt.Sscan(said, &opened); err != nil || opened > limit.Max/2 || opened < limit.Max/2-100 || !strings.HasSuffix(said, "too many open files") {
+		t.Errorf("files on a mount: %s", said)
+	}
+	if got := g.ask("pin open /tmp 10"); got != "10 all" {
+		t.Errorf("others beside them: %s", got)
+	}
+	// It can be saved all the same.
+	dir := filepath.Join(t.TempDir(), "snapshot")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Save(t.Context(), dir, driver.Saving{}); err != nil {
+		t.Error(err)
+	}
+	g.ask("unpin")
+	if got := g.ask("pin open /data 10"); got != "10 all" {
+		t.Errorf("after those were closed: %s", got)
 	}
 }

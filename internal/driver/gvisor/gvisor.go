@@ -16,9 +16,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	gvlog "gvisor.dev/gvisor/pkg/log"
@@ -31,6 +34,13 @@ import (
 	"github.com/skerry-dev/skerry/internal/driver"
 )
 
+// The main goroutine keeps the main thread for itself. runsc starts a sandbox from
+// a thread that it moves into the sandbox's network namespace, and finds the way
+// back in /proc/self, which is the main thread's: were that in another sandbox's
+// namespace at the moment, the thread would stay there and run any goroutine of
+// the server in it.
+func init() { runtime.LockOSThread() }
+
 // Main runs this process as gVisor's if that is what it was started for, and
 // then does not return. The program's main calls it before anything else.
 func Main() {
@@ -39,11 +49,15 @@ func Main() {
 	if len(os.Args) == 0 || !strings.HasPrefix(os.Args[0], "runsc-") && !isReexec(os.Args[1:]) {
 		return
 	}
+	// It comes with an error when a file is as large as it may be: limitProcess.
+	signal.Ignore(unix.SIGXFSZ)
 	// A sentry's core holds what its sandbox had in memory, and is as large.
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		fmt.Fprintln(os.Stderr, "no core files:", err)
 		os.Exit(1)
 	}
+	os.Args = ownMemory(os.Args)
+	runtime.UnlockOSThread()
 	maincli.Main()
 	os.Exit(0)
 }
@@ -89,6 +103,8 @@ type Driver struct {
 	null *os.File
 	// longPaths lets one machine after the other start; see startProcesses.
 	longPaths sync.Mutex
+	users     users
+	callWait  time.Duration // the constant, but in tests
 	// freeing counts the writable layers of ended machines that are being
 	// given back.
 	freeing sync.WaitGroup
@@ -114,7 +130,7 @@ func New(cfg Config) (*Driver, error) {
 	}
 	gvlog.SetLevel(gvlog.Warning)
 	gvlog.SetTarget(emitter{cfg.Log})
-	return &Driver{cfg: cfg, null: null}, nil
+	return &Driver{cfg: cfg, null: null, callWait: callWait}, nil
 }
 
 // detach points the standard files at the reading end of a pipe that nobody
@@ -145,7 +161,7 @@ func (d *Driver) machineDir(id string) string { return filepath.Join(d.cfg.Dir, 
 func (d *Driver) runscConfig(id string, network bool) (*config.Config, error) {
 	args := []string{
 		"--root=" + d.machineDir(id),
-		// The sentry runs as nobody in a user namespace of its own and serves
+		// The sentry runs as a user that owns nothing, in a user namespace of its own and serves
 		// no host files, so the filter need not let it touch any.
 		"--directfs=false",
 		// The cgroup is this driver's work.
@@ -165,7 +181,7 @@ func (d *Driver) runscConfig(id string, network bool) (*config.Config, error) {
 		args = append(args, "--network=none")
 	}
 	if d.cfg.Debug {
-		args = append(args, "--debug=true", "--debug-log="+filepath.Join(d.machineDir(id), "debug")+"/")
+		args = append(args, "--debug=true", "--debug-log="+filepath.Join(d.machineDir(id), debugDir)+"/")
 	}
 	flags := flag.NewFlagSet("runsc", flag.ContinueOnError)
 	config.RegisterFlags(flags)
@@ -206,7 +222,7 @@ func (d *Driver) Recover(ctx context.Context) ([]driver.Machine, error) {
 	var machines []driver.Machine
 	var errs []error
 	for id := range ids {
-		m, err := d.adopt(id, procs[id])
+		m, err := d.adopt(ctx, id, procs[id])
 		if err == nil {
 			machines = append(machines, m)
 			continue

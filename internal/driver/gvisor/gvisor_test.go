@@ -12,17 +12,23 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/driver"
+	"github.com/skerry-dev/skerry/internal/driver/drivertest"
 )
 
 // programs holds what every test needs built: the sentry, and an image with
-// the tests' agent, which is root and agent image at once.
-var programs struct{ sentry, image string }
+// the tests' agent, which is root and agent image at once. root and agent are the
+// images of package drivertest.
+var programs struct{ sentry, image, root, agent string }
 
 func TestMain(m *testing.M) {
 	os.Exit(buildAndRun(m))
@@ -42,16 +48,25 @@ func buildAndRun(m *testing.M) int {
 	tree := filepath.Join(dir, "tree")
 	programs.sentry = filepath.Join(dir, "sentry")
 	programs.image = filepath.Join(dir, "image.erofs")
+	rootTree, agentTree := filepath.Join(dir, "root"), filepath.Join(dir, "real-agent")
+	programs.root, programs.agent = rootTree+".erofs", agentTree+".erofs"
 	for _, d := range []string{"tmp", "etc", "proc", "sys", "dev", ".skerry"} {
-		if err := os.MkdirAll(filepath.Join(tree, d), 0o755); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Join(tree, d), 0o755), os.MkdirAll(filepath.Join(rootTree, d), 0o755), os.MkdirAll(agentTree, 0o755)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 	}
+	if err := drivertest.BuildTool(filepath.Join(rootTree, "tool")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	for _, args := range [][]string{
 		{"go", "build", "-o", programs.sentry, "./testdata/sentry"},
 		{"go", "build", "-o", filepath.Join(tree, "agent"), "./testdata/agent"},
+		{"go", "build", "-o", filepath.Join(agentTree, "agent"), "../../../cmd/skerry-agent"},
 		{"mkfs.erofs", "-E", "noinline_data", programs.image, tree},
+		{"mkfs.erofs", "-E", "noinline_data", programs.root, rootTree},
+		{"mkfs.erofs", "-E", "noinline_data", programs.agent, agentTree},
 	} {
 		cmd := exec.Command(args[0], args[1:]...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -73,19 +88,30 @@ type lab struct{ *Driver }
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	dir := t.TempDir()
 	groups, err := cgroup.New(fmt.Sprintf("skerry-gvisor-test-%d", os.Getpid()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, out, errf := os.Stdin, os.Stdout, os.Stderr
-	d, err := New(Config{
+	t.Cleanup(func() {
+		if err := groups.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	dir := t.TempDir()
+	return openLab(t, Config{
 		Dir:     filepath.Join(dir, "machines"),
 		DiskDir: dir,
 		Cgroups: groups,
 		Sentry:  programs.sentry,
-		Log:     slog.New(slog.NewTextHandler(errf, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	})
+}
+
+// openLab returns a driver on folders that another one may have used.
+func openLab(t *testing.T, cfg Config) *lab {
+	t.Helper()
+	in, out, errf := os.Stdin, os.Stdout, os.Stderr
+	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+	d, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,9 +120,6 @@ func newLab(t *testing.T) *lab {
 			t.Error(err)
 		}
 		os.Stdin, os.Stdout, os.Stderr = in, out, errf
-		if err := groups.Close(); err != nil {
-			t.Error(err)
-		}
 	})
 	return &lab{d}
 }
@@ -133,7 +156,7 @@ func (g *guest) ask(format string, args ...any) string {
 
 func (l *lab) start(t *testing.T, spec driver.Spec) (driver.Machine, *guest) {
 	t.Helper()
-	m, conn, err := l.Start(t.Context(), spec)
+	m, err := l.Start(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,26 +166,37 @@ func (l *lab) start(t *testing.T, spec driver.Spec) (driver.Machine, *guest) {
 		}
 		l.assertNothingLeft(t, spec.ID)
 	})
+	conn, err := m.Attach(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	return m, newGuest(t, conn)
 }
 
 func (l *lab) assertNothingLeft(t *testing.T, id string) {
 	t.Helper()
+	for _, left := range l.left(t, id) {
+		t.Error(left)
+	}
+}
+
+// left returns what is left of a machine.
+func (l *lab) left(t *testing.T, id string) (left []string) {
+	t.Helper()
 	if _, err := os.Stat(l.machineDir(id)); !os.IsNotExist(err) {
-		t.Errorf("the machine's folder is still there: %v", err)
+		left = append(left, fmt.Sprintf("the machine's folder is still there: %v", err))
 	}
 	if procs, err := running(l.cfg.Dir); err != nil || procs[id] != (found{}) {
-		t.Errorf("it still runs: %v, %v", procs, err)
+		left = append(left, fmt.Sprintf("it still runs: %v, %v", procs, err))
 	}
 	groups, err := l.cfg.Cgroups.Groups()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, g := range groups {
-		if g == id {
-			t.Error("the cgroup is still there")
-		}
+	if slices.Contains(groups, id) {
+		left = append(left, "the cgroup is still there")
 	}
+	return left
 }
 
 func TestMachineSeesItsLimits(t *testing.T) {
@@ -185,6 +219,19 @@ func TestMachineSeesItsLimits(t *testing.T) {
 	if got := g.ask("hostfiles"); strings.Contains(got, "WRITABLE") {
 		t.Errorf("the machine can write to a file of the host: %s", got)
 	}
+	weight, inKernel := "cpu.weight", 400
+	if l.cfg.Cgroups.Version() == 1 {
+		weight, inKernel = "cpu.shares", 4*1024
+	}
+	in := fmt.Sprintf("skerry-gvisor-test-%d/%s/%s", os.Getpid(), spec.ID, weight)
+	paths, err := filepath.Glob("/sys/fs/cgroup/*/" + in) // version 1
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(append(paths, "/sys/fs/cgroup/"+in)[0])
+	if got := strings.TrimSpace(string(b)); err != nil || got != fmt.Sprint(inKernel) {
+		t.Errorf("%s of a machine with 4 vCPUs is %s, %v, want %d", weight, got, err, inKernel)
+	}
 	u, err := m.Usage()
 	if err != nil || u.CPU <= 0 || u.MemoryBytes <= 0 {
 		t.Errorf("Usage() = %+v, %v", u, err)
@@ -199,7 +246,7 @@ func TestSentryIsUnprivileged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Uid:\t65534\t65534\t65534\t65534", "Seccomp:\t2", "NoNewPrivs:\t1", "Groups:\t\n"} {
+	for _, want := range []string{"Seccomp:\t2", "NoNewPrivs:\t1", "Groups:\t\n"} {
 		if !strings.Contains(string(b), want) && !strings.Contains(string(b), strings.TrimSuffix(want, "\n")+" \n") {
 			t.Errorf("the sentry's status lacks %q:\n%s", want, b)
 		}
@@ -265,21 +312,39 @@ func TestOutOfMemoryEndsInside(t *testing.T) {
 	}
 }
 
+// TestForkBombEndsInside has a bomb meet the host's limit, as the driver sets no
+// other. The sentry keeps the threads that it needs, in a machine that was started
+// and in one that goes on from a memory snapshot.
 func TestForkBombEndsInside(t *testing.T) {
 	l := newLab(t)
 	spec := l.spec("bomb")
 	spec.Processes = 128
 	m, g := l.start(t, spec)
 	_, neighbour := l.start(t, l.spec("neighbour"))
-	t.Log(g.ask("bomb 1000"))
-	select {
-	case <-m.Done():
-		t.Errorf("the machine died: %s", m.Reason())
-	default:
+	g.ask("cpus")
+	dir := snapshotMemory(t, m)
+	explode := func(m driver.Machine, g *guest) {
+		t.Helper()
+		var started int
+		said := g.ask("bomb 1000")
+		if _, err := fmt.Sscan(said, &started); err != nil || started < 8 || started >= spec.Processes || !strings.HasSuffix(said, "cannot allocate memory") {
+			t.Errorf("a bomb of 1,000 where the host allows %d processes: %s", spec.Processes, said)
+		}
+		if got := g.ask("child alloc 1"); got != `"1" <nil>` {
+			t.Errorf("after the bomb: %s", got)
+		}
+		select {
+		case <-m.Done():
+			t.Errorf("the machine died: %s", m.Reason())
+		default:
+		}
+		if got := neighbour.ask("child alloc 1"); !strings.Contains(got, `"1" <nil>`) {
+			t.Errorf("the neighbour could not start a process: %s", got)
+		}
 	}
-	if got := neighbour.ask("child alloc 1"); !strings.Contains(got, `"1" <nil>`) {
-		t.Errorf("the neighbour could not start a process: %s", got)
-	}
+	explode(m, g)
+	spec.ID = "restored"
+	explode(l.restored(t, spec, dir))
 }
 
 func TestAgentsEndEndsTheMachine(t *testing.T) {
@@ -351,21 +416,130 @@ func TestRecoverAdoptsAndSweeps(t *testing.T) {
 	l.assertNothingLeft(t, "kept")
 }
 
-func TestFailedStartLeavesNothing(t *testing.T) {
+// TestStopCanBeRepeated has the end of a machine fail when its processes have
+// gone already, and does the rest again.
+func TestStopCanBeRepeated(t *testing.T) {
 	l := newLab(t)
-	spec := l.spec("broken")
-	spec.RootFS = "/etc/passwd" // not an image
-	if m, _, err := l.Start(t.Context(), spec); err == nil {
-		m.Stop(t.Context())
-		t.Error("a machine started from a file that is no image")
-	} else {
-		t.Log(err)
+	m, _ := l.start(t, l.spec("stubborn"))
+	busy := filepath.Join(l.machineDir("stubborn"), "busy")
+	if err := os.Mkdir(busy, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	l.assertNothingLeft(t, "broken")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := l.Start(ctx, l.spec("cancelled")); err == nil {
-		t.Error("a machine started for a caller that had gone")
+	if err := unix.Mount("busy", busy, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
 	}
-	l.assertNothingLeft(t, "cancelled")
+	if err := m.Stop(t.Context()); err == nil {
+		t.Error("a stop that left a folder says nothing")
+	}
+	select {
+	case <-m.Done():
+	default:
+		t.Error("the machine runs on")
+	}
+	if err := unix.Unmount(busy, 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := m.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	l.assertNothingLeft(t, "stubborn")
+}
+
+// TestStopEndsWithItsContext has a killed process, a call into the sentry and what
+// serves it not end.
+func TestStopEndsWithItsContext(t *testing.T) {
+	// stop has the context end while the stop is in progress.
+	stop := func(m *machine) error {
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for len(m.stopping) == 0 && ctx.Err() == nil {
+				runtime.Gosched()
+			}
+			cancel()
+		}()
+		return m.Stop(ctx)
+	}
+	// The machine's end is told late: nothing watches it.
+	cmd := exec.Command("sleep", "infinity")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	proc, err := openProcess(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.close()
+	m := &machine{proc: proc, done: make(chan struct{}), stopping: make(chan struct{}, 1)}
+	if err := stop(m); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a process that does not end: %v", err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the process was not killed")
+	}
+
+	l := newLab(t)
+	started, _ := l.start(t, l.spec("held"))
+	m = started.(*machine)
+	m.calling <- struct{}{}
+	if err := stop(m); !errors.Is(err, context.Canceled) {
+		t.Errorf("with a call that does not end: %v", err)
+	}
+	<-m.calling
+	held := make(chan struct{})
+	m.work.Go(func() { <-held })
+	// The context may end before the stop has come that far.
+	for there := false; !there; {
+		err := stop(m)
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("with a server of the sentry that does not end: %v", err)
+			break
+		}
+		there = strings.Contains(err.Error(), "wait for what served the sentry")
+	}
+	m.stopping <- struct{}{}
+	if err := stop(m); !errors.Is(err, context.Canceled) {
+		t.Errorf("beside another stop: %v", err)
+	}
+	<-m.stopping
+	close(held)
+	if err := m.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOutOfMemoryIsToldWithFigures has the host's kernel find the machine's cgroup
+// full, and the sentry killed.
+func TestOutOfMemoryIsToldWithFigures(t *testing.T) {
+	l := newLab(t)
+	spec := l.spec("greedy")
+	spec.MemoryBytes = 32 << 20
+	started, _ := l.start(t, spec)
+	m := started.(*machine)
+	greedy := exec.Command("sh", "-c", "read line; exec tail /dev/zero")
+	in, err := greedy.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := greedy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.group.Add(greedy.Process.Pid); err != nil {
+		t.Error(err)
+		greedy.Process.Kill()
+	}
+	in.Close()
+	if err := greedy.Wait(); err == nil {
+		t.Error("a process that takes all memory was not killed")
+	}
+	if err := m.proc.signal(); err != nil {
+		t.Fatal(err)
+	}
+	<-m.Done()
+	var used, size, kernel int64
+	_, err = fmt.Sscanf(m.Reason(), "out of memory: the sandbox used %d MiB, its limit is %d MiB and %d MiB for its kernel", &used, &size, &kernel)
+	if limit := (spec.MemoryBytes + sentryMemory) >> 20; err != nil || used < limit*9/10 || used > limit || size != spec.MemoryBytes>>20 || kernel != sentryMemory>>20 {
+		t.Errorf("the reason is %q", m.Reason())
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/skerry-dev/skerry/internal/atomicfile"
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest/pipes"
@@ -31,10 +32,15 @@ type machine struct {
 	// gofer serves the mounts; nil for a machine without.
 	gofer *process
 	group *cgroup.Group
-	// disk is the writable layer, nil for an adopted machine. It is held so
-	// that the sentry's end does not wait for the file's: what was written to
-	// it may just be on its way to the disk.
+	// disk is the writable layer, nil if an adopted machine's was not found. It
+	// is held so that the sentry's end does not wait for the file's: what was
+	// written to it may just be on its way to the disk.
 	disk *os.File
+	// diskLimit bounds the writable layer, 0 if that was not written down.
+	diskLimit int64
+	saves     saves
+	// words are what the sentry says when it dies.
+	words *words
 	// oci is nil for an adopted machine.
 	oci *specs.Spec
 	// sentry is the version of gVisor that runs the machine, "" for one from
@@ -42,8 +48,12 @@ type machine struct {
 	sentry string
 	vcpus  int
 	memory int64
+	// user is the host's user of the sentry; see users.
+	user int
 	// pipes are those to the agent.
 	pipes pipes.Names
+	// first is the host's end of the connection until the first Attach.
+	first atomic.Pointer[pipes.Conn]
 
 	// pausing is held by Pause and Resume.
 	pausing sync.Mutex
@@ -54,13 +64,20 @@ type machine struct {
 	reason string
 
 	// unloadable is set when the snapshot that it started from could not be
-	// read, unserved when its gofer has ended.
-	unloadable, unserved atomic.Bool
+	// read, unserved when its gofer has ended, overran when its sentry wrote
+	// more than it may.
+	unloadable, unserved, overran atomic.Bool
+	// told is the reason of End.
+	told atomic.Pointer[string]
+	// calling is held by the one call into the sentry; see call.
+	calling chan struct{}
 	// work counts the goroutines that Stop waits for.
 	work sync.WaitGroup
 
-	stop sync.Once
-	err  error
+	// stopping holds a token while somebody stops the machine; reaped says that
+	// its processes have ended, stopped that all has been given back.
+	stopping        chan struct{}
+	reaped, stopped bool
 }
 
 var _ driver.Machine = (*machine)(nil)
@@ -85,6 +102,10 @@ type state struct {
 	// GoferPID is 0 for a machine without mounts.
 	GoferPID       int    `json:"goferPid,omitempty"`
 	GoferStartTime uint64 `json:"goferStartTime,omitempty"`
+	User           int    `json:"user,omitempty"`
+	// Disk is the writable layer.
+	Disk      fileID `json:"disk,omitzero"`
+	DiskLimit int64  `json:"diskLimit,omitempty"`
 }
 
 func (m *machine) save() error {
@@ -93,25 +114,31 @@ func (m *machine) save() error {
 		StartTime: m.proc.start,
 		Network:   m.conf.Network == config.NetworkSandbox,
 		Control:   m.box.ControlSocketPath,
-		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Pipes: m.pipes, Paused: m.paused,
+		Sentry:    m.sentry, VCPUs: m.vcpus, MemoryBytes: m.memory, Pipes: m.pipes, Paused: m.paused, User: m.user,
 	}
 	if m.gofer != nil {
 		st.GoferPID, st.GoferStartTime = m.gofer.pid, m.gofer.start
+	}
+	if m.disk != nil {
+		var err error
+		if st.Disk, _, err = look(m.disk); err != nil {
+			return fmt.Errorf("save the machine's state: %w", err)
+		}
+		st.DiskLimit = m.diskLimit
 	}
 	b, err := json.Marshal(st)
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(m.d.machineDir(m.id), stateFile)
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
+	if err := atomicfile.Write(filepath.Join(m.d.machineDir(m.id), stateFile), b); err != nil {
 		return fmt.Errorf("save the machine's state: %w", err)
 	}
-	return os.Rename(path+".tmp", path)
+	return nil
 }
 
 // adopt takes over a machine that an earlier process started, of which procs
 // were found.
-func (d *Driver) adopt(id string, procs found) (_ *machine, err error) {
+func (d *Driver) adopt(ctx context.Context, id string, procs found) (_ *machine, err error) {
 	if procs.sentry == 0 {
 		return nil, errors.New("it has no sentry")
 	}
@@ -145,18 +172,40 @@ func (d *Driver) adopt(id string, procs found) (_ *machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	box := &sandbox.Sandbox{ID: id, UID: nobody, GID: nobody, ControlSocketPath: st.Control}
+	box := &sandbox.Sandbox{ID: id, UID: hostUser(st.User), GID: hostUser(st.User), ControlSocketPath: st.Control}
 	box.Pid.Store(proc.pid)
 	m := &machine{
-		d: d, id: id, box: box, conf: conf, proc: proc, gofer: gofer, group: d.cfg.Cgroups.Open(id), done: make(chan struct{}),
-		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes, pipes: st.Pipes,
+		d: d, id: id, box: box, conf: conf, proc: proc, gofer: gofer, group: d.cfg.Cgroups.Open(id),
+		done: make(chan struct{}), calling: make(chan struct{}, 1), stopping: make(chan struct{}, 1),
+		sentry: st.Sentry, vcpus: st.VCPUs, memory: st.MemoryBytes, pipes: st.Pipes, user: st.User, diskLimit: st.DiskLimit,
 	}
+	m.saves.open = true // maybe: the earlier process may have ended in a save
+	if m.words, err = hearWords(d.machineDir(id), false); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.words.close()
+		}
+	}()
+	if m.disk, err = openDisk(proc.pid, st.Disk); err != nil {
+		return nil, fmt.Errorf("its writable layer: %w", err)
+	}
+	defer func() {
+		if err != nil && m.disk != nil {
+			m.disk.Close()
+		}
+	}()
 	m.paused = st.Paused
 	if m.paused {
-		if err := m.endPause(); err != nil {
+		if err := m.endPause(ctx); err != nil {
 			return nil, fmt.Errorf("it cannot be resumed: %w", err)
 		}
 	}
+	if err := m.Confine(0); err != nil { // the earlier process may have confined it
+		d.cfg.Log.Warn("a machine may have less memory than its limit", "machine", id, "error", err)
+	}
+	d.users.keep(m.user)
 	m.begin()
 	return m, nil
 }
@@ -181,13 +230,11 @@ func adoptProcess(running, pid int, start uint64) (*process, error) {
 // begin watches the machine's processes.
 func (m *machine) begin() {
 	go m.watch()
+	m.work.Go(m.watchFiles)
 	if m.gofer != nil {
 		m.work.Go(m.watchGofer)
 	}
 }
-
-// nobody is the host user that sentries run as.
-const nobody = 65534
 
 func (m *machine) ID() string            { return m.id }
 func (m *machine) Done() <-chan struct{} { return m.done }
@@ -198,7 +245,7 @@ func (m *machine) watch() {
 	ws, child, err := m.proc.wait()
 	switch usage, uerr := m.group.Usage(); {
 	case uerr == nil && usage.OOMKills > 0 && (!child || ws.Signaled()):
-		m.reason = "the sandbox ran out of memory"
+		m.reason = m.outOfMemory(usage)
 	case err != nil:
 		m.reason = "the sandbox was lost"
 		m.d.cfg.Log.Error("cannot wait for a sentry", "machine", m.id, "error", err)
@@ -210,12 +257,18 @@ func (m *machine) watch() {
 	if m.unserved.Load() {
 		m.reason = "the process that serves the sandbox's drives ended"
 	}
+	if m.overran.Load() {
+		m.reason = "the sandbox's kernel wrote more than the sandbox's disk holds"
+	}
 	if m.unloadable.Load() {
 		m.reason = "the snapshot that the sandbox started from could not be read"
 	}
-	if words := lastWords(m.d.machineDir(m.id)); words != "" {
+	if told := m.told.Load(); told != nil {
+		m.reason = *told
+	}
+	if said := m.words.last(); said != "" {
 		m.reason = "the sandbox's kernel failed"
-		m.d.cfg.Log.Error("a sentry failed", "machine", m.id, "panic", words)
+		m.d.cfg.Log.Error("a sentry failed", "machine", m.id, "panic", said)
 	}
 	close(m.done)
 }
@@ -226,11 +279,14 @@ func (m *machine) Usage() (driver.Usage, error) {
 	if err != nil {
 		return driver.Usage{}, fmt.Errorf("meter machine %s: %w", m.id, err)
 	}
-	return driver.Usage{CPU: u.CPU, MemoryBytes: u.MemoryBytes}, nil
+	return driver.Usage{CPU: u.CPU, MemoryBytes: u.MemoryBytes, OOMKills: u.OOMKills}, nil
 }
 
 // Attach implements driver.Machine.
 func (m *machine) Attach(ctx context.Context) (net.Conn, error) {
+	if conn := m.first.Swap(nil); conn != nil {
+		return *conn, nil
+	}
 	if m.pipes == (pipes.Names{}) {
 		return nil, fmt.Errorf("attach to machine %s: it was started by a version of this program that did not write down its pipes", m.id)
 	}
@@ -238,38 +294,89 @@ func (m *machine) Attach(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attach to machine %s: %w", m.id, err)
 	}
-	return connection{d}, nil
+	return pipes.Conn{Duplex: d}, nil
 }
 
-// Stop implements driver.Machine.
+// Stop implements driver.Machine. It can be repeated until it succeeds.
 func (m *machine) Stop(ctx context.Context) error {
-	m.stop.Do(func() { m.err = m.release(context.WithoutCancel(ctx)) })
-	return m.err
+	select {
+	case m.stopping <- struct{}{}:
+		defer func() { <-m.stopping }()
+	case <-ctx.Done():
+		return fmt.Errorf("stop machine %s: %w", m.id, ctx.Err())
+	}
+	if m.stopped {
+		return nil
+	}
+	if err := m.release(ctx); err != nil {
+		return fmt.Errorf("stop machine %s: %w", m.id, err)
+	}
+	m.stopped = true
+	return nil
 }
 
 func (m *machine) release(ctx context.Context) error {
-	var errs []error
+	if err := m.reap(ctx); err != nil {
+		return err
+	}
+	if conn := m.first.Swap(nil); conn != nil {
+		conn.Close()
+	}
+	if m.disk != nil {
+		m.d.freeing.Go(func() { m.disk.Close() }) // unlinked, and no longer charged to any cgroup
+	}
+	if err := errors.Join(m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id))); err != nil {
+		return err
+	}
+	m.d.users.giveBack(m.user)
+	return nil
+}
+
+// reap ends the machine's processes.
+func (m *machine) reap(ctx context.Context) error {
+	if m.reaped {
+		return nil
+	}
 	// The sentry is the first process of its PID namespace: what else the
 	// machine consists of dies with it.
 	if err := m.proc.signal(); err != nil {
-		errs = append(errs, fmt.Errorf("kill the sentry: %w", err))
-	} else {
+		return fmt.Errorf("kill the sentry: %w", err)
+	}
+	err := within(ctx, func() {
 		<-m.done
+		m.awaitCall()
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the sentry, process %d, that was killed: %w", m.proc.pid, err)
 	}
 	if m.gofer != nil {
-		errs = append(errs, m.gofer.signal())
+		if err := m.gofer.signal(); err != nil {
+			return fmt.Errorf("kill the gofer: %w", err)
+		}
 	}
-	m.work.Wait()
+	if err := within(ctx, m.work.Wait); err != nil {
+		return fmt.Errorf("wait for what served the sentry: %w", err)
+	}
+	m.words.close()
 	m.proc.close()
 	if m.gofer != nil {
 		m.gofer.close()
 	}
-	if m.disk != nil {
-		m.d.freeing.Go(func() { m.disk.Close() }) // it has no name and nobody's bytes any more
-	}
-	errs = append(errs, m.group.Remove(ctx), os.RemoveAll(m.d.machineDir(m.id)))
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("stop machine %s: %w", m.id, err)
-	}
+	m.reaped = true
 	return nil
+}
+
+// within waits for f, which cannot be interrupted, until ctx ends.
+func within(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 
 	"gvisor.dev/gvisor/pkg/state/statefile"
@@ -18,7 +17,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/driver"
-	"github.com/skerry-dev/skerry/internal/guest/pipes"
+	"github.com/skerry-dev/skerry/patches"
 )
 
 // A memory snapshot is the sentry's checkpoint: its own state, and the pages of
@@ -36,35 +35,37 @@ type memoryImage struct {
 	MemoryBytes int64  `json:"memoryBytes"`
 }
 
-// sentryVersion is the version of gVisor that is linked in. gVisor's own
-// string for it is filled in by its own build alone.
+// sentryVersion is the version of gVisor that is linked in, with that of the
+// patches it was built with. gVisor's own string is filled in by its own build
+// alone.
 var sentryVersion = sync.OnceValue(func() string {
-	const module = "gvisor.dev/gvisor"
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
+	version := moduleVersion("gvisor.dev/gvisor")
+	if Patched {
+		version += "+" + patches.GVisorVersion()
 	}
-	for _, dep := range info.Deps {
-		if dep.Path != module {
-			continue
-		}
-		if r := dep.Replace; r != nil {
-			return strings.TrimSpace(r.Path + " " + r.Version)
-		}
-		return dep.Version
-	}
-	return "unknown"
+	return version
 })
 
-// SnapshotMemory implements driver.Machine.
-func (m *machine) SnapshotMemory(_ context.Context, dir string) error {
-	if err := m.snapshotMemory(dir); err != nil {
-		return fmt.Errorf("snapshot the memory of machine %s: %w", m.id, withErrno(err))
+func moduleVersion(path string) string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, dep := range info.Deps {
+			if dep.Path == path {
+				return dep.Version
+			}
+		}
+	}
+	return "unknown"
+}
+
+// saveMemory writes the machine with its memory.
+func (m *machine) saveMemory(ctx context.Context, dir string) error {
+	if err := m.checkpoint(ctx, dir); err != nil {
+		return fmt.Errorf("save the memory of machine %s: %w", m.id, err)
 	}
 	return nil
 }
 
-func (m *machine) snapshotMemory(dir string) error {
+func (m *machine) checkpoint(ctx context.Context, dir string) error {
 	if m.sentry == "" {
 		return skerry.Errorf(skerry.CodeConflict, "the sandbox was started by a version of Skerry without memory snapshots: restart it first")
 	}
@@ -75,43 +76,23 @@ func (m *machine) snapshotMemory(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, imageFile), b, 0o600); err != nil {
 		return err
 	}
-	return m.box.Checkpoint(m.conf, m.id, dir, sandbox.CheckpointOpts{
-		Compression: statefile.CompressionLevelNone,
-		// It goes on also where it is to stop: a stop that fails afterwards
-		// must leave it as it was.
-		Resume: true,
-	})
-}
-
-// Restore implements driver.Driver.
-func (d *Driver) Restore(ctx context.Context, spec driver.Spec, memory func() (string, error)) (driver.Machine, error) {
-	m, err := d.restore(ctx, spec, memory)
+	end, err := m.saves.begin(dir)
 	if err != nil {
-		return nil, fmt.Errorf("restore machine %s: %w", spec.ID, err)
+		return err
 	}
-	return m, nil
-}
-
-func (d *Driver) restore(ctx context.Context, spec driver.Spec, memory func() (string, error)) (*machine, error) {
-	// The agent finds its connection ended, until Attach knocks.
-	ended, guest, err := pipes.New()
-	if err != nil {
-		return nil, err
-	}
-	defer guest.Close()
-	if err := ended.Close(); err != nil {
-		return nil, err
-	}
-	return d.launch(ctx, spec, guest, func(m *machine) error {
-		dir, err := memory()
-		if err != nil {
-			return err
-		}
-		if err := checkImage(dir, spec); err != nil {
-			return err
-		}
-		return m.load(dir)
+	defer end()
+	err = m.call(ctx, func() error {
+		return m.box.Checkpoint(m.conf, m.id, dir, sandbox.CheckpointOpts{
+			Compression: statefile.CompressionLevelNone,
+			// It goes on also where it is to stop: a stop that fails afterwards
+			// must leave it as it was.
+			Resume: true,
+		})
 	})
+	if err != nil {
+		return saveFailure(err)
+	}
+	return nil
 }
 
 // checkImage refuses a snapshot that cannot be loaded into the machine.
@@ -129,27 +110,32 @@ func checkImage(dir string, spec driver.Spec) error {
 		return skerry.Errorf(skerry.CodeSnapshotIncompatible,
 			"the memory snapshot was taken with gVisor %s and cannot be loaded by gVisor %s", image.Sentry, sentryVersion())
 	case image.VCPUs != spec.VCPUs:
-		return skerry.Invalid("resources.vcpus", "must be %d, as when the memory snapshot was taken", image.VCPUs)
+		return skerry.Invalid("resources.vcpus", "must be %d, because the sandbox had this size when its memory snapshot was taken", image.VCPUs)
 	case image.MemoryBytes != spec.MemoryBytes:
-		return skerry.Invalid("resources.memory", "must be %d, as when the memory snapshot was taken", image.MemoryBytes>>20)
+		return skerry.Invalid("resources.memory", "must be %d, because the sandbox had this size when its memory snapshot was taken", image.MemoryBytes>>20)
 	}
 	return nil
 }
 
 // load has the sentry go on from a memory snapshot. The machine's limits are
-// in force by now.
-func (m *machine) load(dir string) error {
+// in force by now. The host allows it that many processes.
+func (m *machine) load(dir string, processes int) error {
 	// Unlike at a start, the helper processes of the sandbox's code are made
-	// only now, and some run before this returns. They get their rank by birth.
+	// only now, and some run before this returns. They get their rank and limit by
+	// birth.
 	unrank, err := m.proc.rankChildren(helperOOMScore)
 	if err != nil {
 		return err
+	}
+	unlimit, err := m.proc.limitChildren(processes - reserve(processes))
+	if err != nil {
+		return errors.Join(err, unrank())
 	}
 	// The rest of the pages is read in the background: see awaitMemory.
 	const direct, background = false, true
 	var fromNetNS *boot.CreateLinksAndRoutesArgs
 	err = m.box.Restore(m.conf, m.oci, m.id, dir, direct, background, fromNetNS)
-	if err := errors.Join(err, unrank()); err != nil {
+	if err := errors.Join(err, unlimit(), unrank()); err != nil {
 		return err
 	}
 	m.work.Go(m.awaitMemory)

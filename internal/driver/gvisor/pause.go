@@ -23,7 +23,7 @@ import (
 // written down before and after.
 
 // Pause implements driver.Machine.
-func (m *machine) Pause(context.Context) error {
+func (m *machine) Pause(ctx context.Context) error {
 	m.pausing.Lock()
 	defer m.pausing.Unlock()
 	if m.paused {
@@ -34,14 +34,20 @@ func (m *machine) Pause(context.Context) error {
 		m.paused = false
 		return fmt.Errorf("pause machine %s: %w", m.id, err)
 	}
-	if err := m.box.Pause(m.id); err != nil {
+	if err := m.callShortly(ctx, func() error { return m.box.Pause(m.id) }); err != nil {
 		m.paused = false
 		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.save()))
 	}
 	if err := m.stand(); err != nil {
-		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.goOn()))
+		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.goOn(ctx)))
 	}
 	return nil
+}
+
+func (m *machine) isPaused() bool {
+	m.pausing.Lock()
+	defer m.pausing.Unlock()
+	return m.paused
 }
 
 // stopWait is how long the threads of a sentry may take to stop. One that the
@@ -71,24 +77,24 @@ func (m *machine) stand() error {
 }
 
 // Resume implements driver.Machine.
-func (m *machine) Resume(context.Context) error {
+func (m *machine) Resume(ctx context.Context) error {
 	m.pausing.Lock()
 	defer m.pausing.Unlock()
 	if !m.paused {
 		return nil
 	}
-	if err := m.goOn(); err != nil {
+	if err := m.goOn(ctx); err != nil {
 		return fmt.Errorf("resume machine %s: %w", m.id, err)
 	}
 	return nil
 }
 
 // goOn ends a pause; m.pausing is held.
-func (m *machine) goOn() error {
+func (m *machine) goOn(ctx context.Context) error {
 	if err := m.proc.send(unix.SIGCONT); err != nil {
 		return err
 	}
-	if err := m.box.Resume(m.id); err != nil {
+	if err := m.callShortly(context.WithoutCancel(ctx), func() error { return m.box.Resume(m.id) }); err != nil {
 		return err
 	}
 	m.paused = false
@@ -101,16 +107,20 @@ const probeWait = 3 * time.Second
 // endPause lets an adopted machine go on that was written down as paused. The
 // earlier process may have ended while it paused or resumed it: then a program
 // that is to end at once shows whether anything runs.
-func (m *machine) endPause() error {
+func (m *machine) endPause(ctx context.Context) error {
 	m.pausing.Lock()
 	defer m.pausing.Unlock()
 	stopped, err := m.proc.isStopped()
 	if err != nil || stopped {
-		return errors.Join(err, m.goOn())
+		return errors.Join(err, m.goOn(ctx))
 	}
-	pid, err := m.box.Execute(m.conf, &control.ExecArgs{
-		Filename: agentPath, Argv: []string{agentPath, "nothing"}, WorkingDirectory: "/", ContainerID: m.id,
-		FilePayload: control.NewFilePayload(map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null}, nil),
+	var pid int32
+	err = m.callShortly(ctx, func() (err error) {
+		pid, err = m.box.Execute(m.conf, &control.ExecArgs{
+			Filename: agentPath, Argv: []string{agentPath, "nothing"}, WorkingDirectory: "/", ContainerID: m.id,
+			FilePayload: control.NewFilePayload(map[int]*os.File{0: m.d.null, 1: m.d.null, 2: m.d.null}, nil),
+		})
+		return err
 	})
 	if err != nil {
 		return err
@@ -125,7 +135,7 @@ func (m *machine) endPause() error {
 		m.paused = false
 		return errors.Join(err, m.save())
 	case <-time.After(probeWait):
-		return m.goOn()
+		return m.goOn(ctx)
 	}
 }
 

@@ -1,22 +1,12 @@
 package gvisor
 
 import (
-	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 	"gvisor.dev/gvisor/pkg/sentry/checkpoint"
-	fspb "gvisor.dev/gvisor/pkg/sentry/fscheckpoint/fscheckpoint_proto_go_proto"
-	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/runsc/sandbox"
 
 	"github.com/skerry-dev/skerry/internal/driver"
@@ -25,31 +15,81 @@ import (
 // A snapshot is the sentry's filesystem checkpoint of the root's writable
 // layer: four files, of which the "multi-tar" has the tree (regular files as
 // references to pages), and the pages file the contents. It is the whole
-// difference to the image, not to an earlier snapshot.
-//
-// The sentry's tar has times of whole seconds, rounded, and leaves out
-// extended attributes that are not text, file capabilities among them. The
-// guest knows better, so the tar is written anew with what it says. The sentry
-// that restores it takes both as they are.
+// difference to the image, not to an earlier snapshot. The sentry alone writes
+// it; with our patch it has all that Linux keeps of a file.
 
-// Snapshot implements driver.Machine.
-func (m *machine) Snapshot(ctx context.Context, dir string, attrs driver.AttrReader) error {
-	err := m.box.FSSave(m.conf, m.id, dir, sandbox.FSSaveOpts{Paths: []checkpoint.ResourceID{{Path: "/"}}})
+// Save implements driver.Machine. A sentry that is paused does not save itself.
+func (m *machine) Save(ctx context.Context, dir string, how driver.Saving) (err error) {
+	paused := m.isPaused()
+	if paused {
+		if err := m.Resume(ctx); err != nil {
+			return saveFailure(err)
+		}
+	}
+	write := m.saveFiles
+	if how.Memory {
+		write = m.saveMemory
+	}
+	err = write(ctx, dir)
+	if paused {
+		ctx = context.WithoutCancel(ctx)
+	} else if !how.Hold || err != nil {
+		return err
+	}
+	if perr := m.Pause(ctx); perr != nil {
+		err = errors.Join(err, saveFailure(perr))
+	}
+	return err
+}
+
+// filesVersion is that of filesystem checkpoints. Those of other versions of the
+// sentry can be read.
+const filesVersion = "1"
+
+// Format implements driver.Driver.
+func (d *Driver) Format(memory bool) driver.Format { return format(memory, sentryVersion()) }
+
+// Format implements driver.Machine.
+func (m *machine) Format(memory bool) driver.Format { return format(memory, m.sentry) }
+
+func format(memory bool, sentry string) driver.Format {
+	f := driver.Format{Driver: name, Kind: "files", Version: filesVersion}
+	if memory {
+		f.Kind, f.Version = "memory", sentry
+	}
+	return f
+}
+
+// saveFiles writes the machine's files.
+func (m *machine) saveFiles(ctx context.Context, dir string) error {
+	end, err := m.saves.begin(dir)
 	if err == nil {
-		err = completeTree(ctx, dir, attrs)
+		defer end()
+		err = m.call(ctx, func() error {
+			return m.box.FSSave(m.conf, m.id, dir, sandbox.FSSaveOpts{Paths: []checkpoint.ResourceID{{Path: "/"}}})
+		})
 	}
 	if err != nil {
-		return fmt.Errorf("snapshot machine %s: %w", m.id, withErrno(err))
+		return fmt.Errorf("save machine %s: %w", m.id, saveFailure(err))
 	}
 	return nil
 }
 
-// withErrno finds a full disk in an error of the sentry's, which comes as text.
-func withErrno(err error) error {
-	if errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), unix.ENOSPC.Error()) {
-		return err
+// SaveSize implements driver.Machine.
+func (m *machine) SaveSize(memory bool) (size int64, err error) {
+	if m.disk != nil {
+		if _, size, err = look(m.disk); err != nil {
+			return 0, err
+		}
 	}
-	return fmt.Errorf("%w: %w", unix.ENOSPC, err)
+	if memory {
+		held, err := m.PinnedMemory(0)
+		if err != nil {
+			return 0, err
+		}
+		size += held
+	}
+	return size, nil
 }
 
 // awaitFiles ends the machine if the files that it starts from turn out to be
@@ -73,145 +113,4 @@ func (m *machine) endUnloadable(what string, err error) {
 		m.unloadable.Store(true)
 		_ = m.proc.signal() // watch sees whether it ends
 	}
-}
-
-// completeTree writes the tree of a snapshot anew, with attributes that the
-// sentry does not write down.
-func completeTree(ctx context.Context, dir string, attrs driver.AttrReader) error {
-	manifestPath := filepath.Join(dir, checkpointfiles.FSCheckpointManifestFileName)
-	b, err := os.ReadFile(manifestPath)
-	if err != nil {
-		return err
-	}
-	var manifest fspb.Manifest
-	if err := proto.Unmarshal(b, &manifest); err != nil {
-		return fmt.Errorf("read the snapshot's manifest: %w", err)
-	}
-	if len(manifest.Tmpfs) != 1 || manifest.Tmpfs[0].TarStart != 0 {
-		return fmt.Errorf("the snapshot has %d trees, want one", len(manifest.Tmpfs))
-	}
-	treePath := filepath.Join(dir, checkpointfiles.FSCheckpointMultiTarFileName)
-	size, err := rewriteFile(treePath, func(w io.Writer) error { return writeTree(ctx, treePath, w, attrs) })
-	if err != nil {
-		return fmt.Errorf("complete the snapshot's tree: %w", err)
-	}
-	manifest.Tmpfs[0].TarEnd = uint64(size)
-	if b, err = proto.Marshal(&manifest); err != nil {
-		return err
-	}
-	return os.WriteFile(manifestPath, b, 0o600)
-}
-
-// rewriteFile replaces a file by what write writes and returns its size.
-func rewriteFile(path string, write func(io.Writer) error) (int64, error) {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return 0, err
-	}
-	w := bufio.NewWriterSize(f, 1<<20)
-	err = write(w)
-	if err == nil {
-		err = w.Flush()
-	}
-	size, serr := f.Seek(0, io.SeekEnd)
-	if err := errors.Join(err, serr, f.Close()); err != nil {
-		return 0, errors.Join(err, os.Remove(f.Name()))
-	}
-	return size, os.Rename(f.Name(), path)
-}
-
-// treeBatch is how many files the guest is asked about at once.
-const treeBatch = 4096
-
-// writeTree copies a tar, read twice side by side: ahead to learn which files
-// come, and behind to copy them with what the guest says of them. So neither
-// many files nor large ones take memory.
-func writeTree(ctx context.Context, path string, w io.Writer, attrs driver.AttrReader) error {
-	ahead, closeAhead, err := openTree(path)
-	if err != nil {
-		return err
-	}
-	defer closeAhead()
-	behind, closeBehind, err := openTree(path)
-	if err != nil {
-		return err
-	}
-	defer closeBehind()
-	out := tar.NewWriter(w)
-	for {
-		names, err := nextNames(ahead)
-		if err != nil {
-			return err
-		}
-		if len(names) == 0 {
-			return out.Close()
-		}
-		known, err := attrs(ctx, names)
-		if err != nil {
-			return err
-		}
-		for i := range names {
-			if err := copyEntry(out, behind, known[i]); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-func openTree(path string) (*tar.Reader, func() error, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	return tar.NewReader(bufio.NewReaderSize(f, 1<<20)), f.Close, nil
-}
-
-// nextNames returns the absolute paths of the next entries, none at the end.
-func nextNames(r *tar.Reader) ([]string, error) {
-	var names []string
-	for len(names) < treeBatch {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the sentry's tar: %w", err)
-		}
-		names = append(names, "/"+strings.TrimPrefix(h.Name, "./"))
-	}
-	return names, nil
-}
-
-// paxXattr begins the name of an extended attribute in a tar.
-const paxXattr = "SCHILY.xattr."
-
-// copyEntry copies the next entry, with what the guest says of the file.
-func copyEntry(w *tar.Writer, r *tar.Reader, a driver.Attrs) error {
-	h, err := r.Next()
-	if err != nil {
-		return err
-	}
-	// The file may have changed since: what the sentry has rounded must be what
-	// the guest's time rounds to.
-	if !a.Missing && a.ModTime.Round(time.Second).Equal(h.ModTime) {
-		h.ModTime = a.ModTime
-	}
-	if !a.Missing && h.Typeflag != tar.TypeLink {
-		for name, value := range a.Xattrs {
-			if h.PAXRecords == nil {
-				h.PAXRecords = map[string]string{}
-			}
-			if key := paxXattr + name; h.PAXRecords[key] == "" {
-				h.PAXRecords[key] = value
-			}
-		}
-	}
-	h.Format = tar.FormatPAX
-	if err := w.WriteHeader(h); err != nil {
-		return fmt.Errorf("write %q: %w", h.Name, err)
-	}
-	if _, err := io.Copy(w, r); err != nil {
-		return fmt.Errorf("copy %q: %w", h.Name, err)
-	}
-	return nil
 }

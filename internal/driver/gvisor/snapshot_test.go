@@ -2,23 +2,27 @@ package gvisor
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/skerry-dev/skerry/internal/driver"
 )
 
-// snapshot takes one of m; the guest is asked about files with attrs.
-func snapshot(t *testing.T, m driver.Machine, attrs driver.AttrReader) string {
+// snapshot takes one of m.
+func snapshot(t *testing.T, m driver.Machine) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "snapshot")
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Snapshot(t.Context(), dir, attrs); err != nil {
+	if err := m.Save(t.Context(), dir, driver.Saving{}); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -26,45 +30,104 @@ func snapshot(t *testing.T, m driver.Machine, attrs driver.AttrReader) string {
 
 func TestSnapshot(t *testing.T) {
 	l := newLab(t)
-	spec := l.spec("before")
-	m, g := l.start(t, spec)
+	m, g := l.start(t, l.spec("before"))
 	if got := g.ask("write /data 10"); got != "ok" {
 		t.Fatal(got)
 	}
 	sum := g.ask("sum /data")
-	size, nanos, _ := strings.Cut(g.ask("size /data"), " ")
-	var asked []string
-	dir := snapshot(t, m, func(_ context.Context, paths []string) ([]driver.Attrs, error) {
-		asked = append(asked, paths...)
-		attrs := make([]driver.Attrs, len(paths))
-		for i, p := range paths {
-			attrs[i].Missing = true
-			if p == "/data" {
-				ns, err := time.ParseDuration(nanos + "ns")
-				if err != nil {
-					return nil, err
-				}
-				attrs[i] = driver.Attrs{ModTime: time.Unix(0, int64(ns)), Xattrs: map[string]string{"user.binary": "\xff\x00"}}
+	attributes := g.ask("attributes /tree")
+	if !strings.HasPrefix(attributes, ". ") {
+		t.Fatal(attributes)
+	}
+	// Two lives: what was restored is saved as well as what was made.
+	for _, id := range []string{"second", "third"} {
+		dir := snapshot(t, m)
+		// The machine goes on, and what it writes now is not in the snapshot.
+		if got := g.ask("write /data 1"); got != "ok" {
+			t.Fatal(got)
+		}
+		spec := l.spec(id)
+		spec.Source.Files = dir
+		m, g = l.start(t, spec)
+		if got := g.ask("sum /data"); got != sum {
+			t.Errorf("%s: the file is %s, was %s", id, got, sum)
+		}
+		got := strings.Split(g.ask("attributes /tree"), "; ")
+		for i, want := range strings.Split(attributes, "; ") {
+			if got[i] != want {
+				t.Errorf("%s:\n%s, was\n%s", id, got[i], want)
 			}
 		}
-		return attrs, nil
-	})
-	if !strings.Contains(strings.Join(asked, " "), "/data") {
-		t.Errorf("the guest was asked about %q", asked)
 	}
-	// The machine goes on, and what it writes now is not in the snapshot.
-	if got := g.ask("write /data 1"); got != "ok" {
+}
+
+// TestAttributesAreBounded fills the kernel's memory with extended attributes, in
+// a machine that starts from nothing and in one that was restored.
+func TestAttributesAreBounded(t *testing.T) {
+	l := newLab(t)
+	spec := l.spec("filled")
+	m, g := l.start(t, spec)
+	// 256 bytes for each inode, of which there is one for 8 KiB of memory.
+	want := fmt.Sprintf("%d no space left on device; again: <nil>", spec.MemoryBytes/(8<<10)*256/(60<<10+64+int64(len("user.large"))))
+	if got := g.ask("fill-attributes"); got != want {
+		t.Errorf("attributes: %s, want %s", got, want)
+	}
+	spec = l.spec("restored")
+	spec.Source.Files = snapshot(t, m)
+	_, g = l.start(t, spec)
+	// The files that are there have theirs already.
+	if got := g.ask("fill-attributes"); got != want {
+		t.Errorf("attributes, where they were restored: %s, want %s", got, want)
+	}
+}
+
+// TestUnsavable makes a tree whose description would be as large as the square
+// of its depth.
+func TestUnsavable(t *testing.T) {
+	l := newLab(t)
+	m, g := l.start(t, l.spec("deep"))
+	if got := g.ask("deep 3000"); got != "ok" {
 		t.Fatal(got)
 	}
-	spec = l.spec("after")
-	spec.Snapshot = dir
-	_, after := l.start(t, spec)
-	if got := after.ask("sum /data"); got != sum {
-		t.Errorf("the file is %s, was %s", got, sum)
+	dir := filepath.Join(t.TempDir(), "snapshot")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
 	}
-	if got := after.ask("size /data"); got != size+" "+nanos {
-		t.Errorf("size and time are %s, were %s %s", got, size, nanos)
+	err := m.Save(t.Context(), dir, driver.Saving{})
+	var unsavable *driver.UnsavableError
+	if !errors.As(err, &unsavable) || unsavable.Why != "a path in it is longer than 8,192 bytes" {
+		t.Errorf("Snapshot() = %v", err)
 	}
+	// What the host fails in is not the sandbox's doing.
+	if err := m.Save(t.Context(), filepath.Join(dir, "pages.img"), driver.Saving{}); err == nil || errors.As(err, &unsavable) {
+		t.Errorf("Snapshot() into a file: %v", err)
+	}
+	if got := g.ask("cpus"); got != "2" {
+		t.Errorf("after a failed snapshot the machine says %q", got)
+	}
+}
+
+// TestSilentSentry asks a kernel that does not answer.
+func TestSilentSentry(t *testing.T) {
+	l := newLab(t)
+	m, _ := l.start(t, l.spec("silent"))
+	if err := m.(*machine).proc.send(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	// The second call does not wait for the answer to the first.
+	for _, call := range []func() error{
+		func() error { return m.Save(ctx, dir, driver.Saving{}) },
+		func() error { return m.Save(ctx, dir, driver.Saving{Memory: true}) },
+	} {
+		var unsavable *driver.UnsavableError
+		if err := call(); !errors.As(err, &unsavable) {
+			t.Errorf("a call to a silent kernel: %v", err)
+		}
+	}
+	// It can be stopped all the same: the test's end does.
 }
 
 func TestDamagedSnapshotEndsTheMachine(t *testing.T) {
@@ -73,21 +136,17 @@ func TestDamagedSnapshotEndsTheMachine(t *testing.T) {
 	if got := g.ask("write /data 10"); got != "ok" {
 		t.Fatal(got)
 	}
-	none := func(_ context.Context, paths []string) ([]driver.Attrs, error) {
-		return make([]driver.Attrs, len(paths)), nil
-	}
-	dir := snapshot(t, m, none)
+	dir := snapshot(t, m)
 	if err := os.Truncate(filepath.Join(dir, "pages.img"), 1<<20); err != nil {
 		t.Fatal(err)
 	}
 	spec := l.spec("after")
-	spec.Snapshot = dir
-	after, conn, err := l.Start(t.Context(), spec)
+	spec.Source.Files = dir
+	after, err := l.Start(t.Context(), spec)
 	if err != nil {
 		l.assertNothingLeft(t, spec.ID)
 		return // refused at once is as good
 	}
-	defer conn.Close()
 	select {
 	case <-after.Done():
 		if !strings.Contains(after.Reason(), "snapshot") {

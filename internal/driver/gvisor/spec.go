@@ -18,8 +18,8 @@ const (
 	agentMount = "/.skerry"
 	agentPath  = agentMount + "/agent"
 
-	panicLog = "panic.log"
 	bundle   = "config.json"
+	debugDir = "debug"
 	rootDir  = "rootfs"
 	// mountsDir has an empty folder for each of the machine's mounts.
 	mountsDir = "mounts"
@@ -27,12 +27,17 @@ const (
 
 // capabilities is what root has inside the sandbox. They are the sentry's to
 // grant and give nothing on the host. Left out is what a sandbox has no use
-// for: loading modules, setting the clock, rebooting, administering the
-// network.
+// for: loading modules, setting the clock, rebooting.
+//
+// CAP_NET_ADMIN is for container engines and for the sandboxes of agents. It is
+// about interfaces, addresses and routes of gVisor's own network stack. Raw frames
+// of any content could be sent without it (CAP_NET_RAW); what has another source
+// than the sandbox's own is dropped at the host's end of its interface, where
+// policies are judged too.
 var capabilities = []string{
 	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH",
 	"CAP_FOWNER", "CAP_FSETID", "CAP_IPC_LOCK", "CAP_KILL", "CAP_LEASE",
-	"CAP_LINUX_IMMUTABLE", "CAP_MKNOD", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW",
+	"CAP_LINUX_IMMUTABLE", "CAP_MKNOD", "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_RAW",
 	"CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_ADMIN",
 	"CAP_SYS_CHROOT", "CAP_SYS_NICE", "CAP_SYS_PTRACE", "CAP_SYS_RESOURCE",
 	"CAP_SYS_TTY_CONFIG",
@@ -41,7 +46,7 @@ var capabilities = []string{
 // ociSpec describes the machine to runsc; dir is its folder.
 func ociSpec(s driver.Spec, dir string) *specs.Spec {
 	root := filepath.Join(dir, rootDir)
-	netns := specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: s.NetNS}
+	netns := specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netNS(s)}
 	oci := &specs.Spec{
 		Version:  specs.Version,
 		Hostname: s.Hostname,
@@ -59,6 +64,7 @@ func ociSpec(s driver.Spec, dir string) *specs.Spec {
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc"},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup"},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts"},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=1777"}},
@@ -76,7 +82,7 @@ func ociSpec(s driver.Spec, dir string) *specs.Spec {
 			"dev.gvisor.spec.rootfs.overlay": "memory",
 		},
 	}
-	for i, m := range s.Mounts {
+	for i, m := range s.Volumes {
 		access := "rw"
 		if m.ReadOnly {
 			access = "ro"
@@ -86,6 +92,11 @@ func ociSpec(s driver.Spec, dir string) *specs.Spec {
 		})
 	}
 	return oci
+}
+
+func netNS(s driver.Spec) string {
+	path, _ := network(s)
+	return path
 }
 
 // mountPoint is where the gofer of a machine finds the i-th mount's tree. To

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -38,53 +37,139 @@ const (
 	doorFD     = 5
 )
 
-// Start implements driver.Driver.
-func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, net.Conn, error) {
-	m, conn, err := d.start(ctx, spec)
-	if err != nil {
-		return nil, nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
-	}
-	return m, conn, nil
+// name is in the formats of snapshots.
+const name = "gvisor"
+
+// Name implements driver.Driver.
+func (d *Driver) Name() string { return name }
+
+// Capabilities implements driver.Driver.
+func (d *Driver) Capabilities() driver.Capabilities {
+	return driver.Capabilities{Memory: true, Fork: true, Pause: true, Volumes: []driver.VolumeKind{driver.Tree}}
 }
 
-func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, _ net.Conn, err error) {
+// Start implements driver.Driver.
+func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Machine, error) {
+	m, err := d.start(ctx, spec)
+	if err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", spec.ID, err)
+	}
+	return m, nil
+}
+
+func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, err error) {
+	if _, err := network(spec); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
 	host, guest, err := pipes.New()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer guest.Close()
+	if spec.Source.Runs() {
+		// The agent finds its connection ended, until Attach knocks.
+		if err := host.Close(); err != nil {
+			return nil, err
+		}
+		return d.proceed(ctx, spec, guest)
+	}
 	m, err := d.launch(ctx, spec, guest, func(m *machine) error {
 		if err := m.box.StartRoot(m.conf, m.oci); err != nil {
 			return err
 		}
-		if spec.Snapshot != "" {
+		if spec.Source.Files != "" {
 			m.work.Go(m.awaitFiles)
 		}
 		return nil
 	})
 	if err != nil {
-		host.Close()
-		return nil, nil, err
+		return nil, errors.Join(err, host.Close())
 	}
-	return m, connection{host}, nil
+	m.first.Store(&pipes.Conn{Duplex: host})
+	return m, nil
 }
+
+// proceed starts a machine that goes on with processes that ran before.
+func (d *Driver) proceed(ctx context.Context, spec driver.Spec, guest pipes.Guest) (*machine, error) {
+	dir, ready := spec.Source.Memory, func() error { return nil }
+	if fork := spec.Source.Fork; fork != nil {
+		of, ok := fork.Of.(*machine)
+		if !ok {
+			return nil, fmt.Errorf("machine %s is another driver's", fork.Of.ID())
+		}
+		// It is saved while the new machine is made.
+		done := make(chan struct{})
+		var failed error
+		go func() {
+			defer close(done)
+			failed = of.Save(ctx, fork.Dir, driver.Saving{Memory: true})
+			fork.Saved(failed)
+		}()
+		defer func() { <-done }()
+		dir = fork.Dir
+		ready = func() error {
+			if <-done; failed != nil {
+				return failed
+			}
+			return checkImage(dir, spec)
+		}
+	} else if err := checkImage(dir, spec); err != nil {
+		return nil, err
+	}
+	return d.launch(ctx, spec, guest, func(m *machine) error {
+		if err := ready(); err != nil {
+			return err
+		}
+		return m.load(dir, spec.Processes)
+	})
+}
+
+// network returns the namespace with the machine's interface, "" for none. The
+// sentry takes addresses, routes and sizes from what it finds there.
+func network(spec driver.Spec) (netns string, err error) {
+	switch {
+	case len(spec.Interfaces) == 0:
+		return "", nil
+	case len(spec.Interfaces) > 1:
+		return "", fmt.Errorf("%d interfaces: gVisor has one", len(spec.Interfaces))
+	case spec.Interfaces[0].Kind != driver.Veth || spec.Interfaces[0].NetNS == "":
+		return "", fmt.Errorf("an interface of kind %q: gVisor needs a veth in a namespace", spec.Interfaces[0].Kind)
+	}
+	return spec.Interfaces[0].NetNS, nil
+}
+
+// maxWeight is the kernel's own bound of a group's weight.
+const maxWeight = 10_000
 
 // launch makes a machine, puts it under its limits, and only then has begin
 // bring it to life. guest is the agent's ends of its pipes.
 func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest, begin func(*machine) error) (_ *machine, err error) {
 	dir := d.machineDir(spec.ID)
 	oci := ociSpec(spec, dir)
-	if err := writeBundle(dir, oci, len(spec.Mounts)); err != nil {
+	if err := writeBundle(dir, oci, len(spec.Volumes)); err != nil {
 		return nil, err
 	}
 	m := &machine{
-		d: d, id: spec.ID, oci: oci, done: make(chan struct{}),
-		sentry: sentryVersion(), vcpus: spec.VCPUs, memory: spec.MemoryBytes,
+		d: d, id: spec.ID, oci: oci, done: make(chan struct{}), calling: make(chan struct{}, 1), stopping: make(chan struct{}, 1),
+		sentry: sentryVersion(), vcpus: spec.VCPUs, memory: spec.MemoryBytes, user: d.users.take(),
+		diskLimit: spec.DiskBytes,
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(withMount(spec.Mounts, withPanic(dir, err)), d.abandon(ctx, spec.ID, m.proc, m.gofer))
+		if err == nil {
+			return
 		}
+		aerr := d.abandon(ctx, spec.ID, m.proc, m.gofer)
+		if m.words != nil {
+			m.words.started()
+			if said := m.words.last(); said != "" {
+				err = fmt.Errorf("%w: %s", err, said)
+			}
+			m.words.close()
+		}
+		d.users.giveBack(m.user)
+		err = errors.Join(withMount(spec.Volumes, err), aerr)
 	}()
 	if m.pipes, err = guest.Names(); err != nil {
 		return nil, err
@@ -93,11 +178,12 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 		CPUs:        spec.VCPUs,
 		MemoryBytes: spec.MemoryBytes + sentryMemory,
 		Processes:   spec.Processes,
+		Weight:      min(100*spec.VCPUs, maxWeight),
 	})
 	if err != nil {
 		return nil, err
 	}
-	if m.conf, err = d.runscConfig(spec.ID, spec.NetNS != ""); err != nil {
+	if m.conf, err = d.runscConfig(spec.ID, len(spec.Interfaces) > 0); err != nil {
 		return nil, err
 	}
 	args, closeArgs, err := d.sandboxArgs(spec, m.group)
@@ -105,6 +191,7 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 		return nil, err
 	}
 	defer closeArgs()
+	runAs(args, m.user)
 	args.Spec = oci
 	args.BundleDir = dir
 	args.PassFiles = map[int]*os.File{fromHostFD: guest.In, toHostFD: guest.Out, doorFD: guest.Door}
@@ -119,13 +206,21 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 			m.disk.Close()
 		}
 	}()
-	if err := d.startProcesses(m, spec, args); err != nil {
+	if m.words, err = hearWords(dir, true); err != nil {
 		return nil, err
 	}
+	defer d.killLate(ctx, spec.ID)()
+	if err := d.startProcesses(m, spec, args); err != nil {
+		return nil, late(ctx, err)
+	}
+	m.words.started()
 	if m.proc, err = openProcess(m.box.Getpid()); err != nil {
 		return nil, err
 	}
 	if err := confine(m.group, m.proc.pid, args.CloneIntoCgroupFD == nil); err != nil {
+		return nil, err
+	}
+	if err := m.limitProcesses(spec); err != nil {
 		return nil, err
 	}
 	if err := m.save(); err != nil {
@@ -136,10 +231,21 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 		return nil, err
 	}
 	if err := begin(m); err != nil {
+		return nil, late(ctx, err)
+	}
+	if err := ctx.Err(); err != nil { // it may have been killed for that
 		return nil, err
 	}
 	m.begin()
 	return m, nil
+}
+
+// late names the end of ctx as the reason of what failed for it.
+func late(ctx context.Context, err error) error {
+	if end := ctx.Err(); end != nil && !errors.Is(err, end) {
+		return fmt.Errorf("%w: %w", end, err)
+	}
+	return err
 }
 
 // socketPathMax is what the path of a Unix socket must be shorter than.
@@ -154,7 +260,7 @@ func (d *Driver) startProcesses(m *machine, spec driver.Spec, args *sandbox.Args
 		d.longPaths.Lock()
 		defer d.longPaths.Unlock()
 	}
-	if len(spec.Mounts) > 0 {
+	if len(spec.Volumes) > 0 {
 		if m.gofer, err = d.startGofer(m.conf, spec, args); err != nil {
 			return err
 		}
@@ -162,6 +268,9 @@ func (d *Driver) startProcesses(m *machine, spec driver.Spec, args *sandbox.Args
 			if err := m.group.Add(m.gofer.pid); err != nil {
 				return fmt.Errorf("limit the gofer: %w", err)
 			}
+		}
+		if err := rank(m.gofer.pid, 0); err != nil {
+			return err
 		}
 	}
 	m.box, err = sandbox.New(m.conf, args)
@@ -204,7 +313,7 @@ func (d *Driver) sandboxArgs(spec driver.Spec, group *cgroup.Group) (_ *sandbox.
 		},
 		Cgroup:             visible{vcpus: spec.VCPUs, memory: spec.MemoryBytes},
 		CloneIntoCgroupFD:  cg,
-		FSRestoreImagePath: spec.Snapshot,
+		FSRestoreImagePath: spec.Source.Files,
 	}, func() { closeAll(files) }, nil
 }
 
@@ -247,10 +356,19 @@ func confine(group *cgroup.Group, sentry int, move bool) error {
 		}
 	}
 	for _, pid := range helpers {
-		err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(helperOOMScore)), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("rank the machine's processes: %w", err)
+		if err := rank(pid, helperOOMScore); err != nil {
+			return err
 		}
+	}
+	return rank(sentry, 0)
+}
+
+// rank says how readily the kernel ends a process when memory runs out. Without,
+// it would inherit this process's own rank.
+func rank(pid, score int) error {
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("rank the machine's processes: %w", err)
 	}
 	return nil
 }
@@ -282,33 +400,11 @@ func closeAll(files []*os.File) {
 }
 
 // withMount tells a mount that the sentry could not make from other failures.
-func withMount(mounts []driver.Mount, err error) error {
+func withMount(mounts []driver.Volume, err error) error {
 	for _, m := range mounts {
 		if strings.Contains(err.Error(), "mount submount "+strconv.Quote(m.Path)) {
-			return &driver.MountError{Path: m.Path, Err: err}
+			return &driver.VolumeError{Path: m.Path, Err: err}
 		}
 	}
 	return err
-}
-
-// maxPanic is how much of a sentry's last words is looked at.
-const maxPanic = 4 << 10
-
-// withPanic adds to an error what the sentry said when it died.
-func withPanic(dir string, err error) error {
-	if words := lastWords(dir); words != "" {
-		return fmt.Errorf("%w: %s", err, words)
-	}
-	return err
-}
-
-func lastWords(dir string) string {
-	f, err := os.Open(filepath.Join(dir, panicLog))
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	b := make([]byte, maxPanic)
-	n, _ := f.Read(b)
-	return string(b[:n])
 }

@@ -18,7 +18,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/skerry-dev/skerry/internal/egress/keyfile"
+	"github.com/skerry-dev/skerry/internal/keyfile"
 )
 
 const (

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 )
 
 func TestOpenTwiceIsTheSame(t *testing.T) {
@@ -59,6 +60,9 @@ func TestCertificateVerifies(t *testing.T) {
 		}
 		if _, err := c.Leaf.Verify(x509.VerifyOptions{DNSName: "other.example.com", Roots: roots}); err == nil {
 			t.Error("good for another name")
+		}
+		if left := time.Until(c.Leaf.NotAfter); left < leafValidity-time.Hour || left > leafValidity {
+			t.Errorf("good for %v", left)
 		}
 		if again, _ := a.Certificate(name); again != c {
 			t.Error("not cached")

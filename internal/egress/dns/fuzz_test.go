@@ -8,23 +8,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/net/dns/dnsmessage"
 )
 
 // nobody may ask for anything, so that no query leaves.
 type nobody struct{ refused int }
 
-func (*nobody) Allow() bool             { return true }
-func (*nobody) Everything() bool        { return false }
-func (*nobody) Name(string) bool        { return false }
-func (n *nobody) Refused(string)        { n.refused++ }
-func (*nobody) Address(netip.Addr) bool { return false }
+func (*nobody) Allow() bool      { return true }
+func (*nobody) Everything() bool { return false }
+func (*nobody) Name(string) bool { return false }
+func (n *nobody) Refused(string) { n.refused++ }
+
+func (*nobody) Withheld(string, netip.Addr) {}
+func (*nobody) Unanswered(string)           {}
+func (*nobody) Address(netip.Addr) bool     { return false }
 
 // FuzzQuery gives the server what a sandbox may send: it answers nothing, or a
 // refusal that a client can read and that is no longer than it may be.
 func FuzzQuery(f *testing.F) {
-	for _, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeTXT, typeHTTPS, dnsmessage.TypeALL} {
-		q, err := buildQuery(dnsmessage.Question{Name: dnsmessage.MustNewName("web.example.com."), Type: kind, Class: dnsmessage.ClassINET})
+	for _, kind := range []uint16{dns.TypeA, dns.TypeTXT, dns.TypeHTTPS, dns.TypeANY} {
+		q, err := newQuery(dns.Question{Name: "web.example.com.", Qtype: kind, Qclass: dns.ClassINET}).Pack()
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -32,6 +36,8 @@ func FuzzQuery(f *testing.F) {
 		f.Add(q[:len(q)-5])
 	}
 	f.Add([]byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1}) // a name that points to itself
+	// A label with a dot in it is not the name that it looks like.
+	f.Add([]byte("00\x010\x00\x01\x00\x00\x00\x00\x00\x01\x0bweb.example\x03com\x00\x00\x01\x00\x01"))
 	f.Fuzz(func(t *testing.T, query []byte) {
 		for _, stream := range []bool{false, true} {
 			var c nobody
@@ -40,12 +46,12 @@ func FuzzQuery(f *testing.F) {
 			if answer == nil {
 				continue
 			}
-			var m dnsmessage.Message
-			if err := m.Unpack(answer); err != nil || !m.Response || m.RCode != dnsmessage.RCodeRefused || len(m.Answers) > 0 || c.refused != 1 {
+			var m dns.Msg
+			if err := m.Unpack(answer); err != nil || !m.Response || m.Rcode != dns.RcodeRefused || len(m.Answer) > 0 || c.refused != 1 {
 				t.Fatalf("%v: %+v, refused %d times", err, m, c.refused)
 			}
-			if len(answer) > udpSize || m.ID != uint16(query[0])<<8|uint16(query[1]) {
-				t.Fatalf("%d bytes, id %d", len(answer), m.ID)
+			if len(answer) > udpSize || m.Id != uint16(query[0])<<8|uint16(query[1]) {
+				t.Fatalf("%d bytes, id %d", len(answer), m.Id)
 			}
 		}
 	})
@@ -70,14 +76,32 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(b)
 	f.Add(b[:len(b)-3])
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		a, err := readAddrs(msg, name)
-		if err == nil && (len(a.addrs) > maxAddrs || a.ttl < minTTL || a.ttl > maxTTL) {
+		var read dns.Msg
+		if read.Unpack(msg) != nil {
+			return
+		}
+		if a := readAddrs(&read, name.String()); len(a.addrs) > maxAddrs || a.ttl < minTTL || a.ttl > maxTTL {
 			t.Fatalf("%d addresses for %s", len(a.addrs), a.ttl)
 		}
-		if len(msg) > 2 {
-			onlyGoodAddresses(msg, &nobody{})
-		}
+		onlyGoodAddresses(&read, &nobody{})
 	})
+}
+
+// TestNameOfAQuery asks for names with bytes that domain names do not have.
+func TestNameOfAQuery(t *testing.T) {
+	for label, want := range map[string]string{
+		"web.example":    `web\.example.com.`, // not the name that it looks like
+		"a\\b":           `a\\b.com.`,
+		"a\\200":         `a\\200.com.`,
+		"a\x00b":         `a\000b.com.`,
+		"m\xc3\xbcnchen": "m\xc3\xbcnchen.com.",
+		"\xff":           "\xff.com.",
+	} {
+		q, ok := parseQuery([]byte("00\x010\x00\x01\x00\x00\x00\x00\x00\x00" + string(rune(len(label))) + label + "\x03com\x00\x00\x01\x00\x01"))
+		if !ok || q.text() != want {
+			t.Errorf("%q: the query is %+v, for %q, want %q", label, q, q.text(), want)
+		}
+	}
 }
 
 // TestResolverCloses ends a lookup that nobody answers.
@@ -96,6 +120,81 @@ func TestResolverCloses(t *testing.T) {
 	if _, _, err := r.Lookup(t.Context(), "web.example.com"); err == nil {
 		t.Error("found after Close")
 	}
+}
+
+// TestResolverClosesAtOnce ends lookups whose queries have been sent, over UDP and,
+// after an answer that was cut off, over TCP.
+func TestResolverClosesAtOnce(t *testing.T) {
+	for _, network := range []string{"udp", "tcp"} {
+		asked := make(chan struct{}, 10)
+		server := silentAfter(t, network, asked)
+		r, err := NewResolver(ResolverConfig{Upstreams: []netip.AddrPort{server}, Timeout: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		looked := make(chan error, 1)
+		go func() {
+			_, _, err := r.Lookup(context.Background(), "web.example.com")
+			looked <- err
+		}()
+		<-asked
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			r.Close()
+		}()
+		select {
+		case <-closed:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s: the resolver waits for an answer after it was closed", network)
+		}
+		if err := <-looked; err == nil {
+			t.Errorf("%s: found", network)
+		}
+	}
+}
+
+// silentAfter takes queries over a network and says nothing. For TCP it answers
+// those over UDP that they do not fit.
+func silentAfter(t *testing.T, network string, asked chan<- struct{}) netip.AddrPort {
+	t.Helper()
+	tcp, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp, err := net.ListenPacket("udp4", tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tcp.Close(); udp.Close() })
+	go func() {
+		buf := make([]byte, 1024)
+		for {
+			n, from, err := udp.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			if network == "udp" {
+				asked <- struct{}{}
+				continue
+			}
+			buf[2] |= 0x82 // a response, cut off
+			udp.WriteTo(buf[:n], from)
+		}
+	}()
+	go func() {
+		for {
+			c, err := tcp.Accept()
+			if err != nil {
+				return
+			}
+			t.Cleanup(func() { c.Close() })
+			if _, err := c.Read(make([]byte, 1)); err == nil {
+				asked <- struct{}{}
+			}
+		}
+	}()
+	return netip.MustParseAddrPort(tcp.Addr().String())
 }
 
 // silentServer takes queries and says nothing.

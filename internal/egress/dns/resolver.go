@@ -1,14 +1,16 @@
 // Package dns resolves the names that sandboxes may use, and answers their
 // queries for these and no others.
+//
+// Messages are those of github.com/miekg/dns. Its server and its client are not
+// used. The server starts a goroutine for each packet before anybody can count
+// it, and here each sandbox has a share of the queries and connections that are
+// worked on. The client takes an answer with the right ID for any question.
 package dns
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"strings"
@@ -16,7 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 )
@@ -53,9 +55,8 @@ const (
 	maxTTL         = 5 * time.Minute
 	// udpSize is what we say that we take, and the most that we send: it fits
 	// every path without fragments.
-	udpSize    = 1232
-	maxMessage = 64 << 10
-	maxAddrs   = 32
+	udpSize  = 1232
+	maxAddrs = 32
 )
 
 // NewResolver returns a Resolver.
@@ -143,33 +144,26 @@ type answer struct {
 }
 
 func (r *Resolver) lookup(ctx context.Context, name string) (answer, error) {
-	n, err := dnsmessage.NewName(name + ".")
-	if err != nil {
+	fqdn := dns.Fqdn(name)
+	if _, ok := dns.IsDomainName(fqdn); !ok {
 		return answer{}, ErrNotFound
 	}
-	msg, err := r.Exchange(ctx, dnsmessage.Question{Name: n, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET})
+	msg, err := r.Exchange(ctx, dns.Question{Name: fqdn, Qtype: dns.TypeA, Qclass: dns.ClassINET})
 	if err != nil {
 		return answer{}, err
 	}
-	a, err := readAddrs(msg, n)
-	if err != nil {
-		return answer{}, fmt.Errorf("resolve %s: %w", name, err)
-	}
+	a := readAddrs(msg, fqdn)
 	r.cache.put(name, a)
 	return a, nil
 }
 
-// Exchange asks one question and returns the answer as it came. Its id is
-// random.
-func (r *Resolver) Exchange(ctx context.Context, q dnsmessage.Question) ([]byte, error) {
-	query, err := buildQuery(q)
-	if err != nil {
-		return nil, err
-	}
+// Exchange asks one question and returns the answer, whose ID is random.
+func (r *Resolver) Exchange(ctx context.Context, q dns.Question) (*dns.Msg, error) {
+	query := newQuery(q)
 	var errs []error
 	for range 2 {
 		for _, server := range r.cfg.Upstreams {
-			msg, err := r.ask(ctx, server, query, q)
+			msg, err := r.ask(ctx, server, query)
 			if err == nil {
 				return msg, nil
 			}
@@ -182,41 +176,32 @@ func (r *Resolver) Exchange(ctx context.Context, q dnsmessage.Question) ([]byte,
 	return nil, fmt.Errorf("dns: %w", errors.Join(errs...))
 }
 
-func buildQuery(q dnsmessage.Question) ([]byte, error) {
-	var id [2]byte
-	rand.Read(id[:])
-	b := dnsmessage.NewBuilder(make([]byte, 0, 512), dnsmessage.Header{ID: binary.BigEndian.Uint16(id[:]), RecursionDesired: true})
-	if err := b.StartQuestions(); err != nil {
-		return nil, err
-	}
-	if err := b.Question(q); err != nil {
-		return nil, err
-	}
-	if err := b.StartAdditionals(); err != nil {
-		return nil, err
-	}
-	var h dnsmessage.ResourceHeader
-	if err := h.SetEDNS0(udpSize, dnsmessage.RCodeSuccess, false); err != nil {
-		return nil, err
-	}
-	if err := b.OPTResource(h, dnsmessage.OPTResource{}); err != nil {
-		return nil, err
-	}
-	return b.Finish()
+func newQuery(q dns.Question) *dns.Msg {
+	m := &dns.Msg{MsgHdr: dns.MsgHdr{Id: dns.Id(), RecursionDesired: true}, Question: []dns.Question{q}}
+	return m.SetEdns0(udpSize, false)
 }
 
 // ask asks one server over UDP, and over TCP if the answer is cut off.
-func (r *Resolver) ask(ctx context.Context, server netip.AddrPort, query []byte, q dnsmessage.Question) ([]byte, error) {
+func (r *Resolver) ask(ctx context.Context, server netip.AddrPort, query *dns.Msg) (*dns.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
-	msg, truncated, err := r.askUDP(ctx, server, query, q)
-	if err != nil || !truncated {
-		return msg, err
+	msg, err := r.askOver(ctx, "udp4", server, query)
+	if err == nil && msg.Truncated {
+		msg, err = r.askOver(ctx, "tcp4", server, query)
 	}
-	return r.askTCP(ctx, server, query, q)
+	if err != nil {
+		return nil, err
+	}
+	// After any other answer another server should be asked.
+	if msg.Rcode != dns.RcodeSuccess && msg.Rcode != dns.RcodeNameError {
+		return nil, fmt.Errorf("the server answers %s", dns.RcodeToString[msg.Rcode])
+	}
+	return msg, nil
 }
 
-func (r *Resolver) dial(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) {
+// dial returns a connection of which every read and write ends with ctx, until
+// unbind is called.
+func (r *Resolver) dial(ctx context.Context, network string, server netip.AddrPort) (_ net.Conn, unbind func() bool, err error) {
 	d := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
 		if r.cfg.Mark == 0 {
 			return nil
@@ -226,143 +211,90 @@ func (r *Resolver) dial(ctx context.Context, network string, server netip.AddrPo
 	}}
 	conn, err := d.DialContext(ctx, network, server.String())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	deadline, _ := ctx.Deadline()
-	return conn, conn.SetDeadline(deadline)
+	return conn, context.AfterFunc(ctx, func() { conn.SetDeadline(longAgo) }), nil
 }
 
-func (r *Resolver) askUDP(ctx context.Context, server netip.AddrPort, query []byte, q dnsmessage.Question) ([]byte, bool, error) {
+// longAgo, as a deadline, ends what is under way.
+var longAgo = time.Unix(1, 0)
+
+func (r *Resolver) askOver(ctx context.Context, network string, server netip.AddrPort, query *dns.Msg) (*dns.Msg, error) {
 	// A socket of its own for each query: its random port is half of what a
 	// forger has to guess.
-	conn, err := r.dial(ctx, "udp4", server)
+	dialed, unbind, err := r.dial(ctx, network, server)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	defer conn.Close()
-	if _, err := conn.Write(query); err != nil {
-		return nil, false, err
+	defer dialed.Close()
+	defer unbind()
+	conn := &dns.Conn{Conn: dialed, UDPSize: dns.MaxMsgSize}
+	if err := conn.WriteMsg(query); err != nil {
+		return nil, err
 	}
-	buf := make([]byte, maxMessage)
 	for {
-		n, err := conn.Read(buf)
-		if err != nil {
-			return nil, false, err
+		raw, err := conn.ReadMsgHeader(nil)
+		if err != nil && !errors.Is(err, dns.ErrShortRead) {
+			return nil, err
 		}
-		if h, ok := answers(buf[:n], query, q); ok {
-			return buf[:n:n], h.Truncated, usable(h)
+		if err == nil {
+			msg := &dns.Msg{}
+			err = msg.Unpack(raw)
+			if answers(msg, query) {
+				if msg.Truncated {
+					err = nil // the rest may be anything
+				}
+				return msg, err
+			}
+		}
+		// Over UDP it may be a forger's, and the answer may come yet.
+		if network == "tcp4" {
+			return nil, errors.New("the answer is to another question, or none that can be read")
 		}
 	}
-}
-
-func (r *Resolver) askTCP(ctx context.Context, server netip.AddrPort, query []byte, q dnsmessage.Question) ([]byte, error) {
-	conn, err := r.dial(ctx, "tcp4", server)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if err := writeMessage(conn, query); err != nil {
-		return nil, err
-	}
-	msg, err := readMessage(conn)
-	if err != nil {
-		return nil, err
-	}
-	h, ok := answers(msg, query, q)
-	if !ok {
-		return nil, errors.New("the answer is to another question")
-	}
-	return msg, usable(h)
-}
-
-// usable refuses answers after which another server should be asked.
-func usable(h dnsmessage.Header) error {
-	if h.RCode != dnsmessage.RCodeSuccess && h.RCode != dnsmessage.RCodeNameError {
-		return fmt.Errorf("the server answers %v", h.RCode)
-	}
-	return nil
-}
-
-func writeMessage(w io.Writer, msg []byte) error {
-	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg)))
-	_, err := w.Write(append(b, msg...))
-	return err
-}
-
-func readMessage(r io.Reader) ([]byte, error) {
-	var size [2]byte
-	if _, err := io.ReadFull(r, size[:]); err != nil {
-		return nil, err
-	}
-	msg := make([]byte, binary.BigEndian.Uint16(size[:]))
-	_, err := io.ReadFull(r, msg)
-	return msg, err
 }
 
 // answers reports whether msg answers query.
-func answers(msg, query []byte, q dnsmessage.Question) (dnsmessage.Header, bool) {
-	var p dnsmessage.Parser
-	h, err := p.Start(msg)
-	if err != nil || !h.Response || h.ID != binary.BigEndian.Uint16(query) {
-		return h, false
+func answers(msg, query *dns.Msg) bool {
+	if !msg.Response || msg.Id != query.Id || len(msg.Question) != 1 {
+		return false
 	}
-	got, err := p.Question()
-	if err != nil || got.Type != q.Type || got.Class != q.Class || !sameName(got.Name, q.Name) {
-		return h, false
-	}
-	return h, true
+	got, q := msg.Question[0], query.Question[0]
+	return got.Qtype == q.Qtype && got.Qclass == q.Qclass && strings.EqualFold(got.Name, q.Name)
 }
-
-func sameName(a, b dnsmessage.Name) bool { return strings.EqualFold(a.String(), b.String()) }
 
 // readAddrs returns the addresses of a name, following its aliases in the
 // answer.
-func readAddrs(msg []byte, name dnsmessage.Name) (answer, error) {
+func readAddrs(msg *dns.Msg, name string) answer {
 	a := answer{ttl: maxTTL}
-	var p dnsmessage.Parser
-	h, err := p.Start(msg)
-	if err == nil {
-		err = p.SkipAllQuestions()
+	if msg.Rcode == dns.RcodeNameError {
+		return answer{ttl: minTTL}
 	}
-	if err != nil {
-		return a, err
-	}
-	if h.RCode == dnsmessage.RCodeNameError {
-		return answer{ttl: minTTL}, nil
-	}
-	for len(a.addrs) < maxAddrs {
-		rh, err := p.AnswerHeader()
-		if errors.Is(err, dnsmessage.ErrSectionDone) {
+	for _, rr := range msg.Answer {
+		h := rr.Header()
+		if len(a.addrs) == maxAddrs {
 			break
 		}
-		if err != nil {
-			return a, err
-		}
-		relevant := rh.Class == dnsmessage.ClassINET && sameName(rh.Name, name)
-		switch {
-		case relevant && rh.Type == dnsmessage.TypeCNAME:
-			body, err := p.CNAMEResource()
-			if err != nil {
-				return a, err
-			}
-			name = body.CNAME
-		case relevant && rh.Type == dnsmessage.TypeA:
-			body, err := p.AResource()
-			if err != nil {
-				return a, err
-			}
-			a.addrs = append(a.addrs, netip.AddrFrom4(body.A))
-		default:
-			if err := p.SkipAnswer(); err != nil {
-				return a, err
-			}
+		if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, name) {
 			continue
 		}
-		a.ttl = min(a.ttl, time.Duration(rh.TTL)*time.Second)
+		switch rr := rr.(type) {
+		case *dns.CNAME:
+			name = rr.Target
+		case *dns.A:
+			addr, ok := netip.AddrFromSlice(rr.A)
+			if !ok {
+				continue
+			}
+			a.addrs = append(a.addrs, addr.Unmap())
+		default:
+			continue
+		}
+		a.ttl = min(a.ttl, time.Duration(h.Ttl)*time.Second)
 	}
 	a.ttl = max(a.ttl, minTTL)
 	if len(a.addrs) == 0 {
 		a.ttl = minTTL
 	}
-	return a, nil
+	return a
 }

@@ -1,16 +1,22 @@
 package dns
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 // Client is what the server must know of who asks.
@@ -28,6 +34,11 @@ type Client interface {
 	Refused(name string)
 	// Address reports whether an address may be in an answer.
 	Address(a netip.Addr) bool
+	// Withheld is told of a name with addresses of which none may be in the
+	// answer, and of one of them.
+	Withheld(name string, a netip.Addr)
+	// Unanswered is told of a query that no name server answered.
+	Unanswered(name string)
 }
 
 // Server answers the queries of clients. Addresses of IPv6 are none of its
@@ -39,21 +50,40 @@ type Server struct {
 	// Normalize is policy.Normalize.
 	Normalize func(string) (string, error)
 
-	work chan struct{}
-	init sync.Once
+	// Queries and Streams are how many are worked on and open at a time, of all
+	// clients; default 1024 and 256. Beyond them, and beyond a client's share,
+	// queries are not answered and connections closed.
+	Queries, Streams int
+
+	// idle and within are streamIdle and queryTime, but for tests.
+	idle, within  time.Duration
+	work, streams *share.Slots[netip.Addr]
+	init          sync.Once
 }
 
 const (
-	// maxQueries are worked on at a time; beyond, they are not answered.
-	maxQueries = 1024
-	// maxStreams are TCP connections.
-	maxStreams  = 256
+	defaultQueries, queriesOfOne = 1024, 128
+	defaultStreams, streamsOfOne = 256, 32
+
 	streamIdle  = 10 * time.Second
 	queryTime   = 10 * time.Second
 	maxPerQuery = 100 // queries in one TCP connection
 )
 
-func (s *Server) start() { s.init.Do(func() { s.work = make(chan struct{}, maxQueries) }) }
+func (s *Server) start() {
+	s.init.Do(func() {
+		if s.Queries <= 0 {
+			s.Queries = defaultQueries
+		}
+		if s.Streams <= 0 {
+			s.Streams = defaultStreams
+		}
+		if s.idle <= 0 {
+			s.idle = streamIdle
+		}
+		s.work, s.streams = share.New[netip.Addr](s.Queries, queriesOfOne), share.New[netip.Addr](s.Streams, streamsOfOne)
+	})
+}
 
 // ServeUDP answers what comes to conn until ctx ends, waits for what it is
 // doing, and closes conn.
@@ -87,18 +117,13 @@ func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			continue
 		}
 		client := s.Client(from.Addr())
-		if client == nil || !client.Allow() {
-			continue
-		}
-		select {
-		case s.work <- struct{}{}:
-		default:
+		if client == nil || !client.Allow() || !s.work.Take(from.Addr()) {
 			continue
 		}
 		query := append([]byte(nil), buf[:n]...)
 		control := replyControl(oob[:oobn])
 		running.Go(func() {
-			defer func() { <-s.work }()
+			defer s.work.Give(from.Addr())
 			if answer := s.answer(ctx, client, query, false); answer != nil {
 				conn.WriteMsgUDPAddrPort(answer, control, from)
 			}
@@ -130,7 +155,6 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener) error {
 	defer running.Wait()
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	streams := make(chan struct{}, maxStreams)
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
@@ -146,19 +170,15 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
-		client := s.Client(from.Addr().Unmap())
-		select {
-		case streams <- struct{}{}:
-		default:
-			client = nil
-		}
-		if client == nil {
+		peer, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+		from := peer.Addr().Unmap()
+		client := s.Client(from)
+		if client == nil || !s.streams.Take(from) {
 			conn.Close()
 			continue
 		}
 		running.Go(func() {
-			defer func() { <-streams }()
+			defer s.streams.Give(from)
 			s.serveStream(ctx, conn, client)
 		})
 	}
@@ -167,14 +187,18 @@ func (s *Server) ServeTCP(ctx context.Context, l net.Listener) error {
 func (s *Server) serveStream(ctx context.Context, conn net.Conn, client Client) {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	framed := &dns.Conn{Conn: conn}
 	for range maxPerQuery {
-		conn.SetDeadline(time.Now().Add(streamIdle))
-		query, err := readMessage(conn)
+		conn.SetDeadline(time.Now().Add(s.idle))
+		query, err := framed.ReadMsgHeader(nil)
 		if err != nil || !client.Allow() {
 			return
 		}
 		answer := s.answer(ctx, client, query, true)
-		if answer == nil || writeMessage(conn, answer) != nil {
+		if answer == nil {
+			return
+		}
+		if _, err := framed.Write(answer); err != nil {
 			return
 		}
 	}
@@ -182,11 +206,35 @@ func (s *Server) serveStream(ctx context.Context, conn net.Conn, client Client) 
 
 // question is what of a query counts.
 type question struct {
-	dnsmessage.Question
+	dns.Question
 	id   uint16
 	rd   bool
 	edns bool
 	size int
+}
+
+// text returns the name with its bytes beyond ASCII as they were sent: they may
+// be UTF-8. All else that no domain name has stays escaped.
+func (q *question) text() string {
+	if !strings.Contains(q.Name, `\`) {
+		return q.Name
+	}
+	var b []byte
+	for i := 0; i < len(q.Name); i++ {
+		if q.Name[i] == '\\' && i+1 < len(q.Name) {
+			if i+3 < len(q.Name) {
+				if n, err := strconv.ParseUint(q.Name[i+1:i+4], 10, 8); err == nil && n >= 0x80 {
+					b = append(b, byte(n))
+					i += 3
+					continue
+				}
+			}
+			b = append(b, q.Name[i])
+			i++
+		}
+		b = append(b, q.Name[i])
+	}
+	return string(b)
 }
 
 // answer returns the answer to a query, or nil for what deserves none.
@@ -197,44 +245,40 @@ func (s *Server) answer(ctx context.Context, c Client, query []byte, stream bool
 	}
 	limit := q.size
 	if stream {
-		limit = maxMessage - 1
+		limit = dns.MaxMsgSize - 1
 	}
-	name, err := s.Normalize(q.Name.String())
+	name, err := s.Normalize(q.text())
 	if err != nil {
 		name = ""
 	}
 	everything := c.Everything()
 	switch {
-	case q.Class != dnsmessage.ClassINET, !everything && !c.Name(name):
+	case q.Qclass != dns.ClassINET, !everything && !c.Name(name):
 		c.Refused(name)
-		return q.reply(dnsmessage.RCodeRefused, nil, 0, limit)
-	case q.Type == dnsmessage.TypeAAAA, q.Type == typeHTTPS, q.Type == typeSVCB:
-		return q.reply(dnsmessage.RCodeSuccess, nil, 0, limit)
+		return q.reply(dns.RcodeRefused, nil, 0, limit)
+	case q.Qtype == dns.TypeAAAA, q.Qtype == dns.TypeHTTPS, q.Qtype == dns.TypeSVCB:
+		return q.reply(dns.RcodeSuccess, nil, 0, limit)
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryTime)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.within, queryTime))
 	defer cancel()
 	switch {
-	case q.Type == dnsmessage.TypeA && name != "":
+	case q.Qtype == dns.TypeA && name != "":
 		return s.answerA(ctx, c, q, name, limit)
-	case everything && q.Type != dnsmessage.TypeALL && q.Type != dnsmessage.TypeAXFR:
-		return s.relay(ctx, c, q, limit)
+	case everything && q.Qtype != dns.TypeANY && q.Qtype != dns.TypeAXFR:
+		return s.relay(ctx, c, q, name, limit)
 	}
 	c.Refused(name)
-	return q.reply(dnsmessage.RCodeRefused, nil, 0, limit)
+	return q.reply(dns.RcodeRefused, nil, 0, limit)
 }
-
-const (
-	typeSVCB  dnsmessage.Type = 64
-	typeHTTPS dnsmessage.Type = 65
-)
 
 func (s *Server) answerA(ctx context.Context, c Client, q *question, name string, limit int) []byte {
 	addrs, ttl, err := s.Resolver.Lookup(ctx, name)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		return q.reply(dnsmessage.RCodeNameError, nil, 0, limit)
+		return q.reply(dns.RcodeNameError, nil, 0, limit)
 	case err != nil:
-		return q.reply(dnsmessage.RCodeServerFailure, nil, 0, limit)
+		c.Unanswered(name)
+		return q.reply(dns.RcodeServerFailure, nil, 0, limit)
 	}
 	var good []netip.Addr
 	for _, a := range addrs {
@@ -242,30 +286,44 @@ func (s *Server) answerA(ctx context.Context, c Client, q *question, name string
 			good = append(good, a)
 		}
 	}
-	return q.reply(dnsmessage.RCodeSuccess, good, ttl, limit)
+	if len(good) == 0 {
+		c.Withheld(name, addrs[0])
+	}
+	return q.reply(dns.RcodeSuccess, good, ttl, limit)
 }
 
 // relay passes an upstream answer on, unless an address in it may not be.
-func (s *Server) relay(ctx context.Context, c Client, q *question, limit int) []byte {
+func (s *Server) relay(ctx context.Context, c Client, q *question, name string, limit int) []byte {
 	msg, err := s.Resolver.Exchange(ctx, q.Question)
-	if err != nil || !onlyGoodAddresses(msg, c) {
-		return q.reply(dnsmessage.RCodeServerFailure, nil, 0, limit)
+	if err != nil {
+		c.Unanswered(name)
 	}
-	if len(msg) > limit {
+	if err != nil || !onlyGoodAddresses(msg, c) {
+		return q.reply(dns.RcodeServerFailure, nil, 0, limit)
+	}
+	msg.Id, msg.RecursionDesired, msg.Compress = q.id, q.rd, true
+	// What upstream says in its OPT record is for us.
+	msg.Extra = slices.DeleteFunc(msg.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
+	q.addOPT(msg)
+	answer, err := msg.Pack()
+	if err != nil {
+		return q.reply(dns.RcodeServerFailure, nil, 0, limit)
+	}
+	if len(answer) > limit {
 		return q.replyTruncated()
 	}
-	msg[0], msg[1] = byte(q.id>>8), byte(q.id)
-	return msg
+	return answer
 }
 
-func onlyGoodAddresses(msg []byte, c Client) bool {
-	var m dnsmessage.Message
-	if m.Unpack(msg) != nil {
-		return false
-	}
-	for _, section := range [][]dnsmessage.Resource{m.Answers, m.Authorities, m.Additionals} {
-		for _, r := range section {
-			if a, ok := r.Body.(*dnsmessage.AResource); ok && !c.Address(netip.AddrFrom4(a.A)) {
+func onlyGoodAddresses(msg *dns.Msg, c Client) bool {
+	for _, section := range [][]dns.RR{msg.Answer, msg.Ns, msg.Extra} {
+		for _, rr := range section {
+			a, is := rr.(*dns.A)
+			if !is {
+				continue
+			}
+			addr, ok := netip.AddrFromSlice(a.A)
+			if !ok || !c.Address(addr.Unmap()) {
 				return false
 			}
 		}
@@ -273,59 +331,64 @@ func onlyGoodAddresses(msg []byte, c Client) bool {
 	return true
 }
 
+// headerSize is what a message has before its records.
+const headerSize = 12
+
 // parseQuery accepts standard queries with one question and at the most an OPT
 // record besides.
 func parseQuery(msg []byte) (*question, bool) {
-	var p dnsmessage.Parser
-	h, err := p.Start(msg)
-	if err != nil || h.Response || h.OpCode != 0 {
+	// Records that no query has are not read: they would cost memory.
+	if len(msg) < headerSize {
 		return nil, false
 	}
-	q := &question{id: h.ID, rd: h.RecursionDesired, size: 512}
-	if q.Question, err = p.Question(); err != nil || strings.Count(q.Name.String(), ".") > 127 {
+	count := func(section int) uint16 { return binary.BigEndian.Uint16(msg[4+2*section:]) }
+	if count(0) != 1 || count(1) > 1 || count(2) > 1 || count(3) > 2 {
 		return nil, false
 	}
-	if _, err := p.Question(); !errors.Is(err, dnsmessage.ErrSectionDone) {
+	var m dns.Msg
+	if m.Unpack(msg) != nil || m.Response || m.Opcode != dns.OpcodeQuery || len(m.Question) != 1 {
 		return nil, false
 	}
-	if p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
-		return nil, false
-	}
-	if rh, err := p.AdditionalHeader(); err == nil && rh.Type == dnsmessage.TypeOPT {
+	q := &question{Question: m.Question[0], id: m.Id, rd: m.RecursionDesired, size: dns.MinMsgSize}
+	if opt := m.IsEdns0(); opt != nil {
 		q.edns = true
-		q.size = min(max(int(rh.Class), 512), udpSize)
+		q.size = min(max(int(opt.UDPSize()), dns.MinMsgSize), udpSize)
 	}
 	return q, true
 }
 
-func (q *question) header(code dnsmessage.RCode) dnsmessage.Header {
-	return dnsmessage.Header{ID: q.id, Response: true, RecursionDesired: q.rd, RecursionAvailable: true, RCode: code}
+func (q *question) message(code int) *dns.Msg {
+	m := &dns.Msg{
+		MsgHdr:   dns.MsgHdr{Id: q.id, Response: true, RecursionDesired: q.rd, RecursionAvailable: true, Rcode: code},
+		Compress: true, Question: []dns.Question{q.Question},
+	}
+	q.addOPT(m)
+	return m
 }
 
 // reply builds an answer with addresses. It is shortened to fit.
-func (q *question) reply(code dnsmessage.RCode, addrs []netip.Addr, ttl time.Duration, limit int) []byte {
+func (q *question) reply(code int, addrs []netip.Addr, ttl time.Duration, limit int) []byte {
 	// Each answer takes 16 bytes as its name is compressed.
-	room := (limit - 12 - len(q.Name.String()) - 2 - 4 - 11) / 16
+	room := (limit - headerSize - len(q.Name) - 2 - 4 - 11) / 16
 	addrs = addrs[:min(len(addrs), max(room, 0))]
-	m := dnsmessage.Message{Header: q.header(code), Questions: []dnsmessage.Question{q.Question}}
+	m := q.message(code)
 	for _, a := range addrs {
-		m.Answers = append(m.Answers, dnsmessage.Resource{
-			Header: dnsmessage.ResourceHeader{Name: q.Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET, TTL: uint32(max(ttl, time.Second) / time.Second)},
-			Body:   &dnsmessage.AResource{A: a.As4()},
+		m.Answer = append(m.Answer, &dns.A{
+			Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: uint32(max(ttl, time.Second) / time.Second)},
+			A:   a.AsSlice(),
 		})
 	}
-	q.addOPT(&m)
-	b, err := m.Pack()
-	if err != nil {
-		return nil
-	}
-	return b
+	return pack(m)
 }
 
 func (q *question) replyTruncated() []byte {
-	m := dnsmessage.Message{Header: q.header(dnsmessage.RCodeSuccess), Questions: []dnsmessage.Question{q.Question}}
+	m := q.message(dns.RcodeSuccess)
 	m.Truncated = true
-	q.addOPT(&m)
+	return pack(m)
+}
+
+// pack returns nil for what cannot be sent.
+func pack(m *dns.Msg) []byte {
 	b, err := m.Pack()
 	if err != nil {
 		return nil
@@ -333,12 +396,8 @@ func (q *question) replyTruncated() []byte {
 	return b
 }
 
-func (q *question) addOPT(m *dnsmessage.Message) {
-	if !q.edns {
-		return
-	}
-	var h dnsmessage.ResourceHeader
-	if h.SetEDNS0(udpSize, dnsmessage.RCodeSuccess, false) == nil {
-		m.Additionals = append(m.Additionals, dnsmessage.Resource{Header: h, Body: &dnsmessage.OPTResource{}})
+func (q *question) addOPT(m *dns.Msg) {
+	if q.edns {
+		m.SetEdns0(udpSize, false)
 	}
 }

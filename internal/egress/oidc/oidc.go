@@ -20,7 +20,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 
-	"github.com/skerry-dev/skerry/internal/egress/keyfile"
+	"github.com/skerry-dev/skerry/internal/keyfile"
 )
 
 // Lifetime is how long a token is good.

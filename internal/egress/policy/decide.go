@@ -42,6 +42,12 @@ var everything = Site{Pattern: "*"}
 // HasRules reports whether there is something to do to the site's requests.
 func (s *Site) HasRules() bool { return len(s.rules) > 0 }
 
+// Echoes reports whether a method has the server answer with the request itself, and
+// so with headers that a rule sets.
+func (s *Site) Echoes(method string) bool {
+	return s.sets && (strings.EqualFold(method, http.MethodTrace) || strings.EqualFold(method, "TRACK") || strings.EqualFold(method, "DEBUG"))
+}
+
 // ForwardsTo reports whether a rule of the site forwards requests to a URL.
 func (s *Site) ForwardsTo(u *url.URL) bool {
 	return slices.ContainsFunc(s.rules, func(a *Action) bool { return a.ForwardURL != nil && *a.ForwardURL == *u })
@@ -60,49 +66,12 @@ func (s *Site) NeedsUpstream() bool {
 	return true
 }
 
-// Ambiguous reports whether rules of the site look at a path or query that a
-// server may take for another: one with "." or ".." in it, or one that is
-// malformed. Such a request must be refused.
-func (s *Site) Ambiguous(u *url.URL) bool {
-	if s.paths && hasDotSegment(u.Path) {
-		return true
-	}
-	if s.queries {
-		_, err := url.ParseQuery(u.RawQuery)
-		return err != nil
-	}
-	return false
-}
-
-func hasDotSegment(path string) bool {
-	if !strings.Contains(path, ".") {
-		return false
-	}
-	for seg := range strings.FieldsFuncSeq(path, func(r rune) bool { return r == '/' || r == '\\' }) {
-		// Some servers cut parameters off a segment first.
-		seg, _, _ = strings.Cut(seg, ";")
-		if seg == "." || seg == ".." {
-			return true
-		}
-	}
-	return false
-}
-
-// Action returns the first rule that matches a request, as a server got it, or
-// nil.
-func (s *Site) Action(r *http.Request) *Action {
-	var query url.Values // parsed when first needed
+// action returns the first rule that matches a request with a reading of its path
+// and query, or nil. Loosely, the letter case of the path and of the query's keys
+// makes no difference, nor does a slash at the end of the path.
+func (s *Site) action(r *http.Request, path string, query url.Values, loosely bool) *Action {
 	for _, a := range s.rules {
-		if a.match == nil {
-			return a
-		}
-		if len(a.match.query) > 0 && query == nil {
-			query, _ = url.ParseQuery(r.URL.RawQuery)
-			if query == nil {
-				query = url.Values{}
-			}
-		}
-		if a.match.fulfilled(r, query) {
+		if a.match == nil || a.match.fulfilled(r, path, query, loosely) {
 			return a
 		}
 	}
@@ -111,35 +80,49 @@ func (s *Site) Action(r *http.Request) *Action {
 
 type (
 	match struct {
-		path           matcher
-		method         []string
-		query, headers []keyValue
+		path, loosePath matcher
+		method          []string
+		query, headers  []keyValue
 	}
-	keyValue struct{ key, value matcher }
+	keyValue struct{ key, looseKey, value matcher }
 	// matcher is nil where every text matches.
 	matcher func(string) bool
 )
 
-func (m *match) fulfilled(r *http.Request, query url.Values) bool {
-	if m.path != nil && !m.path(r.URL.Path) {
+func (m *match) fulfilled(r *http.Request, path string, query url.Values, loosely bool) bool {
+	matches := m.path
+	if loosely {
+		matches = m.loosePath
+	}
+	if matches != nil && !matches(path) {
 		return false
 	}
 	if len(m.method) > 0 && !slices.Contains(m.method, strings.ToUpper(r.Method)) {
 		return false
 	}
+	key := func(k string) string { return k }
+	if loosely {
+		key = strings.ToLower
+	}
 	for _, kv := range m.query {
-		if !kv.matchesOne(query, func(k string) string { return k }) {
+		if loosely {
+			kv.key = kv.looseKey
+		}
+		if !kv.matchesOne(query, key) {
 			return false
 		}
 	}
 	for _, kv := range m.headers {
 		host := http.Header{"host": {r.Host}}
-		if !kv.matchesOne(r.Header, strings.ToLower) && !kv.matchesOne(host, strings.ToLower) {
+		if !kv.matchesOne(r.Header, strings.ToLower) && !kv.matchesOne(r.Header, dashed) && !kv.matchesOne(host, strings.ToLower) {
 			return false
 		}
 	}
 	return true
 }
+
+// dashed is how a server that does not tell "_" from "-" reads a header's name.
+func dashed(name string) string { return strings.ReplaceAll(strings.ToLower(name), "_", "-") }
 
 func (kv keyValue) matchesOne(entries map[string][]string, key func(string) string) bool {
 	for k, values := range entries {

@@ -2,32 +2,34 @@ package policy
 
 import (
 	"errors"
-	"net/netip"
 	"strings"
 
 	"golang.org/x/net/idna"
+
+	"github.com/skerry-dev/skerry"
 )
 
-// Limits of DNS for a name in text.
 const (
-	maxName  = 253
-	maxLabel = 63
+	maxName  = skerry.MaxDomainLength
+	maxLabel = skerry.MaxLabelLength
 )
 
 // Normalize returns the form in which names are compared: lower case, ASCII,
-// without a final dot. It refuses what is no name of a host, IP addresses in
-// any of their spellings among it.
+// without a final dot. It refuses what is not the name of a host, including IP
+// addresses in any spelling. It is for names that a sandbox asks for, which may be
+// written in more ways than skerry.ParseDomain accepts in a policy: in Unicode, or
+// with a hyphen at the edge of a label.
 func Normalize(name string) (string, error) { return normalize(name, false) }
 
 func normalize(name string, wildcards bool) (string, error) {
 	if len(name) > 4*maxName {
-		return "", errors.New("too long for a domain name")
+		return "", errors.New("is too long for a domain name")
 	}
 	name = strings.TrimSuffix(name, ".")
 	if !ascii(name) {
 		a, err := idna.Lookup.ToASCII(name)
 		if err != nil {
-			return "", errors.New("no valid domain name")
+			return "", errors.New("is not a valid domain name")
 		}
 		name = a
 	}
@@ -42,8 +44,8 @@ func normalize(name string, wildcards bool) (string, error) {
 		}
 		last = label
 	}
-	if numeric(last) {
-		return "", errors.New("an IP address is no domain name (see subnets)")
+	if skerry.AddressLabel(last) {
+		return "", errors.New("an IP address is not a domain name (see subnets)")
 	}
 	return name, nil
 }
@@ -59,28 +61,12 @@ func checkLabel(label string, wildcards bool) error {
 		switch c := label[i]; {
 		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '_':
 		case c == '*' && wildcards:
-			return errors.New(`"*" stands for a whole label`)
+			return errors.New(`"*" must stand for a whole label`)
 		default:
-			return errors.New("a domain name has letters, digits, \"-\", \"_\" and \".\" only")
+			return errors.New("a domain name may contain only letters, digits, \"-\", \"_\" and \".\"")
 		}
 	}
 	return nil
-}
-
-// numeric reports whether a name with this last label could be taken for an IPv4
-// address, as programs do that read 0x7f.1 as 127.0.0.1.
-func numeric(last string) bool {
-	if _, err := netip.ParseAddr(last); err == nil {
-		return true
-	}
-	digits, hex := strings.CutPrefix(last, "0x")
-	for i := range len(digits) {
-		c := digits[i]
-		if ('0' > c || c > '9') && (!hex || 'a' > c || c > 'f') {
-			return false
-		}
-	}
-	return true
 }
 
 func ascii(s string) bool {

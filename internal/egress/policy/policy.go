@@ -1,6 +1,7 @@
 // Package policy holds network policies: what a sandbox may reach, and what is
 // done to its requests on the way. Compile turns the plain values into a form
-// that decides quickly, however many domains there are.
+// that decides quickly, however many domains there are. What a policy may say is
+// validated before, by package skerry.
 //
 // The order of decisions: denied CIDRs, allowed CIDRs (which bypass the
 // domains), domains. Of the domain patterns that match a name the most
@@ -23,18 +24,6 @@ const (
 	AllowAll
 	// Custom lets out what the policy's lists allow.
 	Custom
-)
-
-// Limits of a policy; what is beyond is an error of Compile.
-const (
-	MaxDomains      = 10_000
-	MaxCIDRs        = 10_000
-	MaxRules        = 1_000 // of one domain
-	MaxMatchers     = 100   // of one rule, in each of method, queryString, headers
-	MaxPatternBytes = 4 << 10
-	MaxHeaders      = 100      // of one rule
-	MaxHeaderBytes  = 16 << 10 // name and value of one header
-	MaxBodyBytes    = 1 << 20
 )
 
 // Policy is a network policy as it is written. In another mode than Custom
@@ -119,7 +108,7 @@ type Matcher struct {
 	Regex *string
 }
 
-// Error says what is wrong with a policy.
+// Error says what in a policy cannot be compiled.
 type Error struct {
 	// Field is the place in the words of the API, such as
 	// allow["api.example.com"][2].match.path.regex or subnets.deny[0].

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"net/netip"
-	"net/url"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/skerry-dev/skerry"
 )
 
 func compile(t testing.TB, p Policy) *Compiled {
@@ -114,56 +115,54 @@ func TestNormalizeRefuses(t *testing.T) {
 
 func ptr(s string) *string { return &s }
 
-func TestCompileNamesTheRule(t *testing.T) {
-	ok := []Transform{{Headers: map[string]string{"authorization": "Bearer s3cret"}}}
+// TestWhatCannotBeCompiled: a policy that was not validated is an error, not a
+// panic.
+func TestWhatCannotBeCompiled(t *testing.T) {
 	rule := func(r Rule) Policy {
-		return Policy{Mode: Custom, Domains: []Domain{{"api.example.com", []Rule{{Transform: ok}, r}}}}
+		return Policy{Mode: Custom, Domains: []Domain{{"api.example.com", []Rule{{Transform: []Transform{}}, r}}}}
 	}
-	matching := func(m Match) Policy { return rule(Rule{Transform: ok, Match: &m}) }
 	const at = `allow["api.example.com"][1]`
 	for _, tt := range []struct {
 		field string
 		p     Policy
 	}{
-		{"mode", Policy{Mode: DenyAll, Domains: domains("a")}},
 		{`allow["a..b"]`, Policy{Mode: Custom, Domains: domains("a..b")}},
 		{`allow["api-*.example.com"]`, Policy{Mode: Custom, Domains: domains("api-*.example.com")}},
 		{`allow["1.2.3.4"]`, Policy{Mode: Custom, Domains: domains("1.2.3.4")}},
 		{`allow["A.example."]`, Policy{Mode: Custom, Domains: domains("a.example", "A.example.")}},
-		{"allow", Policy{Mode: Custom, Domains: make([]Domain, MaxDomains+1)}},
-		{"subnets.deny[1]", Policy{Mode: Custom, DeniedCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), {}}}},
 		{at, rule(Rule{})},
-		{at, rule(Rule{Transform: ok, ForwardURL: "https://p.example.com"})},
-		{at, rule(Rule{ForwardURL: "https://p.example.com", Response: &Response{StatusCode: 200}})},
-		{at + ".transform", rule(Rule{Transform: []Transform{{}}})},
-		{at + `.transform[0].headers["host"]`, rule(Rule{Transform: []Transform{{map[string]string{"host": "x"}}}})},
-		{at + `.transform[0].headers["a b"]`, rule(Rule{Transform: []Transform{{map[string]string{"a b": "x"}}}})},
-		{at + `.transform[0].headers["a"]`, rule(Rule{Transform: []Transform{{map[string]string{"a": "s3cret\r\nb: c"}}}})},
-		{at + ".forwardURL", rule(Rule{ForwardURL: "http://p.example.com"})},
-		{at + ".forwardURL", rule(Rule{ForwardURL: "https://p.example.com/?q"})},
-		{at + ".forwardURL", rule(Rule{ForwardURL: "https://p.example.com/#"})},
-		{at + ".forwardURL", rule(Rule{ForwardURL: "https://u:s3cret@p.example.com/"})},
+		{at + ".forwardURL", rule(Rule{ForwardURL: "https://p.example.com/%zz"})},
 		{at + ".forwardURL", rule(Rule{ForwardURL: "https://127.0.0.1/"})},
-		{at + ".response.statusCode", rule(Rule{Response: &Response{StatusCode: 199}})},
-		{at + ".response.contentType", rule(Rule{Response: &Response{StatusCode: 200, Body: "x"}})},
-		{at + ".response.body", rule(Rule{Response: &Response{StatusCode: 204, Body: "x", ContentType: "text/plain"}})},
-		{at + `.response.headers["content-length"]`, rule(Rule{Response: &Response{StatusCode: 200, Headers: map[string]string{"content-length": "1"}}})},
-		{at + ".match.path", matching(Match{Path: &Matcher{}})},
-		{at + ".match.path", matching(Match{Path: &Matcher{Exact: ptr("/"), StartsWith: ptr("/")}})},
-		{at + ".match.path.regex", matching(Match{Path: &Matcher{Regex: ptr("(")}})},
-		{at + ".match.path.regex", matching(Match{Path: &Matcher{Regex: ptr("((a{1000}){1000}){1000}")}})},
-		{at + ".match.method[1]", matching(Match{Method: []string{"GET", "A B"}})},
-		{at + ".match.headers[0]", matching(Match{Headers: []KeyValue{{}}})},
-		{at + ".match.headers[0].key.regex", matching(Match{Headers: []KeyValue{{Key: &Matcher{Regex: ptr("a)(b")}}}})},
-		{at + ".match.queryString[0].value.regex", matching(Match{QueryString: []KeyValue{{Value: &Matcher{Regex: ptr("[")}}}})},
+		{at + ".match.path", rule(Rule{Transform: []Transform{}, Match: &Match{Path: &Matcher{}}})},
+		{at + ".match.path.regex", rule(Rule{Transform: []Transform{}, Match: &Match{Path: &Matcher{Regex: ptr("(")}}})},
+		{at + ".match.headers[0].key.regex", rule(Rule{Transform: []Transform{}, Match: &Match{Headers: []KeyValue{{Key: &Matcher{Regex: ptr("a)(b")}}}}})},
 	} {
 		_, err := Compile(tt.p)
 		var e *Error
 		if !errors.As(err, &e) || e.Field != tt.field {
 			t.Errorf("want an error at %s, got %v", tt.field, err)
-		} else if strings.Contains(err.Error(), "s3cret") {
-			t.Errorf("the error has the secret: %v", err)
 		}
+	}
+}
+
+// TestRuleThatChangesNothing: it decides all the same, so that the rules behind it
+// are not applied.
+func TestRuleThatChangesNothing(t *testing.T) {
+	c := compile(t, Policy{Mode: Custom, Domains: []Domain{{"api.example.com", []Rule{
+		{Match: &Match{Path: &Matcher{Exact: ptr("/open")}}, Transform: []Transform{}},
+		{Response: &Response{StatusCode: 403}},
+	}}}})
+	s := c.Site("api.example.com")
+	open, ok := s.Choose(httptest.NewRequest("GET", "/open", nil))
+	if !ok || open == nil || open.SetHeaders == nil || len(open.SetHeaders) != 0 {
+		t.Errorf("/open: %+v, %v", open, ok)
+	}
+	shut, ok := s.Choose(httptest.NewRequest("GET", "/shut", nil))
+	if !ok || shut == nil || shut.Response == nil {
+		t.Errorf("/shut: %+v, %v", shut, ok)
+	}
+	if !s.NeedsUpstream() || s.Echoes("TRACE") {
+		t.Errorf("needs upstream: %v, echoes: %v", s.NeedsUpstream(), s.Echoes("TRACE"))
 	}
 }
 
@@ -183,7 +182,7 @@ func TestActions(t *testing.T) {
 		want        int
 	}{
 		{"POST", "/v1/x", nil, 201}, {"put", "/v1/x", nil, 201}, {"GET", "/v1/x", nil, 0}, {"POST", "/v2", nil, 0},
-		{"GET", "/?q=1&q=x", nil, 202}, {"GET", "/?q=x&p=1", nil, 0},
+		{"GET", "/?q=1&q=2", nil, 202}, {"GET", "/?q=1&q=x", nil, -1}, {"GET", "/?q=x&p=1", nil, 0},
 		{"GET", "/", []string{"x-api-key", "k", "X-Other", ""}, 203}, {"GET", "/", []string{"x-api-key", "k"}, 0},
 		{"GET", "/%61dmin", nil, 207}, {"GET", "https://api.example.com:8443/", nil, 206},
 	} {
@@ -192,28 +191,24 @@ func TestActions(t *testing.T) {
 			r.Header.Set(tt.headers[i], tt.headers[i+1])
 		}
 		got := 0
-		if a := s.Action(r); a != nil {
+		a, ok := s.Choose(r)
+		if !ok {
+			got = -1
+		} else if a != nil {
 			got = a.Response.StatusCode
 		}
 		if got != tt.want {
 			t.Errorf("%s %s %v: rule %d, want %d", tt.method, tt.url, tt.headers, got, tt.want)
 		}
 	}
-	for path, want := range map[string]bool{
-		"/v1/../admin": true, "/v1/./x": true, "/v1/..;x/admin": true, `/v1\..\admin`: true, "/..": true, "/a..b/...": false, "/v1/x.y": false,
-	} {
-		if s.Ambiguous(&url.URL{Path: path, RawQuery: "a=1"}) != want {
-			t.Errorf("path %s: ambiguous %v", path, !want)
-		}
-	}
-	if !s.Ambiguous(&url.URL{Path: "/", RawQuery: "q=1;q=2"}) {
-		t.Error("a malformed query is not ambiguous")
-	}
 }
+
+// manyDomains are ten times as many as a policy may have.
+const manyDomains = 10 * skerry.MaxPolicyDomains
 
 func TestTenThousandDomains(t *testing.T) {
 	var list []Domain
-	for i := range MaxDomains - 1 {
+	for i := range manyDomains - 1 {
 		list = append(list, Domain{Pattern: fmt.Sprintf("h%d.*.example.com", i)})
 	}
 	list = append(list, Domain{Pattern: "*.example.com"})
@@ -229,7 +224,7 @@ func TestTenThousandDomains(t *testing.T) {
 
 func BenchmarkSite(b *testing.B) {
 	var list []Domain
-	for i := range MaxDomains {
+	for i := range manyDomains {
 		list = append(list, Domain{Pattern: fmt.Sprintf("h%d.example.com", i)})
 	}
 	c := compile(b, Policy{Mode: Custom, Domains: list})

@@ -1,17 +1,16 @@
-// Package agent is the process inside a sandbox that does what the host asks:
-// it runs commands, moves files and reaps what dies. It is the sandbox's init.
+// Package agent is the init process of a sandbox. For the host it runs commands and
+// transfers files, and it reaps all processes that end.
 //
-// The agent trusts the host at the other ends of its pipes, and nothing in the
-// sandbox, which has no way to them (see door.go). It keeps no more for a
-// command than the window of each of its streams.
+// The agent trusts the host at the other ends of its pipes. It trusts nothing in the
+// sandbox, which cannot reach the pipes (see door.go). For a command it keeps at most
+// the window of each stream.
 //
-// Package wire tells what goes over the connection.
+// Package wire describes the protocol.
 package agent
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math"
 	"os"
 	"os/signal"
@@ -24,74 +23,89 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// maxRequests bounds the requests that are worked on at once. A command counts
-// only until it runs.
+// maxRequests limits the concurrent requests. A command counts only until it runs.
 const maxRequests = 512
 
-// Agent is the state of the process: there is one.
+// Agent is the state of the process. There is only one.
 type Agent struct {
 	reaper   *reaper
 	requests chan struct{} // a token for each request in progress
 	work     sync.WaitGroup
-	// carrying ends the carrying of streams when the agent itself ends.
-	carrying context.Context
-	// protect says that commands must be made killable again: the agent has
-	// put itself out of the out-of-memory killer's reach.
-	protect bool
+	// copying ends the copying of streams when the agent ends.
+	copying  context.Context
+	platform Platform
+	root     string // Platform.Root
+	// protected is set if commands must be exposed; see Platform.
+	protected bool
 
 	mu       sync.Mutex
 	setup    *wire.Setup // nil before the first connection's Setup
 	user     account
-	link     *wire.Link // the connection in use, nil without one
+	link     *wire.Link // the current connection, or nil
 	procs    map[uint32]*process
 	lastID   uint32
 	stopping bool
 }
 
-// Run serves the host on a connection of two pipes, whose ends for reading and
-// for writing in and out are, and again for every knock at the door, until ctx
-// ends or the process gets SIGTERM or SIGINT. It then ends all commands.
-func Run(ctx context.Context, in, out, knocks int) error {
+// Run serves the connections of a door, one after the other. It ends with ctx, or when
+// the process gets SIGTERM or SIGINT, and then ends all commands.
+func Run(ctx context.Context, door Door, platform Platform) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	// A pid 1 is not to die of these, and ignoring them would be inherited by
-	// every command.
+	// These signals must not kill the init process. They are caught instead of
+	// ignored, because commands would inherit that.
 	ignored := make(chan os.Signal, 1)
 	signal.Notify(ignored, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(ignored)
 
-	// What the agent was started with is not for the commands. A kernel without
-	// the call has nothing but the pipes, which openDoor sees to.
+	// Commands must not inherit descriptors of the agent. Without this system call,
+	// only those of the door are marked, by the door itself.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 
-	carrying, hangUp := context.WithCancel(context.Background())
-	defer hangUp()
+	copying, stopCopying := context.WithCancel(context.Background())
+	defer stopCopying()
 
 	a := &Agent{
-		reaper:   newReaper(),
-		requests: make(chan struct{}, maxRequests),
-		procs:    make(map[uint32]*process),
-		carrying: carrying,
-		protect:  os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0) == nil,
+		reaper:    newReaper(),
+		requests:  make(chan struct{}, maxRequests),
+		procs:     make(map[uint32]*process),
+		copying:   copying,
+		platform:  platform,
+		root:      platform.Root(),
+		protected: platform.Protect(),
 	}
 	defer a.reaper.close()
 	syscall.Umask(0o022)
 
-	door, err := openDoor(a, in, out, knocks)
+	first, err := door.Next(func() {})
 	if err != nil {
-		return err
+		return errors.Join(err, door.Close())
 	}
+	var hosts sync.WaitGroup
+	hosts.Go(func() { a.admit(door, first) })
 	<-ctx.Done()
-	door.close()
+	door.Close()
+	hosts.Wait()
 	a.terminate(shutdownGrace)
-	hangUp()
+	stopCopying()
 	a.drop()
 	a.work.Wait()
 	return nil
 }
 
-// serve makes t the connection in use, in place of the one before. broken is
-// called if what came over it was not right.
+// admit serves the first connection and all later ones.
+func (a *Agent) admit(door Door, t wire.Transport) {
+	for {
+		s := a.serve(t, door.Shut)
+		var err error
+		if t, err = door.Next(s.replace); err != nil {
+			return // closed or shut
+		}
+	}
+}
+
+// serve replaces the current connection by t. broken is called if the host violates the
+// protocol.
 func (a *Agent) serve(t wire.Transport, broken func()) *session {
 	l := wire.NewLink(t)
 	a.mu.Lock()
@@ -113,7 +127,7 @@ func (a *Agent) serve(t wire.Transport, broken func()) *session {
 	return s
 }
 
-// drop closes the connection and forgets all output.
+// drop closes the connection and drops all output.
 func (a *Agent) drop() {
 	a.mu.Lock()
 	l := a.link
@@ -129,7 +143,7 @@ func (a *Agent) drop() {
 	}
 }
 
-// processes returns all processes; a.mu is held.
+// processes returns all processes. The caller holds a.mu.
 func (a *Agent) processes() []*process {
 	procs := make([]*process, 0, len(a.procs))
 	for _, p := range a.procs {
@@ -144,8 +158,7 @@ func (a *Agent) process(id uint32) *process {
 	return a.procs[id]
 }
 
-// register makes p known. It is the moment from which a new connection takes
-// p over.
+// register makes p known. From then on, a new connection takes over p.
 func (a *Agent) register(l *wire.Link, p *process) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -155,11 +168,11 @@ func (a *Agent) register(l *wire.Link, p *process) error {
 	case a.stopping:
 		return errStopping
 	case len(a.procs) >= wire.MaxProcesses:
-		return wire.Failf(wire.FailBusy, "%d commands are running, the most that a sandbox may have", len(a.procs))
+		return wire.Failf(wire.FailBusy, "limit of %d running commands reached", wire.MaxProcesses)
 	}
 	for _, other := range a.procs {
 		if other.key == p.key {
-			return wire.Failf(wire.FailExists, "command %s exists", p.key)
+			return wire.Failf(wire.FailExists, "command %s already exists", p.key)
 		}
 	}
 	a.procs[p.id] = p
@@ -172,35 +185,42 @@ func (a *Agent) unregister(p *process) {
 	delete(a.procs, p.id)
 }
 
-// config returns what Setup has set.
+// config returns the Setup and the default user.
 func (a *Agent) config() (*wire.Setup, account) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.setup, a.user
 }
 
-// start runs a command. It replies to the host itself, before any of the
-// command's output.
+// start runs a command. Unless it returns an error, it sends the reply itself, before
+// any output of the command.
 func (a *Agent) start(l *wire.Link, id uint32, req *wire.Start) error {
 	setup, user := a.config()
 	creds := credentials{account: account{name: "root", home: "/root", shell: "/bin/sh"}, groups: []int{0}}
 	if !req.Root {
-		creds = lookup("", user)
+		creds = lookup(a.root, user)
 	} else if st, err := os.Stat("/bin/bash"); err == nil && st.Mode().IsRegular() {
 		creds.shell = "/bin/bash"
 	}
 	ln := &launch{
+		platform: a.platform, root: a.root,
 		name: req.Name, args: req.Args, creds: creds, tty: req.TTY != nil,
-		env: environ(&creds, req.Root, setup.Env, req.Env),
+		env: environ(&creds, req.Root, user, setup.Env, req.Env),
 		cwd: absolute(setup.WorkDir, req.Cwd),
 	}
 	if _, set := ln.env["TERM"]; ln.tty && !set {
 		ln.env["TERM"] = "xterm-256color"
 	}
+	a.platform.Environ(ln.env)
 	p := newProcess(l, id, req)
 	err := a.launch(l, p, ln, req)
 	if e := (*execError)(nil); errors.As(err, &e) {
-		// Errors of sending are the connection's: resume sends again.
+		if e.code == exitNotFound && !p.tty {
+			a.unregister(p)
+			close(p.ended)
+			return wire.Failf(wire.FailNoExecutable, "%s", e.text)
+		}
+		// A send fails only with the connection, and then resume sends again.
 		_ = l.SendJSON(wire.TypeReply, id, wire.Reply{})
 		p.fail(e)
 		return nil
@@ -209,13 +229,13 @@ func (a *Agent) start(l *wire.Link, id uint32, req *wire.Start) error {
 		return err
 	}
 	_ = l.SendJSON(wire.TypeReply, id, wire.Reply{PID: p.pid})
-	a.work.Go(func() { p.follow(a.carrying, time.Duration(req.TimeoutMillis)*time.Millisecond) })
+	a.work.Go(func() { p.follow(a.copying, time.Duration(req.TimeoutMillis)*time.Millisecond) })
 	return nil
 }
 
-// launch opens the process's files, makes it known and forks it. After an
-// *execError it is known and has no files; after any other error nothing of it
-// is left.
+// launch opens the files of the process, registers it and forks. After an *execError
+// the process is registered and has no files. After any other error nothing is left of
+// it.
 func (a *Agent) launch(l *wire.Link, p *process, ln *launch, req *wire.Start) error {
 	files, err := p.open(req, &ln.creds)
 	if err != nil {
@@ -248,21 +268,20 @@ func (a *Agent) launch(l *wire.Link, p *process, ln *launch, req *wire.Start) er
 		close(p.ended)
 		return noRoom(err)
 	}
-	if a.protect {
-		// Best effort: the process may have ended.
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0)
+	if a.protected {
+		a.platform.Expose(pid)
 	}
 	return nil
 }
 
 var errStopping = wire.Failf(wire.FailBusy, "the sandbox is shutting down")
 
-// noRoom is the failure of a command for which the sandbox lacked something.
+// noRoom is the failure of a command for which the sandbox has not enough resources.
 func noRoom(err error) error {
 	if f := (*wire.Failure)(nil); errors.As(err, &f) {
 		return f
 	}
-	return wire.Failf(wire.FailBusy, "the sandbox has no room for the command: %v", err)
+	return wire.Failf(wire.FailBusy, "the sandbox has not enough resources to start the command: %v", err)
 }
 
 func (a *Agent) isStopping() bool {
@@ -271,7 +290,7 @@ func (a *Agent) isStopping() bool {
 	return a.stopping
 }
 
-// disown lets all processes go.
+// disown drops all processes. They continue without the agent.
 func (a *Agent) disown() {
 	a.mu.Lock()
 	procs := a.processes()
@@ -289,12 +308,12 @@ func (a *Agent) forget(id uint32) {
 	}
 }
 
-// shutdownGrace is how long commands have between SIGTERM and SIGKILL when
-// the agent itself is told to end.
+// shutdownGrace is the time between SIGTERM and SIGKILL for commands when the agent
+// ends.
 const shutdownGrace = 2 * time.Second
 
-// terminate ends all processes: SIGTERM, and SIGKILL for what is left when the
-// grace is over. No command starts meanwhile.
+// terminate ends all processes with SIGTERM, and after grace with SIGKILL. No command
+// can start in the meantime.
 func (a *Agent) terminate(grace time.Duration) {
 	a.mu.Lock()
 	a.stopping = true
@@ -308,7 +327,7 @@ func (a *Agent) terminate(grace time.Duration) {
 	a.reaper.settle()
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
-	signalAll(procs, unix.SIGTERM)
+	a.signalAll(procs, unix.SIGTERM)
 	for _, p := range procs {
 		select {
 		case <-p.ended:
@@ -317,18 +336,18 @@ func (a *Agent) terminate(grace time.Duration) {
 		}
 		break
 	}
-	// This is for what no command is the leader of, too.
-	signalAll(procs, unix.SIGKILL)
+	// Send it even if all commands have ended: other processes may be left.
+	a.signalAll(procs, unix.SIGKILL)
 	for _, p := range procs {
 		<-p.ended
 	}
 }
 
-// signalAll signals every process of the sandbox, if the agent is its init,
-// and the commands' groups otherwise.
-func signalAll(procs []*process, sig unix.Signal) {
-	if os.Getpid() == 1 {
-		_ = unix.Kill(-1, sig) // it fails when there is nobody
+// signalAll signals every process of the sandbox. If the agent also sees other
+// processes, it signals only the process groups of the commands.
+func (a *Agent) signalAll(procs []*process, sig unix.Signal) {
+	if a.platform.Alone() {
+		_ = unix.Kill(-1, sig) // fails if there is no other process
 		return
 	}
 	for _, p := range procs {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -68,7 +69,7 @@ func TestAsUserIsTrulyUnprivileged(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Everybody else is who they were.
+		// Other threads keep their credentials.
 		if b, err := os.ReadFile(private); err != nil || string(b) != "x" {
 			t.Fatalf("as root again: %v", err)
 		}
@@ -81,6 +82,63 @@ func TestAsUserIsTrulyUnprivileged(t *testing.T) {
 	if err != nil || !strings.Contains(string(status), "\nUid:\t0\t0\t0\t0\n") {
 		t.Errorf("the process has become another: %v", err)
 	}
+}
+
+// TestCommandsAreBounded: at the limit, one more command is refused. Forget makes room
+// for another.
+func TestCommandsAreBounded(t *testing.T) {
+	l := wire.NewLink(&record{})
+	a := &Agent{link: l, procs: map[uint32]*process{}}
+	register := func(id uint32) error {
+		return a.register(l, newProcess(l, id, &wire.Start{Key: fmt.Sprint("cmd_", id)}))
+	}
+	for id := range uint32(wire.MaxProcesses) {
+		if err := register(id + 1); err != nil {
+			t.Fatalf("command %d: %v", id+1, err)
+		}
+	}
+	var full *wire.Failure
+	if err := register(wire.MaxProcesses + 1); !errors.As(err, &full) || full.Code != wire.FailBusy {
+		t.Errorf("one more: %v", err)
+	}
+	a.unregister(a.process(1))
+	if err := register(wire.MaxProcesses + 1); err != nil {
+		t.Errorf("after one was collected: %v", err)
+	}
+}
+
+// TestRequestsAreBounded: at the limit, one more request is refused. The end of a
+// request makes room for another.
+func TestRequestsAreBounded(t *testing.T) {
+	sent := &record{}
+	l := wire.NewLink(sent)
+	a := &Agent{link: l, procs: map[uint32]*process{}, requests: make(chan struct{}, maxRequests)}
+	s := &session{a: a, l: l, calls: map[uint32]*call{}}
+	finish := make(chan struct{})
+	work := func() error { <-finish; return nil }
+	for id := range uint32(maxRequests) {
+		if err := s.begin(id+1, nil, nil, work); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func() bool {
+		err := s.begin(maxRequests+1, nil, nil, work)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Contains(sent.b, []byte(wire.FailBusy))
+	}
+	if !refused() {
+		t.Error("one more was taken")
+	}
+	finish <- struct{}{}
+	a.requests <- struct{}{} // there is room again
+	<-a.requests
+	if sent.b = nil; refused() {
+		t.Error("no room after one has ended")
+	}
+	close(finish)
+	a.work.Wait()
 }
 
 func TestOutputRing(t *testing.T) {
@@ -105,7 +163,7 @@ func TestOutputRing(t *testing.T) {
 			t.Fatalf("a ring of %d bytes", len(o.ring))
 		}
 		if i == 700 || i == 1400 {
-			// The connection is lost and a new one goes on in the middle.
+			// The connection is lost, and a new one continues in the middle.
 			from := o.offer(int64(acked + 100))
 			sent.b = sent.b[:from]
 			o.resume(wire.NewLink(sent), from)
@@ -121,7 +179,7 @@ func TestOutputRing(t *testing.T) {
 	if got := o.offer(1 << 40); got != int64(len(want)) {
 		t.Errorf("offer of what is not there: %d", got)
 	}
-	o.ack(1 << 40) // a lie frees nothing
+	o.ack(1 << 40) // an invalid offset frees nothing
 	if o.base != int64(acked) {
 		t.Error("more was freed than there is")
 	}
@@ -204,7 +262,7 @@ func TestPrepareForeignImages(t *testing.T) {
 			if err := errors.Join(os.Mkdir(root+"/etc", 0o755), tt.image(root)); err != nil {
 				t.Fatal(err)
 			}
-			p := &preparer{root: root, hostname: func(string) error { return nil }, plainTmp: func() error { return nil }}
+			p := testPreparer(root)
 			for range 2 { // the second time changes nothing
 				user, err := p.prepare(setup)
 				if err != nil || user != tt.user {
@@ -214,7 +272,7 @@ func TestPrepareForeignImages(t *testing.T) {
 			for file, want := range map[string]string{
 				"/etc/hostname":    "box\n",
 				"/etc/resolv.conf": "nameserver 192.0.2.1\n",
-				"/etc/hosts":       "127.0.0.1\tlocalhost box\n::1\tlocalhost ip6-localhost ip6-loopback box\n",
+				"/etc/hosts":       "127.0.0.1\tlocalhost\n127.0.0.1\tbox\n::1\tlocalhost ip6-localhost ip6-loopback\n::1\tbox\n",
 			} {
 				if st, err := os.Lstat(root + file); err != nil || !st.Mode().IsRegular() {
 					t.Errorf("%s is not a regular file: %v", file, err)
@@ -240,7 +298,7 @@ func TestPrepareForeignImages(t *testing.T) {
 func TestPrepareWritesNothingTwice(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	p := &preparer{root: root, hostname: func(string) error { return nil }, plainTmp: func() error { return nil }}
+	p := testPreparer(root)
 	setup := &wire.Setup{Hostname: "box", User: wire.User{Name: "u", UID: 1000, GID: 1000}, WorkDir: "/w", Resolv: []string{"nameserver ::1"}}
 	if _, err := p.prepare(setup); err != nil {
 		t.Fatal(err)
@@ -267,8 +325,8 @@ func TestPrepareWritesNothingTwice(t *testing.T) {
 	}
 }
 
-// FuzzExtract extracts any bytes as an archive. Nothing may appear beside the
-// directory, and links in the directory must not lead writes out of it.
+// FuzzExtract extracts any bytes as an archive. Nothing may be written outside the
+// directory, not even through links in it.
 func FuzzExtract(f *testing.F) {
 	for _, h := range []tar.Header{
 		{Name: "file", Typeflag: tar.TypeReg, Size: 4, Mode: 0o644},
@@ -296,11 +354,11 @@ func FuzzExtract(f *testing.F) {
 		if err := errors.Join(os.Mkdir(dir, 0o755), os.Mkdir(top+"/outside", 0o755), os.Symlink("../outside", dir+"/away")); err != nil {
 			t.Fatal(err)
 		}
-		x, err := newExtractor(dir)
+		x, err := newExtractor("", dir)
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Any error will do; what it has done counts.
+		// Any error is fine. Only the files matter.
 		_ = x.extract(bytes.NewReader(b))
 		x.close()
 		if names, err := filepath.Glob(top + "/*"); err != nil || len(names) != 2 {
@@ -310,4 +368,106 @@ func FuzzExtract(f *testing.F) {
 			t.Fatalf("through a link: %v, %v", inside, err)
 		}
 	})
+}
+
+// TestExtractContent: zeros take no disk space, at the end of the file or before. Too
+// many attributes are refused.
+func TestExtractContent(t *testing.T) {
+	const size = 8 << 20
+	dir := t.TempDir()
+	write := func(records map[string]string, content []byte) error {
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		h := &tar.Header{Name: "file", Mode: 0o600, Size: int64(len(content)), PAXRecords: records}
+		if err := errors.Join(tw.WriteHeader(h), func() error { _, err := tw.Write(content); return err }(), tw.Close()); err != nil {
+			t.Fatal(err)
+		}
+		x, err := newExtractor("", dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.close()
+		return x.extract(&b)
+	}
+	content := make([]byte, size)
+	for _, at := range []int{-1, 0, size / 2, size - 1} {
+		if at >= 0 {
+			clear(content)
+			content[at] = 1
+		}
+		if err := write(nil, content); err != nil {
+			t.Fatal(err)
+		}
+		name := filepath.Join(dir, "file")
+		got, err := os.ReadFile(name)
+		var st syscall.Stat_t
+		if err := errors.Join(err, syscall.Stat(name, &st)); err != nil || !bytes.Equal(got, content) || st.Blocks*512 > size/2 {
+			t.Errorf("a byte at %d: same %v, %d blocks, %v", at, bytes.Equal(got, content), st.Blocks, err)
+		}
+	}
+	records := map[string]string{}
+	for i := range maxAttributes + 1 {
+		records[fmt.Sprintf("%suser.%d", attributePrefix, i)] = "x"
+	}
+	if err := write(records, nil); err == nil || !strings.Contains(err.Error(), "extended attributes") {
+		t.Errorf("too many attributes: %v", err)
+	}
+	if err := write(map[string]string{attributePrefix + "user.x": strings.Repeat("x", maxAttributeBytes)}, nil); err == nil || !strings.Contains(err.Error(), "extended attributes") {
+		t.Errorf("too long attributes: %v", err)
+	}
+}
+
+// TestExtractDepth extracts a file at the maximum depth, and one below it.
+func TestExtractDepth(t *testing.T) {
+	deep := strings.Repeat("d/", maxDepth)
+	for name, fits := range map[string]bool{deep + "file": true, deep + "d/file": false} {
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		if err := errors.Join(tw.WriteHeader(&tar.Header{Name: name, Mode: 0o600}), tw.Close()); err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		x, err := newExtractor("", dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.close()
+		err = x.extract(&b)
+		_, there := os.Stat(filepath.Join(dir, name))
+		if fits && (err != nil || there != nil) {
+			t.Errorf("a file in %d folders: %v, %v", strings.Count(name, "/"), err, there)
+		}
+		if !fits && (failure(err).Code != wire.FailInvalid || !strings.Contains(err.Error(), "d/d/") || there == nil) {
+			t.Errorf("a file in %d folders: %v", strings.Count(name, "/"), err)
+		}
+	}
+}
+
+// TestExtractLinks reaches a folder through the maximum number of symbolic links, and
+// through one more.
+func TestExtractLinks(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "link0"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxLinks + 1 {
+		if err := os.Symlink(fmt.Sprint("link", i), filepath.Join(dir, fmt.Sprint("link", i+1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for links, fits := range map[int]bool{maxLinks: true, maxLinks + 1: false} {
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		if err := errors.Join(tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("link%d/file%d", links, links), Mode: 0o600}), tw.Close()); err != nil {
+			t.Fatal(err)
+		}
+		x, err := newExtractor("", dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.close()
+		if err := x.extract(&b); fits != (err == nil) || !fits && failure(err).Code != wire.FailInvalid {
+			t.Errorf("through %d links: %v", links, err)
+		}
+	}
 }

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asUser runs do on a thread that has the given credentials and nothing of
-// root's, and waits for it. The thread is used for nothing else and ends with
-// do, so that no other goroutine ever runs with the wrong credentials.
+// asUser runs do on a thread with the given credentials, without privileges of root, and
+// waits for it. The thread ends with do, so no other goroutine can run with these
+// credentials.
 func asUser(c credentials, do func() error) error {
 	done := make(chan error, 1)
 	go onOwnThread(func() {
@@ -24,11 +24,18 @@ func asUser(c credentials, do func() error) error {
 	return <-done
 }
 
-// onOwnThread runs do on a thread that ends with it. The process's first
-// thread will not do: it never ends, and its credentials are taken for those
-// of the whole process.
+// asRoot runs do on another thread, and waits for it. The caller's thread may be one of
+// asUser.
+func asRoot(do func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	return <-done
+}
+
+// onOwnThread runs do on a thread that ends with it. It does not use the first thread of
+// the process: that one never ends, and its credentials count as those of the process.
 func onOwnThread(do func()) {
-	runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+	runtime.LockOSThread() // without unlock, the thread ends with the goroutine
 	if unix.Gettid() != os.Getpid() {
 		do()
 		return
@@ -42,8 +49,8 @@ func onOwnThread(do func()) {
 	<-done
 }
 
-// assume changes the credentials of the calling thread alone. The system calls
-// are made directly because their wrappers change all threads.
+// assume changes the credentials of the calling thread only. It makes raw system calls,
+// because the wrappers change all threads.
 func (c *credentials) assume() error {
 	if unix.Geteuid() == c.uid && c.uid != 0 {
 		return nil
@@ -53,17 +60,17 @@ func (c *credentials) assume() error {
 		groups = append(groups, uint32(g))
 	}
 	n := len(groups)
-	groups = append(groups, 0) // an address for the empty list
+	groups = append(groups, 0) // so that groups[0] exists
 	if _, _, e := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(n), uintptr(unsafe.Pointer(&groups[0])), 0); e != 0 {
-		return fmt.Errorf("setting groups: %w", e)
+		return fmt.Errorf("set groups: %w", e)
 	}
 	gid, uid := uintptr(c.gid), uintptr(c.uid)
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); e != 0 {
-		return fmt.Errorf("setting group %d: %w", c.gid, e)
+		return fmt.Errorf("set group %d: %w", c.gid, e)
 	}
-	// This clears the thread's capabilities as well.
+	// This also clears the capabilities of the thread.
 	if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); e != 0 {
-		return fmt.Errorf("setting user %d: %w", c.uid, e)
+		return fmt.Errorf("set user %d: %w", c.uid, e)
 	}
 	return nil
 }

@@ -13,46 +13,53 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// door is where a host says that it begins anew on the agent's pipes. See
-// package pipes, which has the host's side.
-//
-// The agent keeps the pipes that it was started with for good, since a sandbox
-// that is restored from a snapshot of its memory gets new ones in the place of
-// those and of no others. What a connection closes are duplicates.
-type door struct {
-	a  *Agent
-	f  *os.File
-	wg sync.WaitGroup
-
-	mu      sync.Mutex
-	in, out int // -1 after shut
+// Door accepts the connections of hosts, one after the other.
+type Door interface {
+	// Next waits for a host and returns its connection. It calls leave before it uses
+	// the pipes of the previous connection. leave returns when that connection neither
+	// reads nor writes any more.
+	Next(leave func()) (wire.Transport, error)
+	// Shut refuses all further connections, because a host has violated the protocol.
+	// The host reads an EOF.
+	Shut()
+	// Close ends Next.
+	Close() error
 }
 
-// openDoor takes over the three descriptors and serves the first connection.
-func openDoor(a *Agent, in, out, knocks int) (*door, error) {
+// Pipes is a door over three pipes. On the third pipe a host announces a new connection
+// over the other two. The host's side is in package pipes.
+//
+// The agent never closes the pipes that it was started with. When a sandbox is restored
+// from a memory snapshot, these are the ones that gVisor replaces. A connection uses
+// duplicates of them.
+type Pipes struct {
+	knocks *os.File
+	// begun is set by the first Next, which needs no knock.
+	begun bool
+
+	mu      sync.Mutex
+	in, out int // -1 after Shut
+}
+
+var _ Door = (*Pipes)(nil)
+
+// OpenPipes returns a door that owns three descriptors: the ends of the connection for
+// reading and for writing, and the pipe for knocks.
+func OpenPipes(in, out, knocks int) (*Pipes, error) {
 	for _, fd := range []int{in, out, knocks} {
 		unix.CloseOnExec(fd)
 		if err := unix.SetNonblock(fd, true); err != nil {
-			return nil, fmt.Errorf("connection on descriptor %d: %w", fd, err)
+			return nil, fmt.Errorf("prepare descriptor %d of the connection: %w", fd, err)
 		}
 	}
-	d := &door{a: a, in: in, out: out, f: os.NewFile(uintptr(knocks), "door")}
-	t, err := d.open()
-	if err != nil {
-		return nil, errors.Join(err, d.f.Close())
-	}
-	d.wg.Go(func() { d.run(d.a.serve(t, d.shut)) })
-	return d, nil
+	return &Pipes{in: in, out: out, knocks: os.NewFile(uintptr(knocks), "door")}, nil
 }
 
-func (d *door) close() {
-	d.f.Close()
-	d.wg.Wait()
-}
+// Close implements Door.
+func (d *Pipes) Close() error { return d.knocks.Close() }
 
-// shut gives the pipes up after a host has broken the protocol: it meets their
-// end.
-func (d *door) shut() {
+// Shut implements Door.
+func (d *Pipes) Shut() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.in >= 0 {
@@ -63,51 +70,55 @@ func (d *door) shut() {
 }
 
 // open returns a transport over the pipes.
-func (d *door) open() (*wire.Duplex, error) {
+func (d *Pipes) open() (*wire.Duplex, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	in, err := unix.FcntlInt(uintptr(d.in), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening the connection: %w", err)
+		return nil, fmt.Errorf("duplicate the connection: %w", err)
 	}
 	out, err := unix.FcntlInt(uintptr(d.out), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		unix.Close(in)
-		return nil, fmt.Errorf("opening the connection: %w", err)
+		return nil, fmt.Errorf("duplicate the connection: %w", err)
 	}
 	return wire.NewDuplex(in, out)
 }
 
-// knockPatience is how long a host that has knocked may leave its pipe full.
-const knockPatience = 10 * time.Second
+// knockTimeout limits the write of the nonce to a host that has knocked and does not
+// read.
+const knockTimeout = 10 * time.Second
 
-// run begins anew as often as somebody knocks.
-func (d *door) run(s *session) {
+// Next implements Door.
+func (d *Pipes) Next(leave func()) (wire.Transport, error) {
+	if !d.begun {
+		d.begun = true
+		return d.open()
+	}
 	nonce := make([]byte, wire.KnockSize)
 	for {
-		if _, err := io.ReadFull(d.f, nonce); err != nil {
-			return // closed
+		if _, err := io.ReadFull(d.knocks, nonce); err != nil {
+			return nil, err // closed
 		}
-		s.replace()
+		leave()
 		t, err := d.open()
 		if err != nil {
-			return // shut
+			return nil, err // shut
 		}
 		d.drain()
-		t.SetWriteDeadline(time.Now().Add(knockPatience))
+		t.SetWriteDeadline(time.Now().Add(knockTimeout))
 		err = t.WriteVec([][]byte{nonce})
 		t.SetWriteDeadline(time.Time{})
-		if err != nil {
-			t.Close()
-			continue // the host has gone, and another one may come
+		if err == nil {
+			return t, nil
 		}
-		s = d.a.serve(t, d.shut)
+		t.Close() // the host is gone, and another one may connect
 	}
 }
 
-// drain drops what the host before has sent and nobody has read. The new one
-// sends nothing before it is answered.
-func (d *door) drain() {
+// drain drops unread data of the previous host. The new host sends nothing before it
+// has the nonce.
+func (d *Pipes) drain() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	buf := make([]byte, 64<<10)
@@ -124,16 +135,16 @@ func (d *door) drain() {
 
 var errReplaced = errors.New("replaced by a new connection")
 
-// replace ends the session for a new one on the same pipes, and returns when it
-// neither reads nor writes any more.
+// replace ends the connection, because a new one uses the same pipes. It returns when
+// this one neither reads nor writes any more.
 func (s *session) replace() {
 	s.l.Fail(errReplaced)
 	s.l.Settle()
 	<-s.received
 }
 
-// hostGone says whether a connection ended as it does with its host, and not
-// since something on it was wrong.
+// hostGone reports whether a connection ended because its host is gone or has closed
+// it, and not because of a violation of the protocol.
 func hostGone(err error) bool {
 	for _, end := range []error{errReplaced, wire.ErrClosed, io.EOF, io.ErrUnexpectedEOF, unix.EPIPE} {
 		if errors.Is(err, end) {

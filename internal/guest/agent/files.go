@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +22,7 @@ func absolute(base, p string) string {
 	return path.Join(base, p)
 }
 
-// failure turns any error into what the host is told. It names what an error
-// from the system is about only as far as the error does.
+// failure converts any error to a Failure. It adds no context to the message.
 func failure(err error) *wire.Failure {
 	if f := (*wire.Failure)(nil); errors.As(err, &f) {
 		return f
@@ -48,12 +49,12 @@ func failure(err error) *wire.Failure {
 	return wire.Failf(code, "%v", err)
 }
 
-// mkdir makes one directory as the default user.
+// mkdir creates one directory as the default user.
 func (a *Agent) mkdir(req *wire.PathRequest) error {
 	setup, user := a.config()
 	name := absolute(absolute(setup.WorkDir, req.Cwd), req.Path)
-	return asUser(lookup("", user), func() error {
-		err := unix.Mkdir(name, 0o777)
+	return a.platform.As(lookup(a.root, user), func() error {
+		err := unix.Mkdir(a.root+name, 0o777)
 		switch err {
 		case nil:
 			return nil
@@ -64,21 +65,21 @@ func (a *Agent) mkdir(req *wire.PathRequest) error {
 	})
 }
 
-// readFile sends a regular file that the default user may read. It replies to
-// the host itself once the file is open.
+// readFile sends a regular file, which it opens as the default user. Unless it returns
+// an error, it sends the reply itself.
 func (a *Agent) readFile(ctx context.Context, l *wire.Link, gate *wire.Gate, id uint32, req *wire.PathRequest) error {
 	setup, user := a.config()
 	name := absolute(absolute(setup.WorkDir, req.Cwd), req.Path)
 	var fd int
 	var size int64
-	err := asUser(lookup("", user), func() (err error) {
-		fd, size, err = openRegular(name)
+	err := a.platform.As(lookup(a.root, user), func() (err error) {
+		fd, size, err = openRegular(a.root, name)
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	// Who reads on does not matter once the file is open.
+	// Credentials do not matter after the file is open.
 	defer unix.Close(fd)
 
 	d := &download{ctx: ctx, l: l, gate: gate, id: id, fd: fd, buf: make([]byte, wire.MaxData)}
@@ -88,7 +89,7 @@ func (a *Agent) readFile(ctx context.Context, l *wire.Link, gate *wire.Gate, id 
 	}
 	switch {
 	case n < len(d.buf):
-		// The size of a file of /proc is whatever reading it yields.
+		// Files in /proc report size 0. Their size is known after reading.
 		size = int64(n)
 	case size < int64(n):
 		size = -1
@@ -97,18 +98,17 @@ func (a *Agent) readFile(ctx context.Context, l *wire.Link, gate *wire.Gate, id 
 		return nil
 	}
 	if err := d.send(n, size); err != nil {
-		// The reply is out; an error of sending has ended the connection.
+		// The reply is sent already. If sending fails, the connection has ended.
 		_ = l.SendJSON(wire.TypeAbort, id, failure(fmt.Errorf("%s: %w", name, err)))
 	}
 	return nil
 }
 
-// openRegular opens a regular file and returns its size. It does not wait for
-// the other end of a FIFO.
-func openRegular(name string) (fd int, size int64, err error) {
-	fd, err = openRetry(unix.AT_FDCWD, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+// openRegular opens a regular file and returns its size. It does not block on a FIFO.
+func openRegular(root, name string) (fd int, size int64, err error) {
+	fd, err = openRetry(unix.AT_FDCWD, root+name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err == unix.ENXIO {
-		// A socket, or a device with nothing behind it.
+		// A socket, or a device without a driver.
 		return -1, 0, wire.Failf(wire.FailNotRegular, "%s: not a regular file", name)
 	}
 	if err != nil {
@@ -139,8 +139,8 @@ type download struct {
 	buf  []byte
 }
 
-// send sends the first n bytes, which are in buf, and the rest of the file: up
-// to size bytes in all, or up to the end when size is -1.
+// send sends the first n bytes, which are in buf, and then the rest of the file. The
+// total is size bytes, or up to the end of the file if size is -1.
 func (d *download) send(n int, size int64) error {
 	var sent int64
 	for n > 0 {
@@ -158,12 +158,12 @@ func (d *download) send(n int, size int64) error {
 		}
 	}
 	if size >= 0 && sent != size {
-		return wire.Failf(wire.FailInternal, "the file was cut short while it was read")
+		return wire.Failf(wire.FailInternal, "the file was truncated during the download")
 	}
 	return d.l.SendOffset(wire.TypeEOF, wire.StreamOut, d.id, sent)
 }
 
-// chunk sends p as the window allows.
+// chunk sends p, as far as the window allows at a time.
 func (d *download) chunk(p []byte) error {
 	for len(p) > 0 {
 		n, err := d.gate.Reserve(d.ctx, len(p))
@@ -178,7 +178,7 @@ func (d *download) chunk(p []byte) error {
 	return nil
 }
 
-// readFull fills p unless the file ends before.
+// readFull fills p. It returns less only at the end of the file.
 func readFull(fd int, p []byte) (int, error) {
 	n := 0
 	for n < len(p) {
@@ -200,12 +200,27 @@ func readFull(fd int, p []byte) (int, error) {
 func (a *Agent) writeTar(req *wire.PathRequest, r io.Reader) error {
 	setup, user := a.config()
 	dir := absolute(absolute(setup.WorkDir, req.Cwd), req.Path)
-	return asUser(lookup("", user), func() error {
-		x, err := newExtractor(dir)
+	// If the working directory is missing, only root can create it, because root owns
+	// its parent.
+	restore := sync.OnceValue(func() error {
+		return asRoot(func() error { return newPreparer(a.platform).restoreDir(setup.WorkDir, user.uid, user.gid) })
+	})
+	reach := func(name string) error {
+		if name != setup.WorkDir && !strings.HasPrefix(name, setup.WorkDir+"/") {
+			return nil
+		}
+		return restore()
+	}
+	if err := reach(dir); err != nil {
+		return fmt.Errorf("restore the working directory: %w", err)
+	}
+	return a.platform.As(lookup(a.root, user), func() error {
+		x, err := newExtractor(a.root, dir)
 		if err != nil {
 			return err
 		}
 		defer x.close()
+		x.reach = reach
 		return x.extract(r)
 	})
 }

@@ -6,15 +6,13 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// output is one output stream of a process: a ring of the bytes that the host
-// has not acknowledged. The ring never holds more than the window, and a full
-// one stops the reading of the process's pipe, so that the process waits for
-// its reader.
+// output is one output stream of a process. It is a ring buffer of the bytes that the
+// host has not acknowledged, at most the window. When it is full, the agent stops
+// reading the pipe of the process, so the process waits for its reader.
 //
-// Three parties meet here: the pump (one goroutine) appends, whoever has news
-// sends, and the connection's receiver acknowledges. Bytes between base and
-// end stay as they are while they are there, so they are read and sent outside
-// the lock.
+// One goroutine, the pump, appends. Any goroutine with new data sends. The receiver of
+// the connection acknowledges. Bytes between base and end do not change, so they are
+// read and sent without the lock.
 type output struct {
 	id     uint32 // of the process
 	stream uint8
@@ -24,28 +22,28 @@ type output struct {
 	ring     []byte    // its length is a power of two, or nil
 	base     int64     // acknowledged
 	end      int64     // produced
-	filling  bool      // the pump reads into the ring right now
-	busy     bool      // it has needed the full ring before
-	closed   bool      // nobody will ask for the bytes any more
-	disowned bool      // nor for what is still to come, which is read and dropped
+	filling  bool      // the pump is reading into the ring
+	busy     bool      // the stream has needed the full ring before
+	closed   bool      // all bytes are dropped, and the pump ends
+	disowned bool      // all bytes are dropped, but the pump still reads
 
-	// sending serializes the senders; link and sent are under it.
+	// sending is held while a frame is sent. It guards link and sent.
 	sending sync.Mutex
-	link    *wire.Link // the connection that the stream goes on over
+	link    *wire.Link // the current connection of the stream
 	sent    int64
 }
 
 const (
-	// minRing is enough for most commands; a ring grows fourfold when it fills.
+	// minRing is enough for most commands. A full ring grows by a factor of four.
 	minRing = 4 << 10
-	// idleRing is the largest ring that an idle stream keeps.
+	// idleRing is the largest ring of an idle stream.
 	idleRing = 16 << 10
-	// minSpace is how much must be free before the pump reads on: reading
-	// whatever a slow host frees would make tiny frames.
+	// minSpace must be free before the pump reads again. Otherwise a slow host would
+	// cause tiny frames.
 	minSpace = wire.Window / 8
 )
 
-// fullRings recycles rings of the full size.
+// fullRings recycles rings of the maximum size.
 var fullRings = sync.Pool{New: func() any { return new([wire.Window]byte) }}
 
 func newOutput(id uint32, stream uint8, l *wire.Link) *output {
@@ -54,8 +52,7 @@ func newOutput(id uint32, stream uint8, l *wire.Link) *output {
 	return o
 }
 
-// waitSpace waits until there is room for new bytes; false says that the
-// output was closed.
+// waitSpace waits until there is space. It returns false if the output was closed.
 func (o *output) waitSpace() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -65,8 +62,7 @@ func (o *output) waitSpace() bool {
 	return !o.closed
 }
 
-// space returns a free part of the ring for the pump to read into. commit must
-// follow.
+// space returns a free part of the ring to read into. The caller must then call commit.
 func (o *output) space() []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -80,7 +76,7 @@ func (o *output) space() []byte {
 	return o.ring[from : from+free]
 }
 
-// grow makes the ring larger. Senders may still read from the old one.
+// grow replaces the ring by a larger one. Senders may still read from the old one.
 func (o *output) grow() {
 	size := max(minRing, min(4*len(o.ring), wire.Window))
 	if o.busy {
@@ -94,7 +90,7 @@ func (o *output) grow() {
 	o.move(fullRings.Get().(*[wire.Window]byte)[:])
 }
 
-// move puts the bytes that are not acknowledged into another ring.
+// move copies the bytes that are not acknowledged to another ring.
 func (o *output) move(ring []byte) {
 	for at := o.base; at < o.end; {
 		from := o.ring[at&int64(len(o.ring)-1):]
@@ -104,7 +100,7 @@ func (o *output) move(ring []byte) {
 	o.ring = ring
 }
 
-// commit appends the first n bytes of what space returned.
+// commit appends the first n bytes of the part that space returned.
 func (o *output) commit(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -115,7 +111,7 @@ func (o *output) commit(n int) {
 	}
 }
 
-// add appends p, which must fit the window, as the agent's own words.
+// add appends a message of the agent. It must fit into the window.
 func (o *output) add(p []byte) {
 	for len(p) > 0 {
 		n := copy(o.space(), p)
@@ -124,8 +120,7 @@ func (o *output) add(p []byte) {
 	}
 }
 
-// flush sends what has not been sent. Without a connection nothing is lost:
-// resume and flush follow.
+// flush sends all unsent bytes. Without a connection they stay, and resume sends them.
 func (o *output) flush() {
 	o.sending.Lock()
 	defer o.sending.Unlock()
@@ -142,7 +137,7 @@ func (o *output) flush() {
 	}
 }
 
-// unsent returns the bytes of one frame.
+// unsent returns the bytes for the next frame, in up to two parts.
 func (o *output) unsent() (a, b []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -159,12 +154,12 @@ func (o *output) unsent() (a, b []byte) {
 	return a, o.ring[:n-int64(len(a))]
 }
 
-// ack frees what the host has up to offset.
+// ack frees the bytes up to offset.
 func (o *output) ack(offset int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed || offset <= o.base || offset > o.end {
-		return // late, or a lie that frees nothing
+		return // outdated, or invalid
 	}
 	o.base = offset
 	if o.end-o.base <= idleRing && !o.filling && len(o.ring) > idleRing {
@@ -173,8 +168,7 @@ func (o *output) ack(offset int64) {
 	o.changed.Signal()
 }
 
-// shrink moves the few bytes that are left to a small ring, unless somebody
-// sends from the large one.
+// shrink moves the remaining bytes to a small ring, unless a sender uses the large one.
 func (o *output) shrink() {
 	if !o.sending.TryLock() {
 		return
@@ -187,14 +181,14 @@ func (o *output) shrink() {
 	}
 }
 
-// offer returns the offset nearest to want from which the stream can go on.
+// offer returns the offset nearest to want at which the stream can continue.
 func (o *output) offer(want int64) int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return max(o.base, min(want, o.end))
 }
 
-// resume makes the stream go on over l from offset, which offer returned.
+// resume continues the stream over l at an offset that offer returned.
 func (o *output) resume(l *wire.Link, offset int64) {
 	o.ack(offset)
 	o.sending.Lock()
@@ -203,14 +197,14 @@ func (o *output) resume(l *wire.Link, offset int64) {
 	o.flush()
 }
 
-// produced returns the length of the stream so far.
+// produced returns the current length of the stream.
 func (o *output) produced() int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.end
 }
 
-// disown drops the bytes that are left and all that follow.
+// disown drops all bytes of the stream, including later ones.
 func (o *output) disown() {
 	o.sending.Lock()
 	o.link = nil
@@ -222,8 +216,8 @@ func (o *output) disown() {
 	o.changed.Signal()
 }
 
-// close drops the bytes that are left, and ends a wait for space. The ring is
-// left to the collector: a sender may still be reading it.
+// close drops all bytes and ends a wait for space. It does not recycle the ring, because
+// a sender may still read from it.
 func (o *output) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -12,15 +12,15 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// process is one command, from its Start until the host forgets it.
+// process is one command, from Start until Forget.
 type process struct {
 	id  uint32
 	key string
 	tty bool
 
 	outs  []*output // standard output or terminal, then standard error
-	srcs  []*source // the agent's ends of outs; none if it was never executed
-	stdin *stdin    // nil when it is /dev/null
+	srcs  []*source // the agent's ends of outs; none if it was not executed
+	stdin *stdin    // nil for /dev/null
 
 	ended   chan struct{} // closed when the main process has ended
 	drained sync.WaitGroup
@@ -34,9 +34,9 @@ type process struct {
 	started  time.Time
 	endedAt  time.Time
 	done     bool       // exit is complete
-	exit     wire.Exit  // when done
-	link     *wire.Link // where the exit is to be sent
-	exitSent *wire.Link // where it was sent last
+	exit     wire.Exit  // valid when done
+	link     *wire.Link // the connection for the exit
+	exitSent *wire.Link // the connection over which it was last sent
 }
 
 func newProcess(l *wire.Link, id uint32, req *wire.Start) *process {
@@ -54,7 +54,7 @@ func newProcess(l *wire.Link, id uint32, req *wire.Start) *process {
 	return p
 }
 
-// output returns a stream of the process, nil if it has none of that name.
+// output returns a stream of the process, or nil.
 func (p *process) output(stream uint8) *output {
 	if i := int(stream) - 1; i >= 0 && i < len(p.outs) {
 		return p.outs[i]
@@ -62,8 +62,8 @@ func (p *process) output(stream uint8) *output {
 	return nil
 }
 
-// open makes the process's standard files. The returned ones are the child's
-// and are closed by the caller once it has been forked.
+// open creates the standard files of the process. The returned files are for the child,
+// and the caller closes them after the fork.
 func (p *process) open(req *wire.Start, creds *credentials) (child [3]*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -104,7 +104,7 @@ func (p *process) open(req *wire.Start, creds *credentials) (child [3]*os.File, 
 func closeFiles(files [3]*os.File) {
 	for _, f := range files {
 		if f != nil {
-			f.Close() // closing a terminal thrice is an error that says nothing
+			f.Close() // fails for a terminal, which is in all three places
 		}
 	}
 }
@@ -119,7 +119,7 @@ func (p *process) closeFiles() {
 	}
 }
 
-// launched notes the pid. It runs before anyone may signal or reap it.
+// launched records the pid. It runs before the process can be signalled or reaped.
 func (p *process) launched(pid int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,10 +135,10 @@ func (p *process) isEnded() bool {
 	}
 }
 
-// exited is called by the reaper, while the pid is still the process's own.
+// exited is called by the reaper before the pid can be reused.
 func (p *process) exited(status unix.WaitStatus) {
-	// Before the end is told: a pump that hears of it lifts the interruption
-	// and reads the rest, which one that came later would cut off.
+	// Interrupt before ended is closed. After that, a pump lifts the interrupt and
+	// reads the rest, and a later interrupt would stop it.
 	for _, s := range p.srcs {
 		s.interrupt()
 	}
@@ -148,9 +148,8 @@ func (p *process) exited(status unix.WaitStatus) {
 	p.mu.Unlock()
 }
 
-// follow carries the process's streams until it has ended and all that it
-// wrote was read, then sends its exit. It returns when nothing of the process
-// is left to carry.
+// follow copies the streams of the process until the process has ended and all its
+// output was read. Then it sends the exit. It returns when all streams have ended.
 func (p *process) follow(ctx context.Context, timeout time.Duration) {
 	defer context.AfterFunc(ctx, p.closeFiles)()
 	if timeout > 0 {
@@ -173,26 +172,26 @@ func (p *process) follow(ctx context.Context, timeout time.Duration) {
 	p.pumps.Wait()
 }
 
-// pump moves what the process writes to s into o and to the host.
+// pump copies the output in s to o and to the host.
 func (p *process) pump(s *source, o *output) {
 	defer s.f.Close()
 	eof := p.pumpWhileRunning(s, o)
 	if !eof || p.tty {
-		// A terminal that nobody has open may be opened again, and must not be
-		// hung up while its process lives.
+		// Read a terminal until the process ends, even if nobody has it open: it can
+		// be opened again, and must not be hung up before.
 		<-p.ended
 		s.uninterrupt()
 		eof = p.drain(s, o)
 	}
-	// A stream can be at its end long before its process is.
+	// A stream can end long before its process.
 	p.drained.Done()
 	if !eof && !p.tty {
 		s.discard()
 	}
 }
 
-// pumpWhileRunning reads until the stream or the process ends, and reports
-// whether it was the stream.
+// pumpWhileRunning reads until the stream or the process ends. It reports whether the
+// stream ended.
 func (p *process) pumpWhileRunning(s *source, o *output) bool {
 	for o.waitSpace() && !p.isEnded() {
 		n, err := s.read(o, true)
@@ -202,15 +201,15 @@ func (p *process) pumpWhileRunning(s *source, o *output) bool {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return false
 		default:
-			return true // the end; an error is one of a stream that is none any more
+			return true // the end, or an error of a closed stream
 		}
 	}
 	return false
 }
 
-// drain reads what the ended process has left in s. What it left lies within
-// the first capacity bytes; anything after is of processes that it left
-// behind, which might write for ever.
+// drain reads the rest of the output after the process has ended. It stops after
+// capacity bytes: anything later is from processes that are left, which may write for
+// ever.
 func (p *process) drain(s *source, o *output) (eof bool) {
 	for left := s.capacity; left > 0 && o.waitSpace(); {
 		n, err := s.read(o, false)
@@ -237,7 +236,7 @@ func (p *process) finish(status unix.WaitStatus) {
 	p.sendExit()
 }
 
-// complete fills in what every exit has; p.mu is held.
+// complete sets the fields that every exit has. The caller holds p.mu.
 func (p *process) complete() {
 	if p.endedAt.IsZero() {
 		p.endedAt = time.Now()
@@ -250,8 +249,7 @@ func (p *process) complete() {
 	p.done = true
 }
 
-// fail ends a process that could not be executed, with the reason as its last
-// words.
+// fail ends a process that could not be executed. The reason is its output.
 func (p *process) fail(e *execError) {
 	last := p.outs[len(p.outs)-1]
 	text := e.text + "\n"
@@ -268,7 +266,7 @@ func (p *process) fail(e *execError) {
 	p.sendExit()
 }
 
-// sendExit sends the exit, once for each connection.
+// sendExit sends the exit, once over each connection.
 func (p *process) sendExit() {
 	p.mu.Lock()
 	l := p.link
@@ -279,12 +277,12 @@ func (p *process) sendExit() {
 	p.exitSent = l
 	exit := p.exit
 	p.mu.Unlock()
-	// On failure the exit waits for the next connection.
+	// If this fails, the next connection sends it.
 	_ = l.SendJSON(wire.TypeExit, p.id, exit)
 }
 
-// signal sends sig to the process group while the process is its leader; one
-// that has ended gets none.
+// signal sends sig to the process group. It does nothing after the process has ended,
+// because the pid may then belong to another.
 func (p *process) signal(sig unix.Signal, timeout bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -292,17 +290,17 @@ func (p *process) signal(sig unix.Signal, timeout bool) {
 		return
 	}
 	p.timedOut = p.timedOut || timeout
-	_ = unix.Kill(-p.pid, sig) // it can only have gone already
+	_ = unix.Kill(-p.pid, sig) // fails only if the group is already gone
 }
 
-// resize tells the terminal its size.
+// resize sets the size of the terminal.
 func (p *process) resize(size wire.TTY) {
 	if p.tty && len(p.srcs) == 1 {
 		p.srcs[0].raw.Control(func(fd uintptr) { _ = resizeTerminal(int(fd), size) })
 	}
 }
 
-// resume goes on over l from the given offsets and repeats the exit.
+// resume continues over l from the given offsets, and sends the exit again.
 func (p *process) resume(l *wire.Link, state wire.ProcessState) {
 	p.outs[0].resume(l, state.Stdout)
 	if len(p.outs) > 1 {
@@ -314,7 +312,7 @@ func (p *process) resume(l *wire.Link, state wire.ProcessState) {
 	p.sendExit()
 }
 
-// state describes the process to a host that has the given output of it.
+// state describes the process. have is the output that the host has.
 func (p *process) state(have wire.ResumePoint) wire.ProcessState {
 	s := wire.ProcessState{ID: p.id, Key: p.key, TTY: p.tty, Stdout: p.outs[0].offer(have.Stdout)}
 	if len(p.outs) > 1 {
@@ -326,8 +324,8 @@ func (p *process) state(have wire.ResumePoint) wire.ProcessState {
 	return s
 }
 
-// forget drops the output and exit of a process that has ended, and reports
-// whether it has.
+// forget drops the output of a process that has ended. It reports whether the process
+// has ended.
 func (p *process) forget() bool {
 	p.mu.Lock()
 	done := p.done
@@ -340,8 +338,8 @@ func (p *process) forget() bool {
 	return done
 }
 
-// disown lets the process go on although nobody will ask for it any more. Who
-// typed into its terminal has gone.
+// disown lets the process continue without the host. A process on a terminal is hung
+// up, because its user is gone.
 func (p *process) disown() {
 	for _, o := range p.outs {
 		o.disown()
@@ -354,17 +352,16 @@ func (p *process) disown() {
 	time.AfterFunc(hangUpGrace, func() { p.signal(unix.SIGKILL, false) })
 }
 
-// hangUpGrace is how long a command may take to end after its terminal was
-// hung up.
+// hangUpGrace is the time for a command to end after its terminal was hung up.
 const hangUpGrace = 2 * time.Second
 
-// stdin carries what the host writes to a process. It ends with the connection
-// that it began on.
+// stdin copies input from the host to a process. It ends with the connection of its
+// Start.
 type stdin struct {
 	in   *wire.Inbox
 	link *wire.Link
 	id   uint32
-	file *os.File // a pipe's writing end or a terminal's master
+	file *os.File // writing end of a pipe, or master of a terminal
 	ctx  context.Context
 	stop context.CancelFunc
 }
@@ -375,7 +372,7 @@ func newStdin(l *wire.Link, id uint32) *stdin {
 	return s
 }
 
-// newStdinPipe returns the reading end for the process and the non-blocking
+// newStdinPipe returns a pipe: the reading end for the process, and the non-blocking
 // writing end for the agent.
 func newStdinPipe() (child, agent *os.File, err error) {
 	var fds [2]int
@@ -391,9 +388,9 @@ func newStdinPipe() (child, agent *os.File, err error) {
 	return child, os.NewFile(uintptr(fds[1]), "stdin"), nil
 }
 
-// run writes until the host has sent everything, and then closes the file: the
-// end of a pipe, the hanging up of a terminal. A process that takes no more
-// input does not stop the host from sending it.
+// run writes until the end of the input, and then closes the file. This ends a pipe or
+// hangs up a terminal. If the process has closed its end, run drops the rest of the
+// input, so the host does not block.
 func (s *stdin) run() {
 	defer s.stop()
 	gone := false
@@ -414,7 +411,7 @@ func (s *stdin) run() {
 	}
 }
 
-// close ends run, in the middle of a write too.
+// close ends run, even during a write.
 func (s *stdin) close() {
 	s.stop()
 	if s.file != nil {

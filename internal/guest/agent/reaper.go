@@ -10,16 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reaper waits for every child of the agent: the commands that it started and,
-// as PID 1, the orphans that fall to it. Nothing else in the agent may wait
-// for a child.
+// reaper waits for all children of the agent: the commands that it started and, as PID
+// 1, the orphans of the sandbox. Nothing else in the agent may wait for a child.
 //
-// A child is first seen without being reaped, so that its pid cannot be given
-// to another process before the one it belonged to has been told.
+// The reaper first looks at an ended child without reaping it. So its pid cannot be
+// reused before exited has been called.
 type reaper struct {
-	// forking is held for reading from before a fork until its pid is in
-	// exits. A pid that is in nobody's name is an orphan's only if no fork is
-	// under way.
+	// forking is read-locked from before a fork until the pid is in exits. A pid that
+	// is not in exits is an orphan only if no fork is in progress.
 	forking sync.RWMutex
 
 	mu    sync.Mutex
@@ -49,9 +47,8 @@ func (r *reaper) close() {
 	<-r.stopped
 }
 
-// start forks by fork, and has exited called with the status of the process
-// when it has ended. exited runs before the pid is free for another process
-// and must not wait.
+// start calls fork. When the process has ended, the reaper calls exited with its status.
+// exited runs before the pid can be reused, and must not block.
 func (r *reaper) start(fork func() (pid int, err error), exited func(unix.WaitStatus)) (int, error) {
 	r.forking.RLock()
 	defer r.forking.RUnlock()
@@ -65,7 +62,7 @@ func (r *reaper) start(fork func() (pid int, err error), exited func(unix.WaitSt
 	return pid, nil
 }
 
-// settle waits until no fork that is under way now is any more.
+// settle waits for the forks in progress.
 func (r *reaper) settle() {
 	r.forking.Lock()
 	defer r.forking.Unlock()
@@ -96,7 +93,7 @@ func (r *reaper) reapOne() bool {
 		reap(pid)
 		return true
 	}
-	// An orphan, or a child that is being forked right now.
+	// It is an orphan, or a fork is in progress. Wait for the fork.
 	r.forking.Lock()
 	defer r.forking.Unlock()
 	if exited := r.take(pid); exited != nil {
@@ -106,7 +103,7 @@ func (r *reaper) reapOne() bool {
 	return true
 }
 
-// reap removes a zombie, unless a failed fork has done so itself.
+// reap removes a zombie. A failed fork may have reaped it already.
 func reap(pid int) {
 	for {
 		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != unix.EINTR {
@@ -123,8 +120,7 @@ func (r *reaper) take(pid int) func(unix.WaitStatus) {
 	return exited
 }
 
-// childInfo is the siginfo_t of a child, as waitid fills it in on 64-bit
-// Linux.
+// childInfo is the siginfo_t of waitid on 64-bit Linux.
 type childInfo struct {
 	signo, errno, code, _ int32
 	pid, uid, status      int32
@@ -139,8 +135,8 @@ func (c *childInfo) waitStatus() unix.WaitStatus {
 	return unix.WaitStatus(c.status & 0x7f)
 }
 
-// endedChild returns a child that has ended and leaves it a zombie; its pid is
-// 0 when there is none.
+// endedChild returns a child that has ended, without reaping it. Its pid is 0 if there
+// is none.
 func endedChild() (childInfo, error) {
 	var info childInfo
 	for {

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// readRegular returns the content of a regular file of at most limit bytes.
-// It does not hang on a FIFO and does not open a device for long.
+// readRegular returns the content of a regular file of at most limit bytes. It does not
+// block on a FIFO, and closes a device at once.
 func readRegular(path string, limit int64) ([]byte, error) {
 	fd, err := openRetry(unix.AT_FDCWD, path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -29,12 +29,12 @@ func readRegular(path string, limit int64) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit))
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return b, nil
 }
 
-// openRetry is openat that starts again when a signal comes in between.
+// openRetry is openat, repeated if a signal interrupts it.
 func openRetry(dir int, path string, flags int, mode uint32) (int, error) {
 	for {
 		fd, err := unix.Openat(dir, path, flags, mode)

@@ -19,10 +19,10 @@ type session struct {
 	a *Agent
 	l *wire.Link
 	// ready is set by the first frame: Setup, Resume or Renew. Only the receiving
-	// goroutine touches it.
+	// goroutine uses it.
 	ready bool
 
-	// received is closed when nothing is read from the connection any more.
+	// received is closed when the receiving goroutine has ended.
 	received chan struct{}
 	resuming sync.WaitGroup
 
@@ -40,7 +40,7 @@ type call struct {
 
 var errProtocol = errors.New("protocol violation")
 
-// run receives until the connection ends and returns why it did.
+// run receives frames until the connection ends. It returns the reason.
 func (s *session) run() error {
 	for {
 		h, err := s.l.Receive()
@@ -48,7 +48,7 @@ func (s *session) run() error {
 			return err
 		}
 		if !s.ready && !opening(h.Type) {
-			return fmt.Errorf("%w: type %d comes first", errProtocol, h.Type)
+			return fmt.Errorf("%w: the first frame is of type %d", errProtocol, h.Type)
 		}
 		if err := s.frame(h); err != nil {
 			return err
@@ -56,12 +56,13 @@ func (s *session) run() error {
 	}
 }
 
-// opening says whether a frame may be the first of a connection.
+// opening reports whether a frame may be the first of a connection.
 func opening(t wire.Type) bool {
 	return t == wire.TypeSetup || t == wire.TypeResume || t == wire.TypeRenew
 }
 
-// end gives back what the connection held. The processes stay.
+// end cancels the requests of the connection and closes its inputs. The processes
+// continue.
 func (s *session) end() {
 	err := s.l.Err()
 	s.mu.Lock()
@@ -71,7 +72,7 @@ func (s *session) end() {
 	s.mu.Unlock()
 	s.a.mu.Lock()
 	if s.a.link == s.l {
-		s.a.link = nil // from here on no process begins on this connection
+		s.a.link = nil // from now on, no process can start on this connection
 	}
 	procs := s.a.processes()
 	s.a.mu.Unlock()
@@ -83,7 +84,7 @@ func (s *session) end() {
 	s.resuming.Wait()
 }
 
-// frame handles one frame. It never waits for anything but the connection.
+// frame handles one frame. It waits only for the connection.
 func (s *session) frame(h wire.Header) error {
 	switch h.Type {
 	case wire.TypeSetup:
@@ -106,6 +107,11 @@ func (s *session) frame(h wire.Header) error {
 		})
 	case wire.TypePing:
 		return s.reply(h.ID, wire.Reply{}, nil)
+	case wire.TypeRelieve:
+		return s.begin(h.ID, nil, nil, func() error {
+			victim, err := s.a.relieve()
+			return s.reply(h.ID, wire.Reply{Victim: victim}, err)
+		})
 	case wire.TypeList:
 		return s.l.SendJSON(wire.TypeListing, h.ID, s.list(nil))
 	case wire.TypeShutdown:
@@ -125,11 +131,11 @@ func (s *session) frame(h wire.Header) error {
 		}
 		return nil
 	default:
-		return fmt.Errorf("%w: type %d is not the host's to send", errProtocol, h.Type)
+		return fmt.Errorf("%w: the host must not send type %d", errProtocol, h.Type)
 	}
 }
 
-// decode reads a JSON payload and hands it on.
+// decode reads a JSON payload and calls handle with it.
 func decode[T any](s *session, h wire.Header, handle func(uint32, *T) error) error {
 	req := new(T)
 	if err := s.l.ReadJSON(h, req); err != nil {
@@ -138,7 +144,7 @@ func decode[T any](s *session, h wire.Header, handle func(uint32, *T) error) err
 	return handle(h.ID, req)
 }
 
-// reply answers a request, with the failure if err is one.
+// reply answers a request with r, or with a Failure if err is not nil.
 func (s *session) reply(id uint32, r wire.Reply, err error) error {
 	if err != nil {
 		r = wire.Reply{Failure: failure(err)}
@@ -146,9 +152,9 @@ func (s *session) reply(id uint32, r wire.Reply, err error) error {
 	return s.l.SendJSON(wire.TypeReply, id, r)
 }
 
-// begin works on a request in a goroutine of its own. work replies itself
-// unless it returns an error. Until it is done the id belongs to c: the call
-// of an upload or download, and nil for what has no stream of its own.
+// begin handles a request in a new goroutine. work sends the reply itself, unless it
+// returns an error. Until work returns, the id belongs to c, the call of an upload or
+// download. c is nil for a request without a stream.
 func (s *session) begin(id uint32, invalid error, c *call, work func() error) error {
 	if err := s.claim(id); err != nil {
 		return err
@@ -159,10 +165,10 @@ func (s *session) begin(id uint32, invalid error, c *call, work func() error) er
 	select {
 	case s.a.requests <- struct{}{}:
 	default:
-		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailBusy, "%d requests are in progress in the sandbox", maxRequests))
+		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailBusy, "limit of %d concurrent requests in the sandbox reached", maxRequests))
 	}
 	if c == nil {
-		c = new(call) // for its id
+		c = new(call) // keeps the id in use
 	}
 	s.open(id, c)
 	s.a.work.Go(func() {
@@ -170,13 +176,13 @@ func (s *session) begin(id uint32, invalid error, c *call, work func() error) er
 		err := work()
 		s.close(id)
 		if err != nil {
-			_ = s.reply(id, wire.Reply{}, err) // its error ends the connection by itself
+			_ = s.reply(id, wire.Reply{}, err) // a failed send has ended the connection
 		}
 	})
 	return nil
 }
 
-// claim takes an id for a new call.
+// claim checks that an id is free for a new call, and records it.
 func (s *session) claim(id uint32) error {
 	used := s.call(id) != nil
 	s.a.mu.Lock()
@@ -188,7 +194,7 @@ func (s *session) claim(id uint32) error {
 	return nil
 }
 
-// setup makes the sandbox ready.
+// setup prepares a new sandbox.
 func (s *session) setup(id uint32, req *wire.Setup) error {
 	if _, known := s.a.config(); s.ready || known.name != "" {
 		return fmt.Errorf("%w: a second Setup", errProtocol)
@@ -199,13 +205,13 @@ func (s *session) setup(id uint32, req *wire.Setup) error {
 	if err := req.Validate(); err != nil {
 		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailInvalid, "%v", err))
 	}
-	return s.prepare(id, req, &preparer{hostname: setHostname, limit: limitProcesses, plainTmp: unmountTmp})
+	return s.prepare(id, req, newPreparer(s.a.platform))
 }
 
 // renew gives a restored sandbox its new identity.
 func (s *session) renew(id uint32, req *wire.Setup) error {
 	if setup, _ := s.a.config(); setup == nil || s.ready {
-		return fmt.Errorf("%w: Renew out of turn", errProtocol)
+		return fmt.Errorf("%w: unexpected Renew", errProtocol)
 	}
 	s.a.disown()
 	if err := s.claim(id); err != nil {
@@ -214,13 +220,12 @@ func (s *session) renew(id uint32, req *wire.Setup) error {
 	if err := req.Validate(); err != nil {
 		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailInvalid, "%v", err))
 	}
-	// The limit of processes and /tmp are as the first Setup has left them.
-	return s.prepare(id, req, &preparer{
-		hostname: setHostname, limit: func(int) error { return nil }, plainTmp: func() error { return nil },
-	})
+	p := newPreparer(s.a.platform)
+	p.again = true
+	return s.prepare(id, req, p)
 }
 
-// prepare makes the sandbox what a Setup asks for.
+// prepare applies a Setup and replies.
 func (s *session) prepare(id uint32, req *wire.Setup, p *preparer) error {
 	user, err := p.prepare(req)
 	if err != nil {
@@ -233,15 +238,14 @@ func (s *session) prepare(id uint32, req *wire.Setup, p *preparer) error {
 	return s.reply(id, wire.Reply{Info: &wire.Info{
 		Version: wire.Version,
 		PID:     os.Getpid(),
-		User:    wire.User{Name: user.name, UID: user.uid, GID: user.gid},
+		User:    wire.User{Name: user.name, UID: user.uid, GID: user.gid}, Warnings: p.warnings,
 	}}, nil)
 }
 
-// resume lists the processes, and goes on with their output once the host
-// knows from where.
+// resume sends a listing of the processes. After the listing it continues their output.
 func (s *session) resume(id uint32, req *wire.Resume) error {
 	if setup, _ := s.a.config(); setup == nil || s.ready || req.Version != wire.Version {
-		return fmt.Errorf("%w: Resume of version %d out of turn", errProtocol, req.Version)
+		return fmt.Errorf("%w: unexpected Resume, or of version %d", errProtocol, req.Version)
 	}
 	s.ready = true
 	listing := s.list(req.Points)
@@ -256,7 +260,7 @@ func (s *session) resume(id uint32, req *wire.Resume) error {
 	return nil
 }
 
-// list describes all processes to a host that has what points say.
+// list returns a listing of all processes. points is the output that the host has.
 func (s *session) list(points []wire.ResumePoint) wire.Reply {
 	have := make(map[string]wire.ResumePoint, len(points))
 	for _, pt := range points {
@@ -273,15 +277,15 @@ func (s *session) list(points []wire.ResumePoint) wire.Reply {
 }
 
 func (s *session) shutdown(id uint32, req *wire.Shutdown) error {
-	const longest = 60_000
-	grace := time.Duration(max(0, min(req.GraceMillis, longest))) * time.Millisecond
+	const maxGrace = 60_000
+	grace := time.Duration(max(0, min(req.GraceMillis, maxGrace))) * time.Millisecond
 	return s.begin(id, nil, nil, func() error {
 		s.a.terminate(grace)
 		return s.reply(id, wire.Reply{}, nil)
 	})
 }
 
-// data takes input for a process or an upload; for any other id it is late
+// data handles input for a process or an upload. For any other id the input is late,
 // and dropped.
 func (s *session) data(h wire.Header) error {
 	if in := s.inbox(h.ID); in != nil {
@@ -300,7 +304,7 @@ func (s *session) inbox(id uint32) *wire.Inbox {
 	return nil
 }
 
-// offset takes an EOF of input or an Ack of output.
+// offset handles an EOF of input or an Ack of output.
 func (s *session) offset(h wire.Header) error {
 	offset, err := s.l.ReadOffset()
 	if err != nil {
@@ -323,7 +327,7 @@ func (s *session) offset(h wire.Header) error {
 	return nil
 }
 
-// control passes a signal or a size on to a process.
+// control passes a signal or a terminal size to a process.
 func (s *session) control(h wire.Header) error {
 	var b [4]byte
 	if err := s.l.ReadFull(b[:]); err != nil {
@@ -349,7 +353,7 @@ func (s *session) call(id uint32) *call {
 	return s.calls[id]
 }
 
-// open begins an upload or download, which close ends.
+// open registers a request until close.
 func (s *session) open(id uint32, c *call) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	s.mu.Lock()

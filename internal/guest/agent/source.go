@@ -9,22 +9,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeSize is the capacity asked for a command's pipes: with a large one the
-// command runs on while the agent sends what it wrote before.
+// pipeSize is the requested capacity of a command's pipes. With a large pipe, the
+// command continues while the agent sends earlier output.
 const pipeSize = 1 << 20
 
-// source is the agent's end of a pipe or terminal that a process writes to.
+// source is the agent's end of an output pipe or terminal of a process.
 type source struct {
 	f   *os.File
 	raw syscall.RawConn
-	// capacity is how much can lie in it at once, and so the most that a
-	// process can have written just before it ended.
+	// capacity is the maximum number of unread bytes, and so the most that a process
+	// can leave when it ends.
 	capacity int
 }
 
-var errAgain = errors.New("nothing to read now")
+var errAgain = errors.New("no data available")
 
-// newSource takes over a non-blocking fd.
+// newSource returns a source that owns fd, which must be non-blocking.
 func newSource(fd, capacity int) (*source, error) {
 	f := os.NewFile(uintptr(fd), "output")
 	raw, err := f.SyscallConn()
@@ -35,16 +35,16 @@ func newSource(fd, capacity int) (*source, error) {
 	return &source{f: f, raw: raw, capacity: capacity}, nil
 }
 
-// newPipeSource returns a pipe: its reading end for the agent and its writing
-// end for the process.
+// newPipeSource returns a pipe: the reading end for the agent, and the writing end for
+// the process.
 func newPipeSource() (*source, *os.File, error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, err
 	}
 	w := os.NewFile(uintptr(fds[1]), "pipe")
-	// Where the size cannot be had (a limit on unprivileged pipes), the
-	// default is as good.
+	// If the kernel refuses the size (it limits the pipes of unprivileged users), the
+	// default is good enough.
 	capacity, err := unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	if err != nil {
 		capacity = pipeSize
@@ -62,8 +62,9 @@ func newPipeSource() (*source, *os.File, error) {
 	return s, w, nil
 }
 
-// read appends to o what can be read, waiting for it if asked. It returns 0
-// and nil at the end. No room in o is taken while it waits.
+// read appends available data to o. With wait set it waits for data, otherwise it
+// returns errAgain. At the end it returns 0 and nil. It reserves no space in o while it
+// waits.
 func (s *source) read(o *output, wait bool) (n int, err error) {
 	waitErr := s.raw.Read(func(fd uintptr) bool {
 		buf := o.space()
@@ -83,19 +84,19 @@ func (s *source) read(o *output, wait bool) (n int, err error) {
 	case err == unix.EAGAIN:
 		return 0, errAgain
 	case err == unix.EIO:
-		return 0, nil // how a terminal says that its last user has gone
+		return 0, nil // a terminal that nobody has open any more
 	}
 	return n, err
 }
 
-// interrupt makes a waiting read return, and every later one that waits.
+// interrupt ends a waiting read, and every later one, until uninterrupt.
 func (s *source) interrupt() { s.f.SetReadDeadline(time.Unix(1, 0)) }
 
-// uninterrupt lets reads wait again.
+// uninterrupt lets reads wait again after interrupt.
 func (s *source) uninterrupt() { s.f.SetReadDeadline(time.Time{}) }
 
-// discard reads until the end and keeps nothing, so that what a process left
-// running does not stop or die for want of a reader.
+// discard reads and drops data until the end. The process may have left others running,
+// which would block or get SIGPIPE without a reader.
 func (s *source) discard() {
 	buf := make([]byte, 4<<10)
 	for {

@@ -4,26 +4,27 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// nameMax is the longest name of a file on Linux.
+// nameMax is the maximum length of a file name on Linux.
 const nameMax = 255
 
-// defaultPath is the PATH of a command to which nobody gave one.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+// defaultPath is the default PATH of a command.
+const defaultPath = "/vercel/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// The exit codes of a command that could not be executed, as shells have them.
+// The exit codes of a command that could not be executed, as in shells.
 const (
 	exitNotExecutable = 126
 	exitNotFound      = 127
 )
 
-// execError is why a command could not be executed, in the words that its
-// standard error gets.
+// execError is why a command could not be executed. Its text goes to the command's
+// standard error.
 type execError struct {
 	code int
 	text string
@@ -31,20 +32,25 @@ type execError struct {
 
 func (e *execError) Error() string { return e.text }
 
-// launch is all that a fork needs.
+// launch is the parameters of a fork.
 type launch struct {
+	platform Platform
+	root     string
+
 	name  string
 	args  []string
 	env   map[string]string
-	cwd   string // absolute
+	cwd   string // absolute, in the sandbox
 	creds credentials
 	files [3]uintptr
 	tty   bool
 }
 
-// environ builds the environment: what is sensible for the user, then the
-// sandbox's, then the command's.
-func environ(c *credentials, root bool, sandbox, command map[string]string) map[string]string {
+// environ builds the environment of a command: defaults for the user, then the
+// variables of the sandbox, then those of the command. For root it names the default
+// user in SUDO_USER, SUDO_UID and SUDO_GID, as sudo does. So git accepts the files of
+// that user as the caller's own.
+func environ(c *credentials, root bool, user account, sandbox, command map[string]string) map[string]string {
 	env := map[string]string{
 		"PATH": defaultPath,
 		"LANG": "C.UTF-8",
@@ -62,11 +68,12 @@ func environ(c *credentials, root bool, sandbox, command map[string]string) map[
 		env[k] = v
 	}
 	if root {
-		// The sandbox's environment is the default user's; who root is, it
-		// cannot know.
+		// The variables of the sandbox are for the default user. They must not
+		// change the identity of root.
 		for k, v := range identity {
 			env[k] = v
 		}
+		env["SUDO_USER"], env["SUDO_UID"], env["SUDO_GID"] = user.name, strconv.Itoa(user.uid), strconv.Itoa(user.gid)
 	}
 	for k, v := range command {
 		env[k] = v
@@ -74,8 +81,8 @@ func environ(c *credentials, root bool, sandbox, command map[string]string) map[
 	return env
 }
 
-// fork starts the command. An *execError says that it cannot be executed; any
-// other error that the sandbox has no room for it.
+// fork starts the command. An *execError means that the command cannot be executed. Any
+// other error means that the sandbox has not enough resources.
 func (l *launch) fork() (int, error) {
 	argv := append([]string{l.name}, l.args...)
 	envv := make([]string, 0, len(l.env))
@@ -89,14 +96,14 @@ func (l *launch) fork() (int, error) {
 			return pid, nil
 		}
 		if errors.Is(err, unix.ENOEXEC) {
-			// A script without a "#!" line: /bin/sh runs it, as execvp has it.
+			// A script without a "#!" line: /bin/sh runs it, as with execvp.
 			if pid, err = l.exec("/bin/sh", append([]string{"/bin/sh", file}, l.args...), envv); err == nil {
 				return pid, nil
 			}
 		}
 		last = err
 		if !errors.Is(err, unix.EACCES) {
-			break // as execvp: only a file that may not be run lets the search go on
+			break // as with execvp, the search continues only after "permission denied"
 		}
 	}
 	return 0, l.explain(last)
@@ -105,23 +112,17 @@ func (l *launch) fork() (int, error) {
 // exec forks and executes one file.
 func (l *launch) exec(file string, argv, envv []string) (int, error) {
 	attr := &syscall.ProcAttr{
-		Dir:   l.cwd,
+		Dir:   l.root + l.cwd,
 		Env:   envv,
 		Files: l.files[:],
 		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: l.tty},
 	}
-	if unix.Geteuid() == 0 {
-		groups := make([]uint32, len(l.creds.groups))
-		for i, g := range l.creds.groups {
-			groups[i] = uint32(g)
-		}
-		attr.Sys.Credential = &syscall.Credential{Uid: uint32(l.creds.uid), Gid: uint32(l.creds.gid), Groups: groups}
-	}
+	attr.Sys.Credential = l.platform.Credential(l.creds)
 	return syscall.ForkExec(file, argv, attr)
 }
 
-// candidates returns the files that the command's name may mean, in the order
-// of its PATH.
+// candidates returns the files that the name of the command can mean, in the order of
+// PATH.
 func (l *launch) candidates() []string {
 	if strings.Contains(l.name, "/") {
 		return []string{l.absolute(l.name)}
@@ -137,14 +138,22 @@ func (l *launch) candidates() []string {
 	return files
 }
 
+// absolute returns the path of a name in the sandbox. With a platform that has a root, a
+// program that is not there is the host's; see Folder.
 func (l *launch) absolute(p string) string {
-	if path.IsAbs(p) {
-		return p
+	if !path.IsAbs(p) {
+		return path.Join(l.root, l.cwd, p)
 	}
-	return path.Join(l.cwd, p)
+	if l.root != "" {
+		var st unix.Stat_t
+		if own := path.Join(l.root, p); unix.Lstat(own, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return own
+		}
+	}
+	return p
 }
 
-// explain turns the error of a fork into the words of a shell.
+// explain turns the error of a fork into the message of a shell.
 func (l *launch) explain(err error) error {
 	if e := l.checkCwd(); e != nil {
 		return e
@@ -162,20 +171,20 @@ func (l *launch) explain(err error) error {
 		}
 		return &execError{exitNotExecutable, l.name + ": permission denied"}
 	case errors.Is(err, unix.E2BIG), errors.Is(err, unix.ENAMETOOLONG) && len(l.name) < nameMax:
-		// gVisor has the second for one argument that is too long.
+		// gVisor returns ENAMETOOLONG for a single argument that is too long.
 		return &execError{exitNotExecutable, l.name + ": argument list too long"}
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return fmt.Errorf("starting %s: %w", l.name, err)
+		return fmt.Errorf("start %s: %w", l.name, err)
 	default:
 		return &execError{exitNotExecutable, fmt.Sprintf("%s: cannot execute: %v", l.name, err)}
 	}
 }
 
-// checkCwd says whether the working directory was what stopped the command. It
-// is looked at only after a failure: a good one costs nothing.
+// checkCwd returns an error if the command failed because of its working directory. The
+// check is only after a failure, so it costs nothing otherwise.
 func (l *launch) checkCwd() error {
-	err := asUser(l.creds, func() error {
-		fd, err := openRetry(unix.AT_FDCWD, l.cwd, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	err := l.platform.As(l.creds, func() error {
+		fd, err := openRetry(unix.AT_FDCWD, l.root+l.cwd, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}

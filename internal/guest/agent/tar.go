@@ -14,33 +14,36 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// extractor writes the entries of an archive into a tree. It runs with the
-// credentials of the user whose files they become.
+// extractor writes the entries of an archive into a tree. It runs with the credentials
+// of the user who will own the files.
 //
-// What exists is overwritten, as a client's "write this file" means it: a
-// regular file in place (it keeps its owner and its other names), a symbolic
-// link at its target where that is in the tree. Modes are the archive's
-// permission bits; a time of zero means that the client gave none.
+// Existing files are overwritten, because a client means "write this file". A regular
+// file is overwritten in place: it keeps its owner and its other names. For a symbolic
+// link with a target in the tree, the target is overwritten. Modes are the permission
+// bits of the archive. A time of zero means that the client gave none.
 type extractor struct {
 	t    *tree
 	buf  []byte
 	dirs []dirMeta
+	// reach, if set, is called with the absolute name of each entry before the entry
+	// is written.
+	reach func(name string) error
 }
 
-// dirMeta is what a directory gets when all is written: its mode might forbid
-// the writing, and its time would not outlast it.
+// dirMeta is the mode and time of a directory. They are set after all entries: the mode
+// may forbid writes, and each write changes the time.
 type dirMeta struct {
 	name string
 	mode uint32
 	time time.Time
 }
 
-// maxDirs bounds the directories whose modes and times wait for the end. Those
-// beyond keep the defaults.
+// maxDirs limits the list of dirMeta. Directories over the limit keep the default mode
+// and time.
 const maxDirs = 1 << 16
 
-func newExtractor(dir string) (*extractor, error) {
-	t, err := openTree(dir)
+func newExtractor(root, dir string) (*extractor, error) {
+	t, err := openTree(root, dir)
 	if err != nil {
 		return nil, err
 	}
@@ -61,43 +64,49 @@ func (x *extractor) extract(r io.Reader) error {
 			return archiveError(err)
 		}
 		if err := x.entry(h, tr); err != nil {
-			return entryError(h.Name, err)
+			return x.entryError(h.Name, err)
 		}
 	}
-	// Backwards: a directory's mode may close the way to those below it.
+	// In reverse order, because the mode of a directory may block access to those
+	// below it.
 	for i := len(x.dirs) - 1; i >= 0; i-- {
 		if err := x.finishDir(x.dirs[i]); err != nil {
-			return entryError(x.dirs[i].name, err)
+			return x.entryError(x.dirs[i].name, err)
 		}
 	}
-	// Archives are padded beyond their end.
+	// Archives have padding after their end.
 	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{r}, x.buf); err != nil {
 		return archiveError(err)
 	}
 	return nil
 }
 
-// archiveError keeps the connection's errors apart from the archive's.
+// archiveError turns errors of the archive into failures. Other errors are of the
+// connection, and stay.
 func archiveError(err error) error {
 	switch {
 	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong):
 		return wire.Failf(wire.FailInvalid, "not a tar archive: %v", err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return wire.Failf(wire.FailInvalid, "the tar archive is cut short")
+		return wire.Failf(wire.FailInvalid, "the tar archive is truncated")
 	}
 	return err
 }
 
-// entryError names the entry and keeps the kind of failure.
-func entryError(name string, err error) error {
-	const longest = 256 // of a name in a message
-	if len(name) > longest {
-		name = name[:longest] + "…"
+// entryError adds the path of the file to an error, or the name of the entry if it is
+// not allowed. The code stays.
+func (x *extractor) entryError(name string, err error) error {
+	const maxName = 256 // in a message
+	if clean, err := entryName(name); err == nil {
+		name = path.Join(x.t.path, clean)
+	}
+	if len(name) > maxName {
+		name = name[:maxName] + "…"
 	}
 	return about(name, err)
 }
 
-// about says what an error is about and keeps its kind.
+// about adds a subject to an error. The code stays.
 func about(what string, err error) error {
 	f := failure(err)
 	return wire.Failf(f.Code, "%s: %s", what, f.Message)
@@ -117,6 +126,11 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if x.reach != nil {
+		if err := x.reach(path.Join(x.t.path, name)); err != nil {
+			return err
+		}
+	}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return x.dir(name, h)
@@ -129,15 +143,15 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 	case tar.TypeGNUSparse:
 		return wire.Failf(wire.FailUnsafe, "sparse files are not supported")
 	case tar.TypeChar, tar.TypeBlock:
-		return wire.Failf(wire.FailUnsafe, "is a device")
+		return wire.Failf(wire.FailUnsafe, "devices are not supported")
 	case tar.TypeFifo:
-		return wire.Failf(wire.FailUnsafe, "is a FIFO")
+		return x.fifo(name, h)
 	}
-	return wire.Failf(wire.FailUnsafe, "is of unknown type %q", h.Typeflag)
+	return wire.Failf(wire.FailUnsafe, "entries of type %q are not supported", h.Typeflag)
 }
 
-// entryName returns the clean relative form of a name, "." for the directory
-// itself. It refuses what leads out of it.
+// entryName returns the clean relative form of a name, which is "." for the directory
+// itself. It refuses names that lead out of the directory.
 func entryName(name string) (string, error) {
 	switch {
 	case name == "":
@@ -145,19 +159,19 @@ func entryName(name string) (string, error) {
 	case strings.HasPrefix(name, "/"):
 		return "", wire.Failf(wire.FailUnsafe, "the name is absolute")
 	case strings.ContainsRune(name, 0):
-		return "", wire.Failf(wire.FailUnsafe, "the name holds a NUL byte")
+		return "", wire.Failf(wire.FailUnsafe, "the name contains a NUL byte")
 	case len(name) >= unix.PathMax:
 		return "", unix.ENAMETOOLONG
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		if part == ".." {
-			return "", wire.Failf(wire.FailUnsafe, `the name holds ".."`)
+			return "", wire.Failf(wire.FailUnsafe, `the name contains ".."`)
 		}
 	}
 	return path.Clean(name), nil
 }
 
-// dir makes a directory; one that exists is taken as it is until the end.
+// dir creates a directory if it is missing. Its mode and time are set at the end.
 func (x *extractor) dir(name string, h *tar.Header) error {
 	if name == "." {
 		return nil
@@ -175,8 +189,8 @@ func (x *extractor) dir(name string, h *tar.Header) error {
 
 func permissions(h *tar.Header) uint32 { return uint32(h.Mode) & 0o777 }
 
-// finishDir gives a directory its mode and time. One that the user does not
-// own, and has only written into, keeps its own.
+// finishDir sets the mode and time of a directory. A directory that the user does not
+// own stays as it is.
 func (x *extractor) finishDir(d dirMeta) error {
 	fd, err := x.t.dir(d.name)
 	if err != nil {
@@ -196,13 +210,13 @@ func (x *extractor) finishDir(d dirMeta) error {
 		}
 	}
 	if d.mode&0o100 == 0 {
-		return nil // nothing can be reached in it any more, its "." neither
+		return nil // without search permission, not even "." is accessible
 	}
 	return setTime(fd, ".", d.time)
 }
 
-// setTime sets the modification time of name in the directory fd, of fd itself
-// if name is empty, unless the archive had none.
+// setTime sets the modification time of name in the directory fd, or of fd itself if
+// name is empty. It does nothing for a time of zero.
 func setTime(fd int, name string, t time.Time) error {
 	if t.Unix() == 0 {
 		return nil
@@ -212,7 +226,7 @@ func setTime(fd int, name string, t time.Time) error {
 		return wire.Failf(wire.FailInvalid, "the modification time is out of range")
 	}
 	times := [2]unix.Timespec{{Nsec: unix.UTIME_OMIT}, ts}
-	var p *byte // nil stands for fd itself
+	var p *byte // nil is fd itself
 	if name != "" {
 		if p, err = unix.BytePtrFromString(name); err != nil {
 			return err
@@ -220,7 +234,7 @@ func setTime(fd int, name string, t time.Time) error {
 	}
 	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&times)), 0, 0, 0)
 	if errno == 0 || errno == unix.EPERM {
-		return nil // EPERM: somebody else's file, which the user may only write
+		return nil // EPERM: the user may write the file, but does not own it
 	}
 	return errno
 }
@@ -247,19 +261,22 @@ func (x *extractor) file(name string, h *tar.Header, content io.Reader) error {
 		return err
 	}
 	if err = x.fill(fd, content); err == nil {
+		err = setAttributes(fd, h)
+	}
+	if err == nil {
 		err = x.finishFile(fd, mode, h.ModTime)
 	}
 	if e := unix.Close(fd); err == nil {
 		err = e
 	}
 	if err != nil && created {
-		_ = unix.Unlinkat(dir, base, 0) // a half of a file is worse than none
+		_ = unix.Unlinkat(dir, base, 0) // an incomplete file is worse than none
 	}
 	return err
 }
 
-// openForWriting opens a new or existing regular file, empty. ELOOP says that
-// the name is a symbolic link.
+// openForWriting creates a regular file, or opens and truncates an existing one. It
+// returns ELOOP for a symbolic link.
 func openForWriting(dir int, base string, mode uint32) (fd int, created bool, err error) {
 	const flags = unix.O_WRONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	fd, err = openRetry(dir, base, flags|unix.O_CREAT|unix.O_EXCL, mode)
@@ -270,7 +287,8 @@ func openForWriting(dir int, base string, mode uint32) (fd int, created bool, er
 	switch err {
 	case nil:
 	case unix.ETXTBSY:
-		// A program that runs keeps its file; its name gets a new one.
+		// The file is a running program. Leave it to the program, and create a new
+		// one under the name.
 		if err = unix.Unlinkat(dir, base, 0); err != nil {
 			return -1, false, err
 		}
@@ -295,38 +313,8 @@ func openForWriting(dir int, base string, mode uint32) (fd int, created bool, er
 	return fd, false, nil
 }
 
-// fill writes the content.
-func (x *extractor) fill(fd int, content io.Reader) error {
-	for {
-		n, err := content.Read(x.buf)
-		if e := writeFull(fd, x.buf[:n]); e != nil {
-			return e
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return archiveError(err)
-		}
-	}
-}
-
-func writeFull(fd int, p []byte) error {
-	for len(p) > 0 {
-		n, err := unix.Write(fd, p)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		p = p[n:]
-	}
-	return nil
-}
-
-// finishFile gives a file its mode, which the umask or an earlier file may
-// have made another, and its time.
+// finishFile sets the mode and time of a file. The mode may differ because of the umask,
+// or because the file existed.
 func (x *extractor) finishFile(fd int, mode uint32, t time.Time) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -340,23 +328,23 @@ func (x *extractor) finishFile(fd int, mode uint32, t time.Time) error {
 	return setTime(fd, "", t)
 }
 
-// symlink makes a symbolic link in the place of any file of that name. Its
-// target may be anything: it is the writing through it that is checked.
+// symlink creates a symbolic link. It replaces an existing file. The target is not
+// checked: only writes through the link are.
 func (x *extractor) symlink(name, target string) error {
 	return x.link(name, func(dir int, base string) error {
 		return unix.Symlinkat(target, dir, base)
 	})
 }
 
-// hardLink gives a file of the tree another name.
+// hardLink adds a name to a file in the tree.
 func (x *extractor) hardLink(name, target string) error {
 	target, err := entryName(target)
 	if err != nil {
-		return about("its target", err)
+		return about("target of the hard link", err)
 	}
 	from, fromBase, err := x.t.target(target)
 	if err != nil {
-		return about("its target", err)
+		return about("target of the hard link", err)
 	}
 	defer unix.Close(from)
 	return x.link(name, func(dir int, base string) error {
@@ -364,7 +352,7 @@ func (x *extractor) hardLink(name, target string) error {
 	})
 }
 
-// link makes a link, removing a file that has its name.
+// link creates a file with make. It replaces an existing file of that name.
 func (x *extractor) link(name string, make func(dir int, base string) error) error {
 	if name == "." {
 		return unix.EISDIR
@@ -373,7 +361,7 @@ func (x *extractor) link(name string, make func(dir int, base string) error) err
 	if err != nil {
 		return err
 	}
-	// The link may change where names lead.
+	// The replaced name may have been a link on the way to the kept parent.
 	defer x.t.forget()
 	err = make(dir, base)
 	if err != unix.EEXIST {
@@ -383,4 +371,12 @@ func (x *extractor) link(name string, make func(dir int, base string) error) err
 		return err
 	}
 	return make(dir, base)
+}
+
+// fifo creates a FIFO. It replaces an existing file.
+func (x *extractor) fifo(name string, h *tar.Header) error {
+	mode := permissions(h)
+	return x.link(name, func(dir int, base string) error {
+		return unix.Mkfifoat(dir, base, mode)
+	})
 }

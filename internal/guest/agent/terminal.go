@@ -11,12 +11,12 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// openTerminal returns both ends of a new pseudo-terminal that belongs to c.
-// The master is non-blocking.
+// openTerminal returns both ends of a new pseudo-terminal that c owns. The master is
+// non-blocking.
 func openTerminal(c *credentials, size wire.TTY) (master int, slave *os.File, err error) {
 	master, err = openRetry(unix.AT_FDCWD, "/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return -1, nil, fmt.Errorf("opening /dev/ptmx: %w", err)
+		return -1, nil, fmt.Errorf("open /dev/ptmx: %w", err)
 	}
 	slave, err = openSlave(master, c)
 	if err == nil {
@@ -35,18 +35,18 @@ func openTerminal(c *credentials, size wire.TTY) (master int, slave *os.File, er
 func openSlave(master int, c *credentials) (*os.File, error) {
 	n, err := unix.IoctlGetUint32(master, unix.TIOCGPTN)
 	if err != nil {
-		return nil, fmt.Errorf("naming a terminal: %w", err)
+		return nil, fmt.Errorf("get the name of a terminal: %w", err)
 	}
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
-		return nil, fmt.Errorf("unlocking a terminal: %w", err)
+		return nil, fmt.Errorf("unlock a terminal: %w", err)
 	}
 	name := "/dev/pts/" + strconv.FormatUint(uint64(n), 10)
 	slave, err := os.OpenFile(name, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("opening a terminal: %w", err)
+		return nil, fmt.Errorf("open a terminal: %w", err)
 	}
-	// Programs that open their terminal by name need to own it. Where devpts
-	// cannot change owners, they still have the descriptor.
+	// Programs that open their terminal by name must own it. If devpts cannot change
+	// owners, they still have the descriptor.
 	_ = slave.Chown(c.uid, -1)
 	return slave, nil
 }
@@ -55,7 +55,7 @@ func resizeTerminal(fd int, size wire.TTY) error {
 	ws := unix.Winsize{Col: size.Cols, Row: size.Rows}
 	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCSWINSZ, uintptr(unsafe.Pointer(&ws)))
 	if e != 0 {
-		return fmt.Errorf("resizing a terminal: %w", e)
+		return fmt.Errorf("resize a terminal: %w", e)
 	}
 	return nil
 }

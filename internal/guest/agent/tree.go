@@ -11,47 +11,48 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// tree is a directory that nothing outside is touched through. Names are
-// walked one component at a time by descriptors, so that neither a symbolic
-// link nor one that is put there meanwhile leads out: a link is followed where
-// its target lies within the tree, and is an error where it leaves it.
+// tree is a directory for writing files that must stay inside it. It walks names one
+// component at a time with descriptors. So no symbolic link leads out, not even one that
+// is created at the same time. A link with a target in the tree is followed. A link that
+// leaves the tree is an error.
 //
-// This is not what protects the sandbox: all is done with the credentials of a
-// user who could do the same by a command. It keeps an archive from writing
-// elsewhere than where its sender said.
+// This does not protect the sandbox: the agent acts with the credentials of a user, who
+// could do the same with a command. It keeps an archive from writing outside the
+// directory that its sender named.
 type tree struct {
-	path string // absolute and clean
+	path string // in the sandbox, absolute and clean
 	root int
 
-	// The parent of the file before is kept: files of a directory come
-	// together.
+	// The parent of the last file is kept open, because the files of a directory
+	// usually follow each other.
 	lastName string
 	last     int
 }
 
 const (
-	// maxLinks is how many symbolic links Linux follows in one name.
+	// maxLinks is the number of symbolic links that Linux follows in one path.
 	maxLinks = 40
-	// maxDepth bounds the descriptors that a walk holds.
+	// maxDepth limits the open descriptors of a walk.
 	maxDepth = 256
 
 	openDir = unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 )
 
-// openTree makes the directory where it is missing and opens it. The name
-// itself is the host's and may lead through links.
-func openTree(path string) (*tree, error) {
-	if err := os.MkdirAll(path, 0o755); err != nil {
+// openTree opens a directory, and creates it if it is missing. The path comes from the
+// host and may lead through links. root is the folder that the paths of the sandbox
+// start from.
+func openTree(root, path string) (*tree, error) {
+	if err := os.MkdirAll(root+path, 0o755); err != nil {
 		if pe := (*os.PathError)(nil); errors.As(err, &pe) {
-			return nil, fmt.Errorf("%s: %w", pe.Path, pe.Err)
+			return nil, fmt.Errorf("%s: %w", strings.TrimPrefix(pe.Path, root), pe.Err)
 		}
 		return nil, err
 	}
-	root, err := openRetry(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := openRetry(unix.AT_FDCWD, root+path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return &tree{path: path, root: root, last: -1}, nil
+	return &tree{path: path, root: fd, last: -1}, nil
 }
 
 func (t *tree) close() {
@@ -67,9 +68,9 @@ func (t *tree) forget() {
 	t.last, t.lastName = -1, ""
 }
 
-// parent returns a descriptor of the directory that name, a clean relative
-// path, is in, and name's last component. Missing directories are made. The
-// descriptor is good until the next call.
+// parent returns a descriptor of the parent directory of name, and the last component
+// of name, which is a clean relative path. It creates missing directories. The
+// descriptor is valid until the next call.
 func (t *tree) parent(name string) (fd int, base string, err error) {
 	dir, base := "", name
 	if i := strings.LastIndexByte(name, '/'); i >= 0 {
@@ -89,8 +90,8 @@ func (t *tree) parent(name string) (fd int, base string, err error) {
 	return t.last, base, nil
 }
 
-// dir walks to a directory below the root, making what is missing. The caller
-// closes the descriptor.
+// dir returns a descriptor of a directory in the tree. It creates missing directories.
+// The caller closes the descriptor.
 func (t *tree) dir(name string) (int, error) {
 	w := walk{t: t, todo: strings.Split(name, "/")}
 	defer w.close()
@@ -102,11 +103,11 @@ func (t *tree) dir(name string) (int, error) {
 	return unix.FcntlInt(uintptr(w.at()), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-// errLeaves is why a link is not followed.
-var errLeaves = wire.Failf(wire.FailUnsafe, "leads out of the directory by a symbolic link")
+// errLeaves is the error for a symbolic link that leads out of the tree.
+var errLeaves = wire.Failf(wire.FailUnsafe, "leads out of the directory through a symbolic link")
 
-// walk is a way through a tree. open holds the directories on it, so that ".."
-// in a link goes back the way that was come.
+// walk walks a path in a tree. open holds the directories on the path, so ".." in a
+// link returns to the directory before.
 type walk struct {
 	t     *tree
 	open  []int
@@ -131,7 +132,7 @@ func (w *walk) back(depth int) {
 	}
 }
 
-// step goes on by one component.
+// step walks one component.
 func (w *walk) step() error {
 	name := w.todo[0]
 	w.todo = w.todo[1:]
@@ -168,7 +169,7 @@ func (w *walk) step() error {
 	return nil
 }
 
-// follow goes on with the target of a symbolic link; what is none fails with
+// follow continues with the target of a symbolic link. If name is not a link, it returns
 // notLink.
 func (w *walk) follow(name string, notLink error) error {
 	target, err := readlinkat(w.at(), name)
@@ -183,8 +184,8 @@ func (w *walk) follow(name string, notLink error) error {
 	return nil
 }
 
-// redirect goes to where a link's target starts from and returns the
-// components to walk from there.
+// redirect goes to the start of a link's target, and returns the components to walk from
+// there.
 func (w *walk) redirect(target string) ([]string, error) {
 	if w.links++; w.links > maxLinks {
 		return nil, unix.ELOOP
@@ -204,7 +205,7 @@ func (w *walk) redirect(target string) ([]string, error) {
 	return parts, nil
 }
 
-// inside returns the rest of an absolute path below the tree.
+// inside returns the part of an absolute path below the tree, if it is in the tree.
 func (t *tree) inside(target string) (string, bool) {
 	if t.path == "/" {
 		return target, true
@@ -222,8 +223,8 @@ func readlinkat(dir int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// target returns where writing to name leads when name itself is a symbolic
-// link: the directory, which the caller closes, and the name in it.
+// target resolves name if it is itself a symbolic link. It returns the directory of the
+// file, which the caller closes, and the name in it.
 func (t *tree) target(name string) (dir int, base string, err error) {
 	parts := strings.Split(name, "/")
 	w := walk{t: t}

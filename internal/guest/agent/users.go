@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// accountFileLimit bounds /etc/passwd and /etc/group; a sandbox's own root may
-// have filled them with anything.
+// accountFileLimit limits the size of /etc/passwd and /etc/group. Root in the sandbox
+// can write anything to them.
 const accountFileLimit = 1 << 20
 
 // account is a line of /etc/passwd.
@@ -35,10 +35,10 @@ func parsePasswd(file []byte, name string) (account, bool) {
 	return account{}, false
 }
 
-// maxGroups is how many groups Linux lets a process have (NGROUPS_MAX).
+// maxGroups is the maximum number of groups of a process on Linux (NGROUPS_MAX).
 const maxGroups = 65536
 
-// parseGroups returns the ids of the groups that list user as a member.
+// parseGroups returns the primary group and the groups that list user as a member.
 func parseGroups(file []byte, user string, primary int) []int {
 	groups := []int{primary}
 	for line := range bytes.Lines(file) {
@@ -61,8 +61,8 @@ func parseGroups(file []byte, user string, primary int) []int {
 	return groups
 }
 
-// parseID reads a user or group id. The highest one means "leave it" to the
-// system calls and is nobody's.
+// parseID parses a user or group id. It refuses the highest number, which means "no
+// change" in system calls.
 func parseID(s string) (int, error) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	if err == nil && n == 1<<32-1 {
@@ -71,15 +71,14 @@ func parseID(s string) (int, error) {
 	return int(n), err
 }
 
-// credentials are what a thread or a process acts as.
+// credentials are the user and groups of a thread or process.
 type credentials struct {
 	account
 	groups []int
 }
 
-// lookup reads the account of name as it is now, so that a `usermod` in one
-// command is in force for the next. A name that the sandbox lost keeps the
-// ids of fallback.
+// lookup returns the current account of fallback.name. So a usermod in one command
+// applies to the next. If the account is missing, lookup returns fallback.
 func lookup(root string, fallback account) credentials {
 	acct := fallback
 	if b, err := readRegular(root+"/etc/passwd", accountFileLimit); err == nil {

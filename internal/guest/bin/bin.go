@@ -1,5 +1,5 @@
-// Package bin carries the guest agent's program, which is built before the
-// server is (see the Makefile) and lies in this folder then.
+// Package bin embeds the program of the guest agent. The Makefile builds it into this
+// folder before it builds the server.
 package bin
 
 import (
@@ -12,7 +12,7 @@ import (
 //go:embed *
 var files embed.FS
 
-// ErrMissing says that the server was built without the guest agent.
+// ErrMissing reports that the server was built without the guest agent.
 var ErrMissing = errors.New("this program was built without the guest agent: build it with make")
 
 // Agent returns the guest agent, a static Linux program.

@@ -1,13 +1,13 @@
-// Package pipes makes the pipes between the host and a guest agent, and finds
-// those of a running one again.
+// Package pipes creates the pipes between the host and a guest agent, and finds the
+// pipes of a running agent.
 //
-// There are three. Two carry the connection, one for each direction; the third,
-// the door, tells the agent that a host begins anew on them. A host that takes
-// an agent over, since the one before has died or since the sandbox was restored
-// from a snapshot, opens new ends of the same pipes and knocks: it writes a
-// nonce into the door, the agent drops what it was in the middle of, and says
-// the nonce as the first bytes of the new connection. So nothing is handed into
-// a sandbox that runs, and nothing in it can ask for a connection.
+// There are three pipes. Two carry the connection, one in each direction. The third,
+// the door, announces a new connection over the same two pipes. A host takes over an
+// agent after the previous host has died, or after the sandbox was restored from a
+// snapshot. It opens new ends of the pipes and knocks: it writes a nonce to the door.
+// The agent drops the old connection and sends the nonce as the first bytes of the
+// new one. So no descriptor is passed into a running sandbox, and nothing in the
+// sandbox can request a connection.
 package pipes
 
 import (
@@ -26,15 +26,15 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// Guest are the agent's ends, to be passed on.
+// Guest is the agent's ends of the pipes, for the process of the agent.
 type Guest struct {
 	In, Out *os.File
-	// Door is open for writing too: a reader that has a writer itself meets no
-	// end when the host dies.
+	// Door is open for reading and writing. Because the agent is a writer itself, it
+	// does not read an EOF when the host dies.
 	Door *os.File
 }
 
-// Close closes those that are open.
+// Close closes the ends that are open.
 func (g Guest) Close() error {
 	var errs []error
 	for _, f := range []*os.File{g.In, g.Out, g.Door} {
@@ -45,8 +45,8 @@ func (g Guest) Close() error {
 	return errors.Join(errs...)
 }
 
-// Names tell an agent's pipes from all others on this machine as long as it
-// runs: they are inode numbers.
+// Names identifies the pipes of a running agent on this machine, by their inode
+// numbers.
 type Names struct {
 	In   uint64 `json:"in"`
 	Out  uint64 `json:"out"`
@@ -69,17 +69,17 @@ func (g Guest) Names() (n Names, err error) {
 func pipeInode(fd int) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return 0, fmt.Errorf("look at a pipe: %w", err)
+		return 0, fmt.Errorf("stat a pipe: %w", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFIFO {
-		return 0, errors.New("it is no pipe")
+		return 0, errors.New("not a pipe")
 	}
 	return st.Ino, nil
 }
 
-// size is the capacity in bytes asked for each of the connection's pipes: one
-// that holds several whole frames keeps both sides from waking each other in
-// the middle of one. What a sandbox leaves in one is charged to its own cgroup.
+// size is the requested capacity of each pipe of the connection, in bytes. With several
+// whole frames in a pipe, the sides do not wake each other in the middle of a frame.
+// Data that a sandbox leaves in a pipe is charged to its own cgroup.
 const size = 1 << 20
 
 // New returns the host's end of a new connection and the agent's ends.
@@ -113,29 +113,29 @@ func New() (_ *wire.Duplex, guest Guest, err error) {
 	guest.Door = os.NewFile(uintptr(fd), "guest")
 	unix.Close(door[0])
 	unix.Close(door[1])
-	host = nil // NewDuplex closes what it is given
+	host = nil // NewDuplex owns the rest, also on error
 	for _, fd := range []int{down[1], up[0]} {
-		// Where so much is not to be had, the default does, at half the speed.
+		// If the system refuses this size, the default works at half the speed.
 		_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, size)
 	}
 	d, err := wire.NewDuplex(up[0], down[1])
 	return d, guest, err
 }
 
-// reopen returns a new end of a pipe. It never waits for another end.
+// reopen opens a new end of a pipe. It never waits for the other end.
 func reopen(fd, how int) (int, error) {
 	end, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), how|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, fmt.Errorf("open a pipe again: %w", err)
+		return -1, fmt.Errorf("reopen a pipe: %w", err)
 	}
 	return end, nil
 }
 
-// Take begins anew on the pipes of an agent, of which the process pid holds its
-// ends. Nobody else may use them.
+// Take opens a new connection over the pipes of an agent. Process pid has the agent's
+// ends open. No other host may use the pipes at the same time.
 func Take(ctx context.Context, pid int, names Names) (_ *wire.Duplex, err error) {
-	// What the process has open may change at any time, and is its own choice:
-	// a descriptor is looked at before it is opened.
+	// The process may be hostile, and its descriptors may change at any time. So find
+	// checks each one before it is opened.
 	held, err := find(pid, names)
 	defer func() {
 		for _, fd := range held {
@@ -169,18 +169,19 @@ func Take(ctx context.Context, pid int, names Names) (_ *wire.Duplex, err error)
 	return conn, nil
 }
 
-// find returns a reference (O_PATH) to each of the pipes, also when it fails.
+// find returns a reference (O_PATH) to each of the pipes. On error it returns those
+// that it found.
 func find(pid int, names Names) (map[uint64]int, error) {
 	held := map[uint64]int{}
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return held, fmt.Errorf("look for the agent's pipes: %w", err)
+		return held, fmt.Errorf("find the agent's pipes: %w", err)
 	}
 	for _, e := range entries {
 		fd, err := unix.Open(filepath.Join(dir, e.Name()), unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
-			continue // it was closed meanwhile
+			continue // closed in the meantime
 		}
 		ino, err := pipeInode(fd)
 		wanted := err == nil && (ino == names.In || ino == names.Out || ino == names.Door)
@@ -191,52 +192,52 @@ func find(pid int, names Names) (map[uint64]int, error) {
 		held[ino] = fd
 	}
 	if len(held) != 3 {
-		return held, fmt.Errorf("process %d holds %d of the agent's 3 pipes", pid, len(held))
+		return held, fmt.Errorf("process %d has %d of the agent's 3 pipes open", pid, len(held))
 	}
 	return held, nil
 }
 
-// knock has the agent begin anew, and skips what an earlier host has left
-// unread.
+// knock asks the agent for a new connection. It skips data that an earlier host has not
+// read.
 func knock(ctx context.Context, door int, conn *wire.Duplex) error {
 	nonce := make([]byte, wire.KnockSize)
 	rand.Read(nonce)
-	// So little is written whole or not at all, and the latter where an agent
-	// has left the door full.
+	// A write of this size is atomic. It fails if the agent has left the door full.
 	if _, err := unix.Write(door, nonce); err != nil {
-		return fmt.Errorf("knock at the agent's door: %w", err)
+		return fmt.Errorf("announce a new connection to the agent: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
 	err := skipPast(conn, nonce)
 	if !stop() {
-		return fmt.Errorf("wait for the agent: %w", context.Cause(ctx))
+		return fmt.Errorf("wait for the agent to reconnect: %w", context.Cause(ctx))
 	}
 	return err
 }
 
-// maxStale bounds what is skipped: both pipes' worth of bytes is already more
-// than an agent that stopped can have left.
+// maxStale limits the skipped bytes. The capacity of both pipes is already more than an
+// agent that has stopped can leave.
 const maxStale = 4 * size
 
-// skipPast reads until the nonce. After it an agent says nothing unasked.
+// skipPast reads up to the nonce. The agent must not send anything after it without a
+// request.
 func skipPast(r io.Reader, nonce []byte) error {
 	buf := make([]byte, 64<<10)
-	kept := 0 // the end of what was read before, which may begin the nonce
+	kept := 0 // bytes of earlier reads at the start of buf, which may begin the nonce
 	for total := 0; total < maxStale; {
 		n, err := r.Read(buf[kept:])
 		if at := bytes.Index(buf[:kept+n], nonce); at >= 0 {
 			if at+len(nonce) != kept+n {
-				return errors.New("the agent speaks unasked")
+				return errors.New("the agent sent data before the first request")
 			}
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("wait for the agent: %w", err)
+			return fmt.Errorf("wait for the agent to reconnect: %w", err)
 		}
 		total += n
 		have := kept + n
 		kept = min(have, len(nonce)-1)
 		copy(buf, buf[have-kept:have])
 	}
-	return errors.New("the agent does not come to the door")
+	return errors.New("the agent sent other data instead of reconnecting")
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 )
 
-// The tests' own process stands in for the sentry: it holds the guest's ends.
+// The process of the tests stands for the sentry: it has the guest's ends open.
 
 func newGuest(t *testing.T) (*wire.Duplex, Guest, Names) {
 	t.Helper()
@@ -43,7 +43,7 @@ func take(t *testing.T, names Names) (*wire.Duplex, error) {
 	return conn, err
 }
 
-// answer does what an agent does, with what it has left unread before.
+// answer acts as the agent: after a knock it writes stale data, the nonce and after.
 func answer(t *testing.T, guest Guest, stale, after string) {
 	t.Helper()
 	nonce := make([]byte, wire.KnockSize)
@@ -92,11 +92,11 @@ func TestTakeRefuses(t *testing.T) {
 		}
 		guest.Close()
 	})
-	t.Run("an agent that speaks unasked", func(t *testing.T) {
+	t.Run("an agent that sends data after the nonce", func(t *testing.T) {
 		host, guest, names := newGuest(t)
 		host.Close()
 		go answer(t, guest, "", "more")
-		if _, err := take(t, names); err == nil || !strings.Contains(err.Error(), "unasked") {
+		if _, err := take(t, names); err == nil || !strings.Contains(err.Error(), "before the first request") {
 			t.Error(err)
 		}
 	})
@@ -113,7 +113,7 @@ func TestTakeRefuses(t *testing.T) {
 				}
 			}
 		}()
-		if _, err := take(t, names); err == nil || !strings.Contains(err.Error(), "does not come") {
+		if _, err := take(t, names); err == nil || !strings.Contains(err.Error(), "instead of reconnecting") {
 			t.Error(err)
 		}
 	})

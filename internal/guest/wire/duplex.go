@@ -10,17 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Duplex is a Transport over two pipes, one for each direction. They are no
-// socket pair because gVisor brings sockets of the host back to life in a
-// restored sandbox by the number that their descriptor had in another process
-// (transport.HostSender.afterLoad), and pipes by name. The net package is not
-// used: it would double the size of the agent.
+// Duplex is a Transport over two pipes, one in each direction.
+//
+// It does not use a socket pair. In a restored sandbox, gVisor reopens host sockets by
+// the descriptor number that they had in another process
+// (transport.HostSender.afterLoad), but pipes by name. It does not use package net,
+// which would double the size of the agent.
 type Duplex struct {
 	in, out *os.File
 	raw     syscall.RawConn // of out
 }
 
-// NewDuplex takes over the descriptors of two pipes' ends, also when it fails.
+// NewDuplex returns a Duplex over the ends of two pipes. It owns the descriptors, and
+// closes them on error.
 func NewDuplex(in, out int) (*Duplex, error) {
 	d := &Duplex{}
 	var err error
@@ -40,15 +42,15 @@ func NewDuplex(in, out int) (*Duplex, error) {
 	return d, nil
 }
 
-// pollable leaves fd alone if it fails.
+// pollable returns fd as a file with deadlines.
 func pollable(fd int) (*os.File, error) {
 	unix.CloseOnExec(fd)
 	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("connection on descriptor %d: %w", fd, err)
+		return nil, fmt.Errorf("prepare descriptor %d of the connection: %w", fd, err)
 	}
 	f := os.NewFile(uintptr(fd), "connection")
 	if err := f.SetDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("connection on descriptor %d: %w", fd, errors.Join(err, f.Close()))
+		return nil, fmt.Errorf("prepare descriptor %d of the connection: %w", fd, errors.Join(err, f.Close()))
 	}
 	return f, nil
 }
@@ -59,7 +61,7 @@ func (d *Duplex) Read(p []byte) (int, error) { return d.in.Read(p) }
 // Write implements io.Writer.
 func (d *Duplex) Write(p []byte) (int, error) { return d.out.Write(p) }
 
-// SetDeadline, SetReadDeadline and SetWriteDeadline are those of a net.Conn.
+// SetDeadline, SetReadDeadline and SetWriteDeadline are as in net.Conn.
 func (d *Duplex) SetDeadline(t time.Time) error {
 	return errors.Join(d.in.SetReadDeadline(t), d.out.SetWriteDeadline(t))
 }
@@ -105,8 +107,8 @@ func advance(bufs [][]byte, n int) [][]byte {
 	return bufs
 }
 
-// Files returns the two ends, the one for reading first, to be passed to a
-// process; they stay d's.
+// Files returns the two ends, the one for reading first, for a new process. d still
+// owns them.
 func (d *Duplex) Files() []*os.File { return []*os.File{d.in, d.out} }
 
 // Close implements Transport.

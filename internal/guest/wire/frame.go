@@ -6,42 +6,41 @@ import (
 	"fmt"
 )
 
-// Version is the version of the protocol; both sides must have the same.
+// Version is the version of the protocol. Both sides must have the same.
 const Version = 3
 
-// HeaderSize is the length of a frame's header in bytes.
+// HeaderSize is the size of a frame's header in bytes.
 const HeaderSize = 12
 
 const (
-	// MaxData bounds the payload of a Data frame: large enough that the cost
-	// of a frame disappears (64 KiB make the output of a command a third
-	// slower), small enough that frames of many calls alternate.
+	// MaxData limits the payload of a Data frame. Large frames cost less: with 64 KiB
+	// the output of a command is a third slower. Small frames let many calls take
+	// turns.
 	MaxData = 256 << 10
-	// Window is how far a sender may be ahead of its receiver's Ack, per
-	// stream, and so the memory that a stream may need on either side. In
-	// gVisor, where waking the other side is dear, half of it halves the
-	// throughput.
+	// Window is how far a sender may be ahead of the last Ack, per stream. So it is
+	// also the memory that a stream may need on either side. Waking the other side is
+	// expensive in gVisor: half the window halves the throughput.
 	Window = 512 << 10
-	// AckEvery is how much a receiver takes in before it says so: a quarter
-	// of the window keeps the sender busy for few frames.
+	// AckEvery is how many bytes a receiver consumes before it sends an Ack. A quarter
+	// of the window keeps the sender busy with few frames.
 	AckEvery = Window / 4
 
-	// maxRequest bounds a request. Linux takes at most 2 MiB of arguments and
-	// environment, which JSON may write at up to six times the length.
+	// maxRequest limits a request. Linux allows at most 2 MiB of arguments and
+	// environment. JSON can make them six times as long.
 	maxRequest = 16 << 20
-	// maxReply and maxListing bound what a hostile guest can make the host
-	// allocate at once. MaxProcesses fit a Listing.
+	// maxReply and maxListing limit the memory that a hostile guest can make the host
+	// allocate at once. A Listing of MaxProcesses fits.
 	maxReply   = 64 << 10
 	maxListing = 4 << 20
-	// MaxProcesses bounds the processes that an agent keeps, ended but not
-	// forgotten ones included.
+	// MaxProcesses limits the processes of an agent, including those that have ended
+	// and are not forgotten.
 	MaxProcesses = 2048
 )
 
-// Type is what a frame is.
+// Type is the type of a frame.
 type Type uint8
 
-// The types of frames; the package comment tells each one's payload.
+// The types of frames. The package comment describes their payloads.
 const (
 	TypeSetup Type = iota + 1
 	TypeResume
@@ -62,13 +61,14 @@ const (
 	TypeForget
 	TypeCancel
 	TypeAbort
-	// TypeListing is a Reply that lists processes, and so may be long.
+	// TypeListing is a Reply with all processes. It may be longer than other replies.
 	TypeListing
 	TypeRenew
+	TypeRelieve
 	typeEnd
 )
 
-// payloadBounds holds the shortest and longest payload of each type.
+// payloadBounds is the minimum and maximum payload of each type, in bytes.
 var payloadBounds = [typeEnd]struct{ min, max uint32 }{
 	TypeSetup:    {2, maxRequest},
 	TypeResume:   {2, maxRequest},
@@ -91,10 +91,11 @@ var payloadBounds = [typeEnd]struct{ min, max uint32 }{
 	TypeAbort:    {2, maxReply},
 	TypeListing:  {2, maxListing},
 	TypeRenew:    {2, maxRequest},
+	TypeRelieve:  {0, 0},
 }
 
-// MaxPayload returns the longest payload of a frame of type t, 0 for a type
-// that does not exist.
+// MaxPayload returns the maximum payload of a frame of type t. It is 0 for an unknown
+// type.
 func (t Type) MaxPayload() int {
 	if t == 0 || t >= typeEnd {
 		return 0
@@ -104,7 +105,7 @@ func (t Type) MaxPayload() int {
 
 // The streams of a call.
 const (
-	StreamIn  uint8 = 0 // to the guest: standard input or a tar
+	StreamIn  uint8 = 0 // to the guest: standard input or a tar archive
 	StreamOut uint8 = 1 // standard output, a terminal or a file
 	StreamErr uint8 = 2 // standard error
 	streams         = 3
@@ -118,7 +119,7 @@ type Header struct {
 	Length uint32
 }
 
-// errFrame is in the chain of every error about bytes that are no frame.
+// errFrame is the error of invalid frames. Other errors wrap it.
 var errFrame = errors.New("malformed frame")
 
 // put writes h into b.
@@ -128,7 +129,7 @@ func (h Header) put(b *[HeaderSize]byte) {
 	binary.LittleEndian.PutUint32(b[8:], h.ID)
 }
 
-// parseHeader reads a header and checks all that can be wrong with it.
+// parseHeader decodes and validates a header.
 func parseHeader(b []byte) (Header, error) {
 	h := Header{
 		Length: binary.LittleEndian.Uint32(b[0:]),

@@ -15,11 +15,11 @@ type Gate struct {
 	wake  chan struct{} // holds a token when the state has changed
 }
 
-// NewGate returns the Gate of a stream of which nothing was sent.
+// NewGate returns the Gate of a new stream.
 func NewGate() *Gate { return &Gate{wake: make(chan struct{}, 1)} }
 
-// Reserve waits until something may be sent and takes up to max bytes of it.
-// One goroutine at a time may wait.
+// Reserve waits until the window has space, and reserves up to max bytes of it. Only
+// one goroutine at a time may call it.
 func (g *Gate) Reserve(ctx context.Context, max int) (int, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -44,14 +44,14 @@ func (g *Gate) Reserve(ctx context.Context, max int) (int, error) {
 	}
 }
 
-// Sent returns how many bytes were reserved in all.
+// Sent returns the total number of reserved bytes.
 func (g *Gate) Sent() int64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.sent
 }
 
-// Ack takes the receiver's word for how much it has taken in.
+// Ack handles an Ack of the receiver. It frees space in the window.
 func (g *Gate) Ack(offset int64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -14,20 +14,19 @@ type Chunk struct {
 	Data   []byte
 }
 
-// Inbox holds what was received of a call's streams and not yet consumed, in
-// the order in which it came. The receiving goroutine fills it and never
-// waits; one consumer empties it.
+// Inbox buffers the received data of a call's streams, in the order of arrival. The
+// receiving goroutine fills it and never waits. One consumer empties it.
 //
-// The bytes lie one after the other in blocks, and runs tell which stream
-// they belong to, so that the memory of a hostile sender's one-byte frames
-// stays a small multiple of the window.
+// The data of all streams lies in the same blocks, and runs tell the stream of each
+// piece. So even if a hostile sender sends frames of one byte, the memory stays a small
+// multiple of the window.
 type Inbox struct {
 	mu     sync.Mutex
 	blocks []*block
 	runs   []run
-	given  int // length of the chunk that the consumer holds
+	held   int // length of the chunk that the consumer holds
 	stream [streams]inStream
-	err    error         // no more comes, or io.EOF
+	err    error         // why no more data will arrive; io.EOF at the end
 	wake   chan struct{} // holds a token when the state has changed
 }
 
@@ -35,27 +34,27 @@ type Inbox struct {
 type inStream struct {
 	received int64
 	consumed int64
-	acked    int64 // what the sender was told
+	acked    int64 // last Ack to the sender
 	open     bool
 }
 
-// run is the length of a piece, which the window bounds, and its stream in one
-// number: there may be one for every byte held.
+// run is the stream and the length of a piece in one number. It is compact, because
+// there may be one for every byte. The window limits the length.
 type run uint32
 
-const runStream = 24 // where a run's stream begins
+const runStream = 24 // position of the stream's bits
 
-// addRun's sum must not reach the stream.
+// The largest sum in addRun must fit below the stream's bits.
 var _ [1<<runStream - streams*Window]struct{}
 
 func (r run) stream() uint8 { return uint8(r >> runStream) }
 func (r run) len() int      { return int(r & (1<<runStream - 1)) }
 
-// block is a buffer that is filled at w and consumed at r.
+// block is a buffer. w is where it is filled, r where it is consumed.
 type block struct {
 	buf     []byte
 	r, w    int
-	filling bool // being written outside the lock
+	filling bool // being filled without the lock
 }
 
 const (
@@ -66,7 +65,7 @@ const (
 // largeBlocks recycles the buffers of busy streams.
 var largeBlocks = sync.Pool{New: func() any { return &block{buf: make([]byte, largeBlock)} }}
 
-// NewInbox returns an Inbox that takes the given streams from offset 0.
+// NewInbox returns an Inbox for the given streams, from offset 0.
 func NewInbox(ids ...uint8) *Inbox {
 	in := &Inbox{wake: make(chan struct{}, 1)}
 	for _, id := range ids {
@@ -75,13 +74,13 @@ func NewInbox(ids ...uint8) *Inbox {
 	return in
 }
 
-// StartAt sets the offset at which a stream goes on.
+// StartAt opens a stream at an offset.
 func (in *Inbox) StartAt(stream uint8, offset int64) {
 	in.stream[stream] = inStream{received: offset, consumed: offset, acked: offset, open: true}
 }
 
-// Fill reads the payload of a Data frame. An error of the sender's making has
-// errFrame in its chain.
+// Fill reads the payload of a Data frame. Its error wraps errFrame if the sender
+// violated the protocol.
 func (in *Inbox) Fill(l *Link, h Header) error {
 	n := int(h.Length)
 	in.mu.Lock()
@@ -119,7 +118,7 @@ func (in *Inbox) Fill(l *Link, h Header) error {
 	return nil
 }
 
-// tail returns the block to be filled next, with room for at least a byte.
+// tail returns the block to fill next. It has space for at least one byte.
 func (in *Inbox) tail(n int) *block {
 	if k := len(in.blocks); k > 0 {
 		if b := in.blocks[k-1]; b.w < len(b.buf) {
@@ -144,7 +143,7 @@ func (in *Inbox) addRun(stream uint8, n int) {
 	in.runs = append(in.runs, run(stream)<<runStream|run(n))
 }
 
-// End closes one stream at the length that the sender named.
+// End ends one stream. length is its length according to the sender.
 func (in *Inbox) End(stream uint8, length int64) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -162,7 +161,7 @@ func (in *Inbox) End(stream uint8, length int64) error {
 	return nil
 }
 
-// Close lets Next return err once everything received was returned.
+// Close makes Next return err after all received data.
 func (in *Inbox) Close(err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -183,9 +182,8 @@ func (in *Inbox) signal() {
 	}
 }
 
-// Next waits for the next piece of any stream. Its bytes are valid until the
-// following call. After the last one it returns io.EOF, or the error that
-// ended the streams early.
+// Next waits for the next chunk of any stream. Its data is valid until the next call.
+// After the last chunk it returns io.EOF, or the error of Close.
 func (in *Inbox) Next(ctx context.Context) (Chunk, error) {
 	for {
 		in.mu.Lock()
@@ -208,14 +206,14 @@ func (in *Inbox) Next(ctx context.Context) (Chunk, error) {
 	}
 }
 
-// take hands out the front of the first run as far as it lies in one block.
+// take returns the start of the first run, as much as lies in one block.
 func (in *Inbox) take() Chunk {
 	b, first := in.blocks[0], &in.runs[0]
 	n := min(first.len(), b.w-b.r)
 	s := &in.stream[first.stream()]
 	c := Chunk{Stream: first.stream(), Offset: s.consumed, Data: b.buf[b.r : b.r+n]}
 	s.consumed += int64(n)
-	in.given = n
+	in.held = n
 	if *first -= run(n); first.len() == 0 {
 		in.runs = in.runs[1:]
 		if len(in.runs) == 0 {
@@ -231,8 +229,8 @@ func (in *Inbox) release() {
 		return
 	}
 	b := in.blocks[0]
-	b.r += in.given
-	in.given = 0
+	b.r += in.held
+	in.held = 0
 	if b.r < b.w || b.filling {
 		return
 	}
@@ -246,8 +244,8 @@ func (in *Inbox) release() {
 	}
 }
 
-// Ack notes that the consumer is done with a stream up to offset, and reports
-// whether it is time to tell the sender.
+// Ack records that the consumer needs a stream up to offset no more. It reports whether
+// the caller must now send an Ack.
 func (in *Inbox) Ack(stream uint8, offset int64) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -260,15 +258,14 @@ func (in *Inbox) Ack(stream uint8, offset int64) bool {
 	return true
 }
 
-// Offset returns how much of a stream was handed to the consumer.
+// Offset returns how much of a stream Next has returned.
 func (in *Inbox) Offset(stream uint8) int64 {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.stream[stream].consumed
 }
 
-// Reader reads one stream of a call as an io.Reader and acknowledges what was
-// read.
+// Reader reads one stream of a call as an io.Reader, and acknowledges the data.
 type Reader struct {
 	Ctx    context.Context
 	In     *Inbox

@@ -1,6 +1,6 @@
 package wire
 
-// KnockSize is the length of the nonce with which a host begins anew on the
-// pipes of an agent: the host writes it into the door, and the agent says it as
-// the first bytes of the connection, before any frame.
+// KnockSize is the length of the nonce for a new connection over the pipes of an agent.
+// The host writes the nonce to the door, and the agent sends it as the first bytes of
+// the connection, before any frame.
 const KnockSize = 16

@@ -10,29 +10,30 @@ import (
 	"sync"
 )
 
-// Transport carries a Link's bytes.
+// Transport carries the bytes of a Link.
 type Transport interface {
 	io.Reader
-	// WriteVec writes the buffers one after the other, all of them or with an
-	// error. It may change the slice.
+	// WriteVec writes all buffers in order, or returns an error. It may change the
+	// slice.
 	WriteVec(bufs [][]byte) error
 	// Close ends the transport; a blocked Read or WriteVec returns.
 	Close() error
 }
 
-// ErrClosed is the error of a Link that this side closed.
+// ErrClosed is the error of a Link that was closed on this side.
 var ErrClosed = errors.New("connection closed")
 
-// ErrTooLong is in the chain of Send's error for a payload that no frame of
-// its type can have. The Link is as good as before.
+// ErrTooLong is the error of Send for a payload over the limit of its type. The Link
+// stays usable.
 var ErrTooLong = errors.New("frame too long")
 
-// Link frames one connection. Many goroutines may send; one receives.
+// Link sends and receives the frames of one connection. Any number of goroutines may
+// send, but only one may receive.
 type Link struct {
 	t Transport
 	r *bufio.Reader
 
-	writing sync.Mutex // held for the writing of one frame
+	writing sync.Mutex // held while one frame is written
 	header  [HeaderSize]byte
 	vec     [3][]byte
 
@@ -41,11 +42,11 @@ type Link struct {
 	err     error // set before done is closed
 }
 
-// readBuffer holds the headers and small frames that come together; larger
-// payloads are read past it.
+// readBuffer is the size of the read buffer. It is for headers and small frames. Larger
+// payloads are read directly.
 const readBuffer = 64 << 10
 
-// NewLink returns a Link over t, which it owns.
+// NewLink returns a Link over t. The Link owns t.
 func NewLink(t Transport) *Link {
 	return &Link{t: t, r: bufio.NewReaderSize(t, readBuffer), done: make(chan struct{})}
 }
@@ -53,7 +54,7 @@ func NewLink(t Transport) *Link {
 // Done is closed when the link has failed or was closed.
 func (l *Link) Done() <-chan struct{} { return l.done }
 
-// Err returns why the link ended, nil while it has not.
+// Err returns why the link ended. It is nil before the end.
 func (l *Link) Err() error {
 	select {
 	case <-l.done:
@@ -63,16 +64,16 @@ func (l *Link) Err() error {
 	}
 }
 
-// Fail ends the link for the given reason; the first reason stays.
+// Fail ends the link for the given reason. Only the first call has an effect.
 func (l *Link) Fail(err error) {
 	l.failing.Do(func() {
 		l.err = err
 		close(l.done)
-		l.t.Close() // its error would add nothing to err
+		l.t.Close() // err is the reason that matters
 	})
 }
 
-// Settle returns when no writing is under way. After Fail none begins.
+// Settle waits for a write in progress. After Fail no new one starts.
 func (l *Link) Settle() {
 	l.writing.Lock()
 	defer l.writing.Unlock()
@@ -101,9 +102,9 @@ func (l *Link) Send(t Type, stream uint8, id uint32, a, b []byte) error {
 		vec = append(vec, b)
 	}
 	err := l.t.WriteVec(vec)
-	l.vec = [3][]byte{} // do not hold the payload
+	l.vec = [3][]byte{} // release the payload
 	if err != nil {
-		l.Fail(fmt.Errorf("writing a frame: %w", err))
+		l.Fail(fmt.Errorf("write a frame: %w", err))
 		return l.Err()
 	}
 	return nil
@@ -113,7 +114,7 @@ func (l *Link) Send(t Type, stream uint8, id uint32, a, b []byte) error {
 func (l *Link) SendJSON(t Type, id uint32, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encoding a message: %w", err)
+		return fmt.Errorf("encode a message: %w", err)
 	}
 	return l.Send(t, 0, id, b, nil)
 }
@@ -125,8 +126,8 @@ func (l *Link) SendOffset(t Type, stream uint8, id uint32, offset int64) error {
 	return l.Send(t, stream, id, b[:], nil)
 }
 
-// Receive reads the next header. The payload has to be taken by one of the
-// Read functions or dropped by Discard before the next call.
+// Receive reads the next header. The caller must read the payload with one of the Read
+// methods, or drop it with Discard, before the next call.
 func (l *Link) Receive() (Header, error) {
 	var b [HeaderSize]byte
 	if _, err := io.ReadFull(l.r, b[:]); err != nil {
@@ -134,6 +135,9 @@ func (l *Link) Receive() (Header, error) {
 	}
 	return parseHeader(b[:])
 }
+
+// Received releases the read buffer. Receive must not be called any more.
+func (l *Link) Received() { l.r = nil }
 
 // ReadFull fills p from the payload.
 func (l *Link) ReadFull(p []byte) error {
@@ -172,8 +176,7 @@ func (l *Link) ReadOffset() (int64, error) {
 	return n, nil
 }
 
-// noEOF keeps an end in the middle of a frame from looking like one between
-// two frames.
+// noEOF makes an EOF in the middle of a frame differ from one between frames.
 func noEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF

@@ -14,27 +14,48 @@ type User struct {
 	GID  int    `json:"gid"`
 }
 
-// Setup makes a sandbox ready for its first command.
+// Setup prepares a sandbox for its first command.
 type Setup struct {
 	Version  int    `json:"version"`
 	Hostname string `json:"hostname"`
-	// User runs what is not asked to run as root. If the image knows the
-	// name, the image's ids are used.
+	// User runs the commands that do not run as root. If the image has an account of
+	// that name, its ids are used.
 	User    User   `json:"user"`
 	WorkDir string `json:"workDir"`
-	// Env is the environment of every command, below the command's own.
+	// Env is the environment of every command. A command's own variables override it.
 	Env map[string]string `json:"env,omitempty"`
-	// Xattrs are extended attributes to set, by the path of the file and by
-	// their name.
-	Xattrs map[string]map[string][]byte `json:"xattrs,omitempty"`
-	// Resolv is the lines of /etc/resolv.conf; none leaves the file alone.
+	// Xattrs are extended attributes to set, by path and name.
+	Xattrs Xattrs `json:"xattrs,omitempty"`
+	// Authorities are certificate authorities for the sandbox to trust.
+	Authorities []Authority `json:"authorities,omitempty"`
+	// Resolv is the lines of /etc/resolv.conf. If empty, the file stays.
 	Resolv []string `json:"resolv,omitempty"`
-	// Processes, when positive, bounds the processes and threads that the
-	// sandbox has.
+	// Processes, if positive, limits the processes and threads in the sandbox.
 	Processes int `json:"processes,omitempty"`
 }
 
-// Validate says what is wrong with s, if anything is.
+// Xattrs are extended attributes by the absolute path of the file in the sandbox, and
+// by the name of the attribute.
+type Xattrs = map[string]map[string][]byte
+
+// AuthoritiesFile is a file in the sandbox with only the authorities of Setup.
+const AuthoritiesFile = "/usr/local/share/skerry/authorities.crt"
+
+// Authority is a certificate authority.
+type Authority struct {
+	// Name is a file name without an extension.
+	Name string `json:"name"`
+	// PEM is the certificate. It ends with a line break.
+	PEM string `json:"pem"`
+	// Hash is the file name under which OpenSSL looks it up, without ".0".
+	Hash string `json:"hash"`
+}
+
+func (a *Authority) valid() bool {
+	return a.Name != "" && !strings.ContainsAny(a.Name+a.Hash, "/\x00") && a.Hash != "" && strings.HasSuffix(a.PEM, "\n")
+}
+
+// Validate reports what is wrong with s.
 func (s *Setup) Validate() error {
 	switch {
 	case s.Version != Version:
@@ -46,94 +67,112 @@ func (s *Setup) Validate() error {
 	case !strings.HasPrefix(s.WorkDir, "/") || strings.ContainsRune(s.WorkDir, 0):
 		return fmt.Errorf("working directory %q is not absolute", s.WorkDir)
 	case s.Processes < 0:
-		return fmt.Errorf("a limit of %d processes", s.Processes)
+		return fmt.Errorf("limit of processes %d is negative", s.Processes)
+	}
+	for _, a := range s.Authorities {
+		if !a.valid() {
+			return fmt.Errorf("authority %q is malformed", a.Name)
+		}
 	}
 	for _, line := range s.Resolv {
 		if strings.ContainsAny(line, "\n\x00") {
-			return fmt.Errorf("a resolver line holds a line break")
+			return fmt.Errorf("resolv.conf line %q contains a line break or a NUL byte", line)
 		}
 	}
 	return nil
 }
 
-// Info is what an agent says of itself when it is set up.
+// SudoEnvironment returns the sudo configuration that preserves the environment for a
+// user.
+func SudoEnvironment(name string, uid int) string {
+	return fmt.Sprintf("Defaults:%s,#%d !env_reset, always_set_home, !secure_path\n", name, uid)
+}
+
+// Info describes an agent after Setup.
 type Info struct {
 	Version int `json:"version"`
 	PID     int `json:"pid"`
-	// User is the default user with the ids that are in force.
+	// User is the default user, with the ids that are in use.
 	User User `json:"user"`
+	// Warnings tell what could not be set up in the sandbox's files.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
-// TTY asks for a pseudo-terminal of that size.
+// TTY asks for a pseudo-terminal of this size.
 type TTY struct {
 	Cols uint16 `json:"cols"`
 	Rows uint16 `json:"rows"`
 }
 
-// Start asks for a command to be run.
+// MaxKey is the maximum length of Start.Key.
+const MaxKey = 128
+
+// Start runs a command.
 type Start struct {
-	// Key is the host's name for the process, unique among those alive.
+	// Key is the host's name for the process. It must be unique among the processes
+	// of the agent.
 	Key  string            `json:"key"`
 	Name string            `json:"name"`
 	Args []string          `json:"args,omitempty"`
 	Env  map[string]string `json:"env,omitempty"`
 	Cwd  string            `json:"cwd,omitempty"`
 	Root bool              `json:"root,omitempty"`
-	// TimeoutMillis, when positive, is after how long the process group gets
+	// TimeoutMillis, if positive, is the time after which the process group gets
 	// SIGKILL.
 	TimeoutMillis int64 `json:"timeout,omitempty"`
 	TTY           *TTY  `json:"tty,omitempty"`
-	// Stdin asks for a standard input that the host writes; otherwise it is
-	// /dev/null. A terminal has one always.
+	// Stdin gives the command a standard input that the host writes to. Otherwise it
+	// is /dev/null. A command on a terminal always has one.
 	Stdin bool `json:"stdin,omitempty"`
 }
 
-// Validate says what is wrong with s, if anything is.
+// Validate reports what is wrong with s. The rules for clients are stricter, and are in
+// package skerry, which the agent does not link. They do not apply here, because the
+// environment of an image may have names that clients may not use.
 func (s *Start) Validate() error {
 	switch {
-	case s.Key == "" || len(s.Key) > 128:
-		return fmt.Errorf("key of %d bytes, want 1 to 128", len(s.Key))
+	case s.Key == "" || len(s.Key) > MaxKey:
+		return fmt.Errorf("key of %d bytes, want 1 to %d", len(s.Key), MaxKey)
 	case s.Name == "":
 		return fmt.Errorf("command: empty")
 	case strings.ContainsRune(s.Name, 0):
-		return fmt.Errorf("command: holds a NUL byte")
+		return fmt.Errorf("command: contains a NUL byte")
 	case strings.ContainsRune(s.Cwd, 0):
-		return fmt.Errorf("cwd: holds a NUL byte")
+		return fmt.Errorf("cwd: contains a NUL byte")
 	case s.TimeoutMillis < 0:
 		return fmt.Errorf("timeout: negative")
 	}
 	for i, a := range s.Args {
 		if strings.ContainsRune(a, 0) {
-			return fmt.Errorf("args[%d]: holds a NUL byte", i)
+			return fmt.Errorf("args[%d]: contains a NUL byte", i)
 		}
 	}
 	return validateEnv(s.Env)
 }
 
-// validateEnv names a variable at fault, never its value.
+// validateEnv never puts the value of a variable into the error.
 func validateEnv(env map[string]string) error {
 	for name, value := range env {
 		if name == "" || strings.ContainsAny(name, "=\x00") {
-			return fmt.Errorf("env: %q is not a variable's name", name)
+			return fmt.Errorf("env: %q is not a valid name of a variable", name)
 		}
 		if strings.ContainsRune(value, 0) {
-			return fmt.Errorf("env.%s: holds a NUL byte", name)
+			return fmt.Errorf("env.%s: contains a NUL byte", name)
 		}
 	}
 	return nil
 }
 
-// PathRequest names a file or directory for WriteTar, ReadFile and Mkdir. A
-// relative path starts from Cwd, a relative or empty Cwd from the working
-// directory.
+// PathRequest names a file or directory for WriteTar, ReadFile and Mkdir. A relative
+// Path is relative to Cwd. A relative or empty Cwd is relative to the working directory.
 type PathRequest struct {
 	Path string `json:"path"`
 	Cwd  string `json:"cwd,omitempty"`
 }
 
-// Validate says what is wrong with r, if anything is.
+// Validate reports what is wrong with r.
 func (r *PathRequest) Validate() error {
-	const pathMax = 4096 // of Linux
+	const pathMax = 4096 // PATH_MAX of Linux, with the final NUL
 	switch {
 	case r.Path == "":
 		return fmt.Errorf("path: empty")
@@ -142,27 +181,27 @@ func (r *PathRequest) Validate() error {
 	case len(r.Cwd) >= pathMax:
 		return fmt.Errorf("cwd: longer than %d bytes", pathMax-1)
 	case strings.ContainsRune(r.Path, 0):
-		return fmt.Errorf("path: holds a NUL byte")
+		return fmt.Errorf("path: contains a NUL byte")
 	case strings.ContainsRune(r.Cwd, 0):
-		return fmt.Errorf("cwd: holds a NUL byte")
+		return fmt.Errorf("cwd: contains a NUL byte")
 	}
 	return nil
 }
 
-// Resume names what the host has of each process that it knows.
+// Resume tells which output the host has of each process that it knows.
 type Resume struct {
 	Version int           `json:"version"`
 	Points  []ResumePoint `json:"points,omitempty"`
 }
 
-// ResumePoint is how much of a process's output the host has stored.
+// ResumePoint tells how much of a process's output the host has stored.
 type ResumePoint struct {
 	Key    string `json:"key"`
 	Stdout int64  `json:"stdout"`
 	Stderr int64  `json:"stderr"`
 }
 
-// Shutdown ends all processes: SIGTERM first, SIGKILL when the grace is over.
+// Shutdown ends all processes with SIGTERM, and after the grace period with SIGKILL.
 type Shutdown struct {
 	GraceMillis int64 `json:"grace"`
 }
@@ -174,65 +213,110 @@ type ProcessState struct {
 	PID   int    `json:"pid,omitempty"`
 	TTY   bool   `json:"tty,omitempty"`
 	Ended bool   `json:"ended,omitempty"`
-	// Stdout and Stderr are the offsets that the next Data goes on from.
+	// Stdout and Stderr are the offsets at which the streams continue.
 	Stdout int64 `json:"stdout"`
 	Stderr int64 `json:"stderr"`
 }
 
-// ProcessStates is what a listing lists, MaxProcesses at the most.
+// ProcessStates is a listing of at most MaxProcesses processes.
 type ProcessStates []ProcessState
 
-// UnmarshalJSON implements json.Unmarshaler. It stops at the bound: decoded,
-// the shortest elements take thirty times the bytes of the frame.
-func (l *ProcessStates) UnmarshalJSON(b []byte) error {
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *ProcessStates) UnmarshalJSON(b []byte) (err error) {
+	*l, err = decodeList[ProcessState](b, MaxProcesses)
+	return err
+}
+
+// decodeList decodes a list of at most limit elements. It stops at the limit, because
+// the shortest elements take thirty times their encoded size in memory.
+func decodeList[T any](b []byte, limit int) (list []T, err error) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	if open, err := d.Token(); err != nil || open != json.Delim('[') {
-		return fmt.Errorf("%w: processes are no list", errFrame)
+		return nil, fmt.Errorf("%w: not a list", errFrame)
 	}
-	var list []ProcessState
 	for d.More() {
-		if len(list) == MaxProcesses {
-			return fmt.Errorf("%w: more than %d processes", errFrame, MaxProcesses)
+		if len(list) == limit {
+			return nil, fmt.Errorf("%w: a list of more than %d elements", errFrame, limit)
 		}
-		var s ProcessState
-		if err := d.Decode(&s); err != nil {
-			return err
+		var e T
+		if err := d.Decode(&e); err != nil {
+			return nil, err
 		}
-		list = append(list, s)
+		list = append(list, e)
 	}
-	*l = list
-	return nil
+	return list, nil
 }
 
 // Exit is how a command ended.
 type Exit struct {
-	// Code is the exit code, 128 plus the number of the signal that ended it.
+	// Code is the exit code. After a signal it is 128 plus the number of the signal.
 	Code   int `json:"code"`
 	Signal int `json:"signal,omitempty"`
-	// TimedOut says that the signal was the timeout's.
+	// TimedOut is set if the timeout sent the signal.
 	TimedOut bool `json:"timedOut,omitempty"`
-	// Stdout and Stderr are the bytes written in all.
+	// Stdout and Stderr are the total lengths of the streams.
 	Stdout         int64 `json:"stdout"`
 	Stderr         int64 `json:"stderr"`
 	DurationMicros int64 `json:"us"`
+	// Killed are the processes of the command that Relieve killed. The main process
+	// can be one of them.
+	Killed Victims `json:"killed,omitempty"`
 }
 
-// Reply answers a request. What a request's Reply holds besides Failure is
-// told by the fields' comments.
+// Victim is a process that was killed to free memory.
+type Victim struct {
+	PID int `json:"pid"`
+	// Name is the kernel's name of the process, at most MaxVictimName bytes.
+	Name string `json:"name"`
+	// Bytes is the memory that it used.
+	Bytes int64 `json:"bytes"`
+}
+
+// MaxVictimName is the maximum length of the kernel's name of a process.
+const MaxVictimName = 15
+
+// UnmarshalJSON implements json.Unmarshaler. It truncates a name that is too long, and
+// does not keep the rest in memory.
+func (v *Victim) UnmarshalJSON(b []byte) error {
+	type plain Victim
+	if err := json.Unmarshal(b, (*plain)(v)); err != nil {
+		return err
+	}
+	if len(v.Name) > MaxVictimName {
+		v.Name = strings.Clone(strings.ToValidUTF8(v.Name[:MaxVictimName], ""))
+	}
+	return nil
+}
+
+// MaxVictims limits the victims of one command, because the host keeps them with it.
+const MaxVictims = 8
+
+// Victims is a list of at most MaxVictims processes.
+type Victims []Victim
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (l *Victims) UnmarshalJSON(b []byte) (err error) {
+	*l, err = decodeList[Victim](b, MaxVictims)
+	return err
+}
+
+// Reply answers a request. Each field is for the requests in its comment.
 type Reply struct {
 	Failure *Failure `json:"failure,omitempty"`
 	// Info answers Setup.
 	Info *Info `json:"info,omitempty"`
-	// PID answers Start; 0 when the command could not be executed.
+	// PID answers Start. It is 0 if the program could not be executed.
 	PID int `json:"pid,omitempty"`
-	// Size answers ReadFile; -1 when only the file's end will tell.
+	// Size answers ReadFile. It is -1 if it is not known before the end of the file.
 	Size int64 `json:"size,omitempty"`
-	// Processes answers Resume and List; LastID is the highest id in use.
+	// Victim answers Relieve. It is nil if no process was killed.
+	Victim *Victim `json:"victim,omitempty"`
+	// Processes and LastID answer Resume and List. LastID is the highest used id.
 	Processes ProcessStates `json:"processes,omitempty"`
 	LastID    uint32        `json:"lastId,omitempty"`
 }
 
-// FailureCode names a kind of failure of a request.
+// FailureCode is the kind of a Failure.
 type FailureCode string
 
 // The kinds of failures.
@@ -248,11 +332,12 @@ const (
 	FailUnsafe        FailureCode = "unsafe_entry"
 	FailDiskFull      FailureCode = "disk_full"
 	FailBusy          FailureCode = "busy"
+	FailNoExecutable  FailureCode = "no_executable"
 	FailCancelled     FailureCode = "cancelled"
 	FailInternal      FailureCode = "internal"
 )
 
-// Failure is why a request did not work. The message is for the client.
+// Failure is the error of a request. The message is shown to the client.
 type Failure struct {
 	Code    FailureCode `json:"code"`
 	Message string      `json:"message"`

@@ -10,7 +10,7 @@ import (
 	"unsafe"
 )
 
-// bufferTransport reads what it was given and keeps what is written.
+// bufferTransport reads from one buffer and writes to another.
 type bufferTransport struct {
 	io.Reader
 	written bytes.Buffer
@@ -169,7 +169,8 @@ func TestInboxRefusesMoreThanTheWindow(t *testing.T) {
 	}
 }
 
-// A hostile sender's one-byte frames must cost little more than their bytes.
+// TestInboxOfTinyFrames: frames of one byte from a hostile sender must cost little more
+// memory than their bytes.
 func TestInboxOfTinyFrames(t *testing.T) {
 	in := NewInbox(StreamOut, StreamErr)
 	l := NewLink(&bufferTransport{Reader: bytes.NewReader(make([]byte, 2*Window))})
@@ -221,9 +222,8 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// FuzzLink takes any bytes for a connection and does what a receiver does.
-// TestInboxHoldsLittleForSmallFrames has frames of one byte alternate between
-// the streams, the dearest that a sender can do.
+// TestInboxHoldsLittleForSmallFrames alternates frames of one byte between the streams,
+// which costs the receiver the most.
 func TestInboxHoldsLittleForSmallFrames(t *testing.T) {
 	in := NewInbox(StreamOut, StreamErr)
 	var sent bufferTransport
@@ -253,6 +253,7 @@ func TestInboxHoldsLittleForSmallFrames(t *testing.T) {
 	}
 }
 
+// FuzzLink receives any bytes as a connection.
 func FuzzLink(f *testing.F) {
 	var seed bufferTransport
 	l := NewLink(&seed)
@@ -297,7 +298,7 @@ func FuzzLink(f *testing.F) {
 	})
 }
 
-// FuzzMessages decodes any bytes as the requests that a guest takes.
+// FuzzMessages decodes any bytes as the requests of a host.
 func FuzzMessages(f *testing.F) {
 	f.Add([]byte(`{"key":"cmd_1","name":"sh","args":["-c","true"],"env":{"A":"b"},"tty":{"cols":80,"rows":24}}`))
 	f.Add([]byte(`{"version":1,"hostname":"h","user":{"name":"u","uid":1,"gid":1},"workDir":"/w"}`))

@@ -33,7 +33,7 @@ class TestNetworkPolicies:
     def test_enforced_and_read_back(self, client):
         with client.create_sandbox(name=unique("policy"), network_policy=CUSTOM, execution_time_limit=60) as sandbox:
             got = sandbox.network_policy
-            assert (got.mode, got.allowed_domains) == ("custom", ("*.example.test", "api.rules.test"))
+            assert (got.mode, got.allowed_domains) == ("custom", ("api.rules.test", "*.example.test"))
             assert got.subnets.allow == ("192.0.2.0/24",)
             assert [(r.domain, r.header_names) for r in got.injection_rules] == [("api.rules.test", ("authorization",))]
             assert [(r.domain, r.status_code) for r in got.response_rules] == [("api.rules.test", 200)]

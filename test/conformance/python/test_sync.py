@@ -155,8 +155,15 @@ class TestProcesses:
         result = sandbox.run_process("sh", ["-c", f"yes '{line}' | head -n 100000"], capture_output=True)
         assert result.stdout == f"{line}\n" * 100_000
 
+    def test_silence(self, sandbox):
+        result = sandbox.run_process("sh", ["-c", "sleep 2.2; echo over; exit 3"], capture_output=True)
+        assert (result.returncode, result.stdout) == (3, "over\n")
+
     def test_missing_program_and_kill_after(self, sandbox):
-        assert sandbox.run_process("no-such-program").returncode == 127
+        with refused(400, "executable_not_found"):
+            sandbox.run_process("no-such-program")
+        with refused(400, "executable_not_found"):
+            sandbox.create_process("no-such-program")
         started = time.monotonic()
         assert sandbox.run_process("sleep", ["60"], kill_after=0.5).returncode == 137
         assert time.monotonic() - started < 30

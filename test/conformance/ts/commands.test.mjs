@@ -67,10 +67,27 @@ suite("commands", () => {
     assert.equal(await inner.stdout(), "0\n");
   });
 
-  test("a command that does not exist exits with 127", async () => {
-    const result = await sandbox.runCommand("no-such-command");
-    assert.equal(result.exitCode, 127);
-    assert.notEqual(await result.stderr(), "");
+  test("a stream bears the blank lines of its silence", async () => {
+    const quiet = await sh("sleep 2.2; echo over; exit 3");
+    assert.deepEqual([quiet.exitCode, await quiet.stdout()], [3, "over\n"]);
+    const detached = await sandbox.runCommand({ cmd: "sleep", args: ["2.2"], detached: true });
+    assert.equal((await detached.wait()).exitCode, 0); // white space before the JSON
+  });
+
+  test("a command that does not exist is refused", async () => {
+    for (const detached of [false, true]) {
+      await assert.rejects(sandbox.runCommand({ cmd: "no-such-command", detached }), (err) => {
+        assert.match(err.message, /no-such-command: command not found/);
+        return rejectsWith(400, "executable_not_found")(err);
+      });
+    }
+  });
+
+  test("PATH has /vercel/bin, and sudo says who asked", async () => {
+    const env = await sh('echo ":$PATH:"; echo "$USER $SUDO_USER $SUDO_UID $SUDO_GID"', { sudo: true });
+    const [path, who] = (await env.stdout()).trim().split("\n");
+    for (const dir of ["/vercel/bin", "/usr/local/bin"]) assert.ok(path.includes(`:${dir}:`), path);
+    assert.equal(who, "root vercel-sandbox 1000 1000");
   });
 
   test("a signal is 128 and its number", async () => {

@@ -35,6 +35,7 @@ test("what a new sandbox says of itself", async (t) => {
 test("every runtime", async (t) => {
   for (const [runtime, command, version] of [
     ["node24", "node", /^v24\./],
+    ["node26", "node", /^v26\./],
     ["node22", "node", /^v22\./],
     ["python3.13", "python3", /^Python 3\.13\./],
   ]) {
@@ -66,6 +67,16 @@ test("getOrCreate creates once and then gets", async (t) => {
   const second = await Sandbox.getOrCreate(params);
   assert.equal(created, 1);
   assert.equal(second.currentSession().sessionId, first.currentSession().sessionId);
+});
+
+test("all who get or create at once get the same sandbox", async (t) => {
+  const name = uniqueName("race");
+  const params = { ...options, name, timeout: 120_000 };
+  const all = await Promise.all(Array.from({ length: 8 }, () => Sandbox.getOrCreate(params)));
+  t.after(() => remove(all[0]));
+  assert.equal(new Set(all.map((s) => s.currentSession().sessionId)).size, 1);
+  for (const s of all) assert.equal((await s.runCommand("true")).exitCode, 0);
+  await assert.rejects(Sandbox.create({ ...options, name }), rejectsWith(409, "conflict"));
 });
 
 test("list pages through a prefix in order", async (t) => {

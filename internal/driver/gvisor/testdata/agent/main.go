@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,12 +25,18 @@ func main() {
 	switch {
 	case len(os.Args) == 1:
 		serve()
+	case os.Args[1] == "sparse":
+		sparse()
 	case os.Args[1] == "alloc":
 		alloc()
+	case os.Args[1] == "mapped":
+		mapped()
 	case os.Args[1] == "count":
 		count()
+	case os.Args[1] == "relieve":
+		fmt.Println("relieved")
 	case os.Args[1] == "sleep":
-		select {}
+		time.Sleep(time.Hour) // in a select without cases the runtime sees a deadlock
 	}
 }
 
@@ -142,8 +149,27 @@ func do(verb string, args []string) string {
 		fmt.Fprintln(dialed, args[0])
 		line, err := bufio.NewReader(dialed).ReadString('\n')
 		return fmt.Sprintf("%q %v", line, err)
+	case "attributes":
+		return attributes(args[0])
+	case "fill-attributes":
+		return fillAttributes()
+	case "deep":
+		n, _ := strconv.Atoi(args[0])
+		return deep(n)
 	case "path":
 		return path(args[0], args[1:])
+	case "pin":
+		return pin(args[0], args[1], args[2])
+	case "unpin":
+		return unpin()
+	case "tmpfs":
+		return mountTmpfs(args[0], args[1])
+	case "clear":
+		return fmt.Sprint(os.RemoveAll(args[0]), " ", os.MkdirAll(args[0], 0o755))
+	case "room":
+		var st syscall.Statfs_t
+		err := syscall.Statfs(args[0], &st)
+		return fmt.Sprint(int64(st.Blocks)*st.Bsize>>20, " ", st.Files, " ", err)
 	case "exit":
 		os.Exit(1)
 	}
@@ -253,6 +279,52 @@ func alloc() {
 		all = append(all, b)
 	}
 	fmt.Print(len(all))
+}
+
+// sparse touches a page in every 2 MiB of so many GiB, and says how far it came.
+func sparse() {
+	debug.SetPanicOnFault(true)
+	touched := 0
+	defer func() {
+		recover()
+		fmt.Print(touched)
+	}()
+	n, _ := strconv.Atoi(os.Args[2])
+	b, err := syscall.Mmap(-1, 0, n<<30, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE|syscall.MAP_NORESERVE)
+	if err != nil {
+		fmt.Print(err)
+		os.Exit(1)
+	}
+	for i := 0; i < len(b); i += 2 << 20 {
+		b[i] = 1
+		touched++
+	}
+}
+
+// mapped writes to a page in every MiB of a memfd through a mapping, and says how
+// many that were before it was refused.
+func mapped() {
+	debug.SetPanicOnFault(true)
+	written := 0
+	defer func() {
+		fmt.Print(written, " ", recover())
+	}()
+	f, err := memfd()
+	if err != nil {
+		panic(err)
+	}
+	n, _ := strconv.Atoi(os.Args[2])
+	if err := f.Truncate(int64(n) << 20); err != nil {
+		panic(err)
+	}
+	b, err := syscall.Mmap(int(f.Fd()), 0, n<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
+	if err != nil {
+		panic(err)
+	}
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+		written = (i + 4096) >> 20
+	}
 }
 
 // bomb starts children until no more can be had, then ends them.

@@ -1,0 +1,90 @@
+package controller
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
+)
+
+// TestOneSaveThatHangsHoldsUpNobody has a collection come while one tenant's save
+// hangs, and other tenants stop, fork and save meanwhile.
+func TestOneSaveThatHangsHoldsUpNobody(t *testing.T) {
+	l, _ := newFaultyLab(t)
+	hostile := l.create("hostile")
+	reached, release := l.hang(true)
+	var stuck sync.WaitGroup
+	stuck.Go(func() { _, _ = l.StopSession(t.Context(), scope, hostile.Session.ID, skerry.StopParams{}) })
+	<-reached
+	l.node.On(processnode.Save, nil)
+	if err := l.collect(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"one", "two"} {
+		run := l.create(name)
+		l.sh(run.Session.ID, "echo kept > file")
+		if _, err := l.ForkSandbox(t.Context(), scope, name, skerry.ForkParams{Name: "fork-of-" + name, Live: true}); err != nil {
+			t.Error(err)
+		}
+		l.stop(run.Session.ID)
+		if err := l.collect(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if code := l.sh(l.resume(name).Session.ID, "grep -q kept file"); code != 0 {
+			t.Error("the file did not come back")
+		}
+	}
+	release()
+	stuck.Wait()
+}
+
+// TestCollectionSparesWhatIsNotNamedYet collects between a save and its commit,
+// and removes what was given up.
+func TestCollectionSparesWhatIsNotNamedYet(t *testing.T) {
+	l, f := newFaultyLab(t)
+	run := l.create("one")
+	l.sh(run.Session.ID, "echo kept > file")
+	l.node.On(processnode.Saved, func(context.Context, string) error {
+		f.setDown("AddSnapshot")
+		return nil
+	})
+	_, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{})
+	wantCode(t, "a stop that cannot be committed", err, skerry.CodeUnavailable)
+	f.setDown("")
+	collect := func() {
+		t.Helper()
+		if err := l.collect(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	collect()
+	if left := l.node.SavedFiles(); len(left) != 0 {
+		t.Errorf("what was given up is kept: %v", left)
+	}
+	l.node.On(processnode.Saved, nil)
+	hooked := &collecting{Store: l.conf.Store, collect: collect}
+	l.sessions.store = hooked
+	l.stop(run.Session.ID)
+	if !hooked.done {
+		t.Error("nothing was collected before the commit")
+	}
+	collect()
+	if code := l.sh(l.resume("one").Session.ID, "grep -q kept file"); code != 0 {
+		t.Error("the file did not come back")
+	}
+}
+
+// collecting collects right before a snapshot is named.
+type collecting struct {
+	Store
+	collect func()
+	done    bool
+}
+
+func (s *collecting) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error) {
+	s.collect()
+	s.done = true
+	return s.Store.AddSnapshot(ctx, snap, sessionID, change)
+}

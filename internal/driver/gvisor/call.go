@@ -1,0 +1,152 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/urpc"
+
+	"github.com/skerry-dev/skerry/internal/driver"
+)
+
+// callWait bounds a call into a sentry that has little to do, and startWait a
+// start, which may have to wait for the save of another machine.
+const (
+	callWait  = 30 * time.Second
+	startWait = 15 * time.Minute
+)
+
+// callShortly makes a call that has little to do. A sentry that has not answered
+// after callWait never will: its machine ends.
+func (m *machine) callShortly(ctx context.Context, f func() error) error {
+	var asked atomic.Bool
+	wait, cancel := context.WithTimeout(ctx, m.d.callWait)
+	defer cancel()
+	err := m.call(wait, func() error {
+		asked.Store(true)
+		return f()
+	})
+	if err != nil && asked.Load() && wait.Err() != nil && ctx.Err() == nil {
+		m.End(errUnanswered.Error())
+	}
+	return err
+}
+
+// killLate kills the sentry of a machine that is being started when ctx ends: what
+// asks it for something cannot be interrupted otherwise. stop ends that.
+func (d *Driver) killLate(ctx context.Context, id string) (stop func()) {
+	started := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-started:
+			return
+		case <-ctx.Done():
+		}
+		// There may be none yet.
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			if procs, err := running(d.cfg.Dir); err == nil && procs[id].sentry != 0 {
+				if p, err := openProcess(procs[id].sentry); err == nil {
+					_ = p.signal() // the next time, then
+					p.close()
+				}
+			}
+			select {
+			case <-started:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return func() {
+		close(started)
+		wg.Wait()
+	}
+}
+
+// call makes a call into the sentry, one at a time. A sentry that was taken
+// over by the code in it may never answer, so ctx ends the wait; the call goes
+// on until the sentry ends, and no other is made before.
+func (m *machine) call(ctx context.Context, f func() error) error {
+	select {
+	case m.calling <- struct{}{}:
+	case <-ctx.Done():
+		return unanswered(ctx)
+	}
+	answer := make(chan error, 1)
+	go func() {
+		err := f()
+		<-m.calling
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return unanswered(ctx)
+	}
+}
+
+// awaitCall returns when the call that was under way when the sentry ended has
+// ended too.
+func (m *machine) awaitCall() {
+	m.calling <- struct{}{}
+	<-m.calling
+}
+
+// errUnanswered says that a sentry did not answer in time.
+var errUnanswered = errors.New("the sandbox's kernel does not answer")
+
+func unanswered(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	return fmt.Errorf("%w: %w", errUnanswered, ctx.Err())
+}
+
+// Errors of a save that are the host's: of writing, which a sentry tells of as
+// text, and of all that comes before the sentry is asked.
+var (
+	writeFailures = []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EIO, unix.EROFS}
+	hostFailures  = append([]unix.Errno{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EACCES, unix.ENOTDIR}, writeFailures...)
+)
+
+// saveFailure tells whose fault it is that a machine could not be saved.
+func saveFailure(err error) error {
+	var unsavable *driver.UnsavableError
+	if errors.As(err, &unsavable) || errors.Is(err, context.Canceled) {
+		return err
+	}
+	var answer urpc.RemoteError
+	if errors.As(err, &answer) {
+		return refusal(answer)
+	}
+	for _, errno := range hostFailures {
+		if errors.Is(err, errno) {
+			return err
+		}
+	}
+	return &driver.UnsavableError{Why: "its kernel does not answer", Err: err}
+}
+
+// refusal reads a sentry's answer. It may quote what a sandbox has named, but
+// not at its end, where the cause is.
+func refusal(answer urpc.RemoteError) error {
+	for _, errno := range writeFailures {
+		if strings.HasSuffix(answer.Message, ": "+errno.Error()) {
+			return fmt.Errorf("%w: %w", errno, answer)
+		}
+	}
+	if strings.Contains(answer.Message, unix.ENAMETOOLONG.Error()) {
+		return &driver.UnsavableError{Why: "a path in it is longer than 8,192 bytes", Err: answer}
+	}
+	return &driver.UnsavableError{Why: "its kernel cannot write its state", Err: answer}
+}
