@@ -89,12 +89,13 @@ func (c *sessions) CreateSnapshot(ctx context.Context, scope skerry.Scope, sessi
 	if err != nil {
 		return nil, err
 	}
-	if !mine {
-		// Another stop was quicker; the client resumes and asks again.
-		return nil, skerry.Errorf(skerry.CodeSandboxStopping, "session %s is stopping", s.id)
-	}
 	if err := e.wait(ctx); err != nil {
 		return nil, c.failure(ctx, s, err)
+	}
+	if !mine {
+		// Another stop was quicker; the client resumes and asks again. It was waited
+		// for, as one that fails leaves the session running.
+		return nil, skerry.Errorf(skerry.CodeSandboxStopping, "session %s is stopping", s.id)
 	}
 	run := &skerry.Run{Session: s.state(), Snapshot: e.snapshot, Routes: []skerry.Route{}}
 	if e.snapshot == nil {
