@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/google/nftables"
@@ -160,6 +161,9 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		}
 	}
 	pass := verdict(expr.VerdictReturn)
+	// Closed networks have no web server that the proxy could reach.
+	add(&nftables.Chain{Name: chainPastClosed, Table: t},
+		append(destinationsWithin(r.private, pass), destinationsWithin(closedPrefixes, verdict(expr.VerdictAccept))...)...)
 	add(&nftables.Chain{Name: "to-proxy", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest},
 		join(ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), pass),
 		join(addressNotIn(sourceOffset, customSet(t)), pass),
@@ -168,7 +172,7 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		// For any name server address that a program uses.
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 53), dnat(g.addr, g.tc)),
 		join(isIPv4(), portIs(unix.IPPROTO_UDP, 53), dnat(g.addr, g.dns)),
-		join(destinationNotIn(permittedSet(t).Name), destinationIn(closedSet(t).Name), pass),
+		through(chainPastClosed),
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 80), dnat(g.addr, g.web)),
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 443), dnat(g.addr, g.web)),
 	)
@@ -190,16 +194,17 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		join(addressWithin(destinationOffset, netip.PrefixFrom(g.addr, 32)), ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), drop()),
 	)
 	add(&nftables.Chain{Name: "from-proxy", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityFilter},
-		join(markIsNot(g.Mark), verdict(expr.VerdictAccept)),
-		join(protocolIsNot(unix.NFPROTO_IPV4), reject()),
-		join(destinationIn("forbidden"), reject()),
-		join(destinationWithin(r.prefix), reject()),
-		join(destinationIsLocal(), reject()),
-		join(destinationIn(permittedSet(t).Name), verdict(expr.VerdictAccept)),
-		join(destinationIn(closedSet(t).Name), reject()),
-		join(outsideOf(uplinksSet(t)), reject()),
-	)
+		slices.Concat(
+			[][]expr.Any{join(markIsNot(g.Mark), verdict(expr.VerdictAccept)), join(protocolIsNot(unix.NFPROTO_IPV4), reject())},
+			destinationsWithin(forbiddenPrefixes, reject()),
+			[][]expr.Any{join(destinationWithin(r.prefix), reject()), join(destinationIsLocal(), reject())},
+			destinationsWithin(r.private, verdict(expr.VerdictAccept)),
+			destinationsWithin(closedPrefixes, reject()),
+			[][]expr.Any{join(outsideOf(uplinksSet(t)), reject())},
+		)...)
 }
+
+const chainPastClosed = "past-closed"
 
 // portIs matches a destination port.
 func portIs(protocol byte, port uint16) []expr.Any {

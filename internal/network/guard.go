@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -160,7 +161,7 @@ func (r *rules) touchedByOthers(foreignIDs bool) func(netlink.Message) bool {
 		if !end {
 			return false
 		}
-		touched := ours && (foreignIDs || !isOwnThread(process))
+		touched := ours && (foreignIDs || !r.threads.has(process))
 		ours = false
 		return touched
 	}
@@ -178,10 +179,37 @@ func idsAreForeign(path string) bool {
 	return unix.Stat(path, &st) != nil || st.Ino != initialPIDNamespace
 }
 
-// isOwnThread reports whether a thread belongs to this process.
-func isOwnThread(id uint32) bool {
-	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", id))
-	return err == nil
+// threads remembers the threads of this process that have changed the rules lately.
+// One may have ended when its change is reported.
+type threads struct {
+	mu     sync.Mutex
+	recent [64]int
+	next   int
+}
+
+func (t *threads) note(id int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !slices.Contains(t.recent[:], id) {
+		t.recent[t.next] = id
+		t.next = (t.next + 1) % len(t.recent)
+	}
+}
+
+// has reports whether a thread is of this process. Other installations in the process
+// are not asked: their tables are others.
+func (t *threads) has(id uint32) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return id != 0 && slices.Contains(t.recent[:], int(id))
+}
+
+// commit sends the changes to the kernel, which makes all of them or none.
+func (r *rules) commit(c *nftables.Conn) error {
+	runtime.LockOSThread() // the kernel tells others which thread it was
+	defer runtime.UnlockOSThread()
+	r.threads.note(unix.Gettid())
+	return c.Flush()
 }
 
 // followUplinks updates the interfaces of the default routes in the rules.
@@ -221,7 +249,7 @@ func (r *rules) setUplinks(names []string) error {
 		}
 	}
 	r.uplinks, r.opened = names, opened
-	err = c.Flush()
+	err = r.commit(&c)
 	if errors.Is(err, unix.ENOENT) { // somebody has taken the table away
 		return r.restore()
 	}

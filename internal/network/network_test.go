@@ -402,11 +402,11 @@ func TestRulesDoNotGrow(t *testing.T) {
 		t.Errorf("%d lines became %d", before, n)
 	}
 	for _, want := range []string{
-		`iifname != "sky` + p.mark + `*" accept`, `iifname . ip saddr != @leases drop`, `ip daddr @forbidden goto tell-forbidden`,
+		`iifname != "sky` + p.mark + `*" accept`, `iifname . ip saddr != @leases drop`, `ip daddr 127.0.0.0/8 goto tell-forbidden`,
 		`ip daddr 10.201.0.0/16 goto tell-forbidden`, `fib daddr type != unicast goto tell-forbidden`, `meta nfproto != ipv4 drop`,
 		`ip saddr @open return`, `ip saddr != @custom goto tell-denied`, `ip saddr . ip daddr @denied goto tell-denied`, `ip saddr . ip daddr @allowed return`,
 		`ip daddr @open return`, `ip daddr != @custom goto refuse-in`, `ip daddr . ip saddr @denied goto refuse-in`, `ip daddr . ip saddr @allowed return`,
-		`169.254.0.0/16`, `224.0.0.0/4`, `"uplink"`,
+		`ip daddr 169.254.0.0/16 goto tell-forbidden`, `ip daddr 224.0.0.0/4 goto tell-forbidden`, `ip daddr 10.0.0.0/8 goto tell-private`, `"uplink"`,
 	} {
 		if !strings.Contains(after, want) {
 			t.Errorf("no %q in the rules", want)

@@ -157,6 +157,8 @@ func (r *rules) exchange(sandbox netip.Addr, before, after verdicts) error {
 	var c nftables.Conn
 	old, elements := before.elements(sandbox), after.elements(sandbox)
 	for i, set := range policySets(r.table()) {
+		// What stays is not touched: the kernel may miss it for a moment otherwise.
+		old[i], elements[i] = without(old[i], elements[i]), without(elements[i], old[i])
 		if err := chunked(old[i], func(part []nftables.SetElement) error { return c.SetDeleteElements(set, part) }); err != nil {
 			return err
 		}
@@ -164,7 +166,22 @@ func (r *rules) exchange(sandbox netip.Addr, before, after verdicts) error {
 			return err
 		}
 	}
-	return c.Flush()
+	return r.commit(&c)
+}
+
+// without returns the elements of a list that are not in another.
+func without(list, other []nftables.SetElement) (rest []nftables.SetElement) {
+	key := func(e nftables.SetElement) string { return string(e.Key) + string(e.KeyEnd) }
+	others := map[string]bool{}
+	for _, e := range other {
+		others[key(e)] = true
+	}
+	for _, e := range list {
+		if !others[key(e)] {
+			rest = append(rest, e)
+		}
+	}
+	return rest
 }
 
 // unjudge removes the elements of a sandbox. Missing elements are not an error.
@@ -184,7 +201,7 @@ func (r *rules) unjudge(sandbox netip.Addr, v verdicts) error {
 			if err := c.SetDeleteElements(set, []nftables.SetElement{e}); err != nil {
 				return err
 			}
-			if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+			if err := r.commit(&c); err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("remove from the set %s: %w", set.Name, err)
 			}
 		}

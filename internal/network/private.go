@@ -1,8 +1,6 @@
 package network
 
 import (
-	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -149,13 +147,6 @@ func isDefault(r netlink.Route) bool {
 	return bits <= 1
 }
 
-func closedSet(t *nftables.Table) *nftables.Set    { return addressSet(t, "closed") }
-func permittedSet(t *nftables.Table) *nftables.Set { return addressSet(t, "permitted") }
-
-func addressSet(t *nftables.Table, name string) *nftables.Set {
-	return &nftables.Set{Table: t, Name: name, KeyType: nftables.TypeIPAddr, Interval: true}
-}
-
 func resolversSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "resolvers", KeyType: nftables.TypeIPAddr}
 }
@@ -164,7 +155,7 @@ func uplinksSet(t *nftables.Table) *nftables.Set {
 	return &nftables.Set{Table: t, Name: "uplinks", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
-// addPrivateSets creates the sets of closed networks.
+// addPrivateSets creates the sets that the rules about closed networks use.
 func (r *rules) addPrivateSets(c *nftables.Conn, t *nftables.Table) error {
 	var servers []nftables.SetElement
 	for _, a := range r.resolvers {
@@ -174,8 +165,7 @@ func (r *rules) addPrivateSets(c *nftables.Conn, t *nftables.Table) error {
 		set      *nftables.Set
 		elements []nftables.SetElement
 	}{
-		{addressSet(t, "forbidden"), intervals(forbiddenPrefixes)}, {closedSet(t), intervals(closedPrefixes)},
-		{permittedSet(t), intervals(r.private)}, {resolversSet(t), servers}, {uplinksSet(t), interfaceElements(r.uplinks)},
+		{resolversSet(t), servers}, {uplinksSet(t), interfaceElements(r.uplinks)},
 	} {
 		if err := c.AddSet(s.set, nil); err != nil {
 			return err
@@ -202,13 +192,15 @@ const chainJudgePrivate = "judge-private"
 func (r *rules) addPrivateChain(c *nftables.Conn, t *nftables.Table) {
 	ch := c.AddChain(&nftables.Chain{Name: chainJudgePrivate, Table: t})
 	pass := verdict(expr.VerdictReturn)
-	for _, e := range [][]expr.Any{
-		join(destinationIn(permittedSet(t).Name), pass),
-		join(destinationIn(resolversSet(t).Name), portIs(unix.IPPROTO_UDP, 53), pass),
-		join(destinationIn(resolversSet(t).Name), portIs(unix.IPPROTO_TCP, 53), pass),
-		join(destinationIn(closedSet(t).Name), to(chainPrivate)),
-		join(outsideOf(uplinksSet(t)), to(chainPrivate)),
-	} {
+	for _, e := range slices.Concat(
+		destinationsWithin(r.private, pass),
+		[][]expr.Any{
+			join(destinationIn(resolversSet(t).Name), portIs(unix.IPPROTO_UDP, 53), pass),
+			join(destinationIn(resolversSet(t).Name), portIs(unix.IPPROTO_TCP, 53), pass),
+		},
+		destinationsWithin(closedPrefixes, to(chainPrivate)),
+		[][]expr.Any{join(outsideOf(uplinksSet(t)), to(chainPrivate))},
+	) {
 		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: e})
 	}
 }
@@ -216,36 +208,4 @@ func (r *rules) addPrivateChain(c *nftables.Conn, t *nftables.Table) {
 // outsideOf matches packets that leave through an interface that is not in the set.
 func outsideOf(set *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 1}, &expr.Lookup{SourceRegister: 1, SetName: set.Name, Invert: true}}
-}
-
-func destinationNotIn(set string) []expr.Any {
-	return join(isIPv4(), []expr.Any{address(destinationOffset, 1), &expr.Lookup{SourceRegister: 1, SetName: set, Invert: true}})
-}
-
-// intervals encodes networks for an interval set. Its elements must be sorted, and
-// must neither touch nor overlap.
-func intervals(networks []netip.Prefix) (list []nftables.SetElement) {
-	type span struct{ first, end uint64 } // end is the first address beyond
-	var spans []span
-	for _, p := range networks {
-		first := uint64(binary.BigEndian.Uint32(p.Addr().AsSlice()))
-		spans = append(spans, span{first, first + 1<<(32-p.Bits())})
-	}
-	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.first, b.first) })
-	merged := spans[:0]
-	for _, s := range spans {
-		if n := len(merged); n > 0 && s.first <= merged[n-1].end {
-			merged[n-1].end = max(merged[n-1].end, s.end)
-			continue
-		}
-		merged = append(merged, s)
-	}
-	for _, s := range merged {
-		list = append(list, nftables.SetElement{Key: binaryutil.BigEndian.PutUint32(uint32(s.first))})
-		// The last address has no successor that could mark the end.
-		if s.end <= 1<<32-1 {
-			list = append(list, nftables.SetElement{Key: binaryutil.BigEndian.PutUint32(uint32(s.end)), IntervalEnd: true})
-		}
-	}
-	return list
 }
