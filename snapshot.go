@@ -46,15 +46,6 @@ type Snapshot struct {
 	Manifest string `json:"-"`
 }
 
-// Manifest is what the store knows of saved files that snapshots name.
-type Manifest struct {
-	Name string
-	// CreatedAt is the time of the newest snapshot that names it.
-	CreatedAt Time
-	// Deleted says that all snapshots that name it are deleted.
-	Deleted bool
-}
-
 // Base is the image that a snapshot is a difference to.
 type Base struct {
 	// Image is the name as the API shows it, Digest the digest of the image file.

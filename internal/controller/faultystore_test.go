@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/store"
 )
 
@@ -182,9 +183,9 @@ func (f *faultyStore) PruneSessions(ctx context.Context, id string, keep int) (a
 	return a, nil
 }
 
-func (f *faultyStore) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, id string, change func(*skerry.Sandbox, *skerry.Session) error) (a *skerry.Sandbox, b *skerry.Session, err error) {
+func (f *faultyStore) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, saved nodeapi.SavedFiles, id string, change func(*skerry.Sandbox, *skerry.Session) error) (a *skerry.Sandbox, b *skerry.Session, err error) {
 	err = f.call("AddSnapshot", true, func() (err error) {
-		a, b, err = f.Store.AddSnapshot(ctx, snap, id, change)
+		a, b, err = f.Store.AddSnapshot(ctx, snap, saved, id, change)
 		return err
 	})
 	if err != nil {
@@ -256,15 +257,31 @@ func (f *faultyStore) ForgetSnapshots(ctx context.Context, before skerry.Time) e
 	return f.call("ForgetSnapshots", true, func() error { return f.Store.ForgetSnapshots(ctx, before) })
 }
 
-func (f *faultyStore) Manifests(ctx context.Context) (a []skerry.Manifest, err error) {
-	err = f.call("Manifests", false, func() (err error) {
-		a, err = f.Store.Manifests(ctx)
+func (f *faultyStore) AddLease(ctx context.Context, id string, now, expires skerry.Time) error {
+	return f.call("AddLease", true, func() error { return f.Store.AddLease(ctx, id, now, expires) })
+}
+
+func (f *faultyStore) EndLease(ctx context.Context, id string) error {
+	return f.call("EndLease", true, func() error { return f.Store.EndLease(ctx, id) })
+}
+
+func (f *faultyStore) EndLeases(ctx context.Context) error {
+	return f.call("EndLeases", true, func() error { return f.Store.EndLeases(ctx) })
+}
+
+func (f *faultyStore) Records(ctx context.Context, now skerry.Time) (a nodeapi.Records, err error) {
+	err = f.call("Records", false, func() (err error) {
+		a, err = f.Store.Records(ctx, now)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nodeapi.Records{}, err
 	}
 	return a, nil
+}
+
+func (f *faultyStore) RecordCollection(ctx context.Context, now skerry.Time, over []string, c nodeapi.Collected) error {
+	return f.call("RecordCollection", true, func() error { return f.Store.RecordCollection(ctx, now, over, c) })
 }
 
 func (f *faultyStore) CreateDrive(ctx context.Context, d *skerry.Drive) error {

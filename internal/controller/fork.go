@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"maps"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
@@ -108,8 +109,15 @@ func (c *sandboxes) keep(from basis) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.cfg.SaveTimeout)
 	defer cancel()
 	snap := from.snapshot
-	files, err := c.node.Keep(ctx, snap.ID)
+	lease, err := c.beginKeeping(ctx)
+	var files nodeapi.SavedFiles
+	if err == nil {
+		if files, err = c.node.Keep(ctx, snap.ID, lease); err != nil {
+			c.snapshots.endSave(lease, err)
+		}
+	}
 	if err != nil {
+		c.inBackground("discard what a fork has captured", func(ctx context.Context) error { return c.node.Discard(ctx, snap.ID) })
 		c.log.Error("cannot keep what a fork has started from", "snapshot", snap.ID, "session", snap.SourceSessionID, "error", err)
 		return
 	}
@@ -118,16 +126,34 @@ func (c *sandboxes) keep(from basis) {
 		if _, err := c.store.Snapshot(ctx, snap.Scope, snap.ID); skerry.CodeOf(err) != skerry.CodeNotFound {
 			return err // or it was added, and the answer lost
 		}
-		_, _, err := c.store.AddSnapshot(ctx, snap, "", nil)
+		_, _, err := c.store.AddSnapshot(ctx, snap, files, "", nil)
+		if skerry.CodeOf(err) == skerry.CodeConflict { // that does not change
+			c.log.Error("cannot record the snapshot of a fork", "snapshot", snap.ID, "session", snap.SourceSessionID, "error", err)
+			return nil
+		}
 		return err
 	}
-	free := func() { c.snapshots.leases.end(files.Lease) }
 	if err := c.try(add); err != nil {
-		c.keepTrying("record the snapshot of a fork", err, add, free)
+		c.keepTrying("record the snapshot of a fork", err, add, nil)
 		return
 	}
-	free()
 	c.log.Info("snapshot taken", "snapshot", snap.ID, "session", snap.SourceSessionID, "sandbox", snap.SandboxID, "bytes", files.Size, "new", files.Added)
+}
+
+// beginKeeping is beginSave, and waits for a store that does not answer.
+func (c *sandboxes) beginKeeping(ctx context.Context) (lease string, err error) {
+	for waits := c.backoff(); ; {
+		if lease, err = c.snapshots.beginSave(ctx); err == nil {
+			return lease, nil
+		}
+		select {
+		case <-time.After(waits.wait()):
+		case <-ctx.Done():
+			return "", err
+		case <-c.ctx.Done():
+			return "", errClosing()
+		}
+	}
 }
 
 // forked is what a fork is created with.

@@ -118,27 +118,33 @@ type saved struct {
 }
 
 // save saves a session that is to stop. It returns when the save does, or with
-// errSaveHangs. It is called in a step.
-func (s *session) save(e *ending, how saving) (nodeapi.SavedFiles, error) {
+// errSaveHangs. If it fails the lease of the save ends. It is called in a step.
+func (s *session) save(e *ending, how saving, lease string) (nodeapi.SavedFiles, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), s.cfg.SaveTimeout)
 	defer cancel()
 	done := make(chan saved, 1)
 	s.work.Go(func() { // the step is work itself
-		files, err := s.node.Snapshot(ctx, s.id, nodeapi.Saving{Hold: true, Memory: how.memory})
+		files, err := s.node.Snapshot(ctx, s.id, nodeapi.Saving{Hold: true, Memory: how.memory, Lease: lease})
 		done <- saved{files, err}
 	})
+	ended := func(r saved) (nodeapi.SavedFiles, error) {
+		if r.err != nil {
+			s.snapshots.endSave(lease, r.err)
+		}
+		return r.files, r.err
+	}
 	select {
 	case r := <-done:
-		return r.files, r.err
+		return ended(r)
 	case <-e.forced:
 		cancel()
 	case <-ctx.Done():
 	}
 	select {
 	case r := <-done:
-		return r.files, r.err
+		return ended(r)
 	case <-time.After(s.cfg.abandonAfter):
-		s.work.Go(func() { s.snapshots.leases.end((<-done).files.Lease) })
+		s.work.Go(func() { s.snapshots.endSave(lease, (<-done).err) })
 		return nodeapi.SavedFiles{}, errSaveHangs
 	}
 }

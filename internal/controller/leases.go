@@ -1,38 +1,41 @@
 package controller
 
-import "sync"
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"time"
 
-// leases are those that have ended: the files that they kept are named in the
-// store by now, or given up. The next collection passes them on. So saving and
-// collecting never wait for each other, and files that are neither named nor
-// given up yet are nobody's to remove.
-type leases struct {
-	mu    sync.Mutex
-	ended []string
-}
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
+)
 
-// end says that what a lease keeps is named or given up.
-func (l *leases) end(lease string) {
-	if lease == "" {
-		return
+// leaseTime is after which time a save counts as given up, if it is not known how it
+// ended: its node could not be reached. All others end their leases themselves, and
+// a server that starts ends those of the one before.
+const leaseTime = 24 * time.Hour
+
+// beginSave writes the lease of a save. The save has it until AddSnapshot names its
+// files or end is called. Until then a collection spares what the save relies on.
+func (s *snapshots) beginSave(ctx context.Context) (lease string, err error) {
+	lease = rand.Text()
+	now := time.Now()
+	err = s.store.AddLease(ctx, lease, skerry.At(now), skerry.At(now.Add(leaseTime)))
+	if err != nil && mayBeWritten(err) {
+		s.endLease(lease)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ended = append(l.ended, lease)
+	return lease, err
 }
 
-// take returns the leases that have ended since it was called last.
-func (l *leases) take() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	ended := l.ended
-	l.ended = nil
-	return ended
+// endSave ends the lease of a save that has returned err, and whose files nothing
+// names or will. Nobody knows whether one goes on whose node cannot be reached.
+func (s *snapshots) endSave(lease string, err error) {
+	if !errors.Is(err, nodeapi.ErrUnreachable) {
+		s.endLease(lease)
+	}
 }
 
-// giveBack is for leases that could not be passed on.
-func (l *leases) giveBack(ended []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ended = append(l.ended, ended...)
+func (s *snapshots) endLease(lease string) {
+	s.untilDone("end a save that failed", func(ctx context.Context) error { return s.store.EndLease(ctx, lease) })
+	s.collectSoon()
 }

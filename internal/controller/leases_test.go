@@ -2,10 +2,13 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/nodeapi/processnode"
 )
 
@@ -19,7 +22,7 @@ func TestOneSaveThatHangsHoldsUpNobody(t *testing.T) {
 	stuck.Go(func() { _, _ = l.StopSession(t.Context(), scope, hostile.Session.ID, skerry.StopParams{}) })
 	<-reached
 	l.node.On(processnode.Save, nil)
-	if err := l.collect(t.Context()); err != nil {
+	if _, err := l.collect(t.Context()); err != nil {
 		t.Error(err)
 	}
 	for _, name := range []string{"one", "two"} {
@@ -29,7 +32,7 @@ func TestOneSaveThatHangsHoldsUpNobody(t *testing.T) {
 			t.Error(err)
 		}
 		l.stop(run.Session.ID)
-		if err := l.collect(t.Context()); err != nil {
+		if _, err := l.collect(t.Context()); err != nil {
 			t.Error(err)
 		}
 		if code := l.sh(l.resume(name).Session.ID, "grep -q kept file"); code != 0 {
@@ -55,7 +58,7 @@ func TestCollectionSparesWhatIsNotNamedYet(t *testing.T) {
 	f.setDown("")
 	collect := func() {
 		t.Helper()
-		if err := l.collect(t.Context()); err != nil {
+		if _, err := l.collect(t.Context()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -83,8 +86,41 @@ type collecting struct {
 	done    bool
 }
 
-func (s *collecting) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error) {
+func (s *collecting) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, saved nodeapi.SavedFiles, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error) {
 	s.collect()
 	s.done = true
-	return s.Store.AddSnapshot(ctx, snap, sessionID, change)
+	return s.Store.AddSnapshot(ctx, snap, saved, sessionID, change)
+}
+
+// TestLeaseExpires has saves of which nobody knows how they ended: the lease of one
+// expires, that of the other ends with the server.
+func TestLeaseExpires(t *testing.T) {
+	l := newLab(t)
+	run := l.create("one")
+	l.node.On(processnode.Save, func(context.Context, string) error { return nodeapi.Unreachable(errors.New("no answer")) })
+	for range 2 {
+		_, err := l.StopSession(t.Context(), scope, run.Session.ID, skerry.StopParams{})
+		wantCode(t, "a stop whose save has no answer", err, skerry.CodeUnavailable)
+	}
+	l.node.On(processnode.Save, nil)
+	leases := func(after time.Duration, on, over int) {
+		t.Helper()
+		known, err := l.store.Records(t.Context(), skerry.At(time.Now().Add(after)))
+		if err != nil || len(known.Leases) != on || len(known.Over) != over {
+			t.Errorf("%d leases are on and %d over, want %d and %d; %v", len(known.Leases), len(known.Over), on, over, err)
+		}
+	}
+	leases(0, 2, 0)
+	leases(leaseTime-time.Minute, 2, 0)
+	l.restart()
+	leases(0, 0, 2)
+	lease, err := l.beginSave(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	leases(0, 1, 2)
+	leases(leaseTime+time.Second, 0, 3)
+	if n := len(lease); n < 16 {
+		t.Errorf("a lease of %d letters", n)
+	}
 }

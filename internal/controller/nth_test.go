@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // This file has a store fail at its first, second, … call during each transition,
@@ -279,8 +280,8 @@ func transitions() []transition {
 			return err
 		}, func(l *lab) {
 			l.eventually("the older snapshot to be deleted", func() bool {
-				manifests, err := l.store.Manifests(l.t.Context())
-				return err == nil && len(named(manifests)) == 1
+				known, err := l.store.Records(l.t.Context(), skerry.At(time.Now()))
+				return err == nil && len(named(known)) == 1
 			})
 		}},
 		{"delete a snapshot", halted, func(ctx context.Context, l *lab) error {
@@ -302,7 +303,9 @@ func transitions() []transition {
 				l.t.Fatal(err)
 			}
 		}, func(ctx context.Context, l *lab) error {
-			return firstError(l.expire(ctx), l.collect(ctx))
+			err := l.expire(ctx)
+			_, cerr := l.collect(ctx)
+			return firstError(err, cerr)
 		}, nil},
 		{"restart", func(l *lab) {
 			running(l)
@@ -366,8 +369,8 @@ func (l *lab) forked() *skerry.Sandbox {
 }
 
 // named are the manifests of snapshots that are not deleted.
-func named(manifests []skerry.Manifest) (names []string) {
-	for _, m := range manifests {
+func named(known nodeapi.Records) (names []string) {
+	for _, m := range known.Manifests {
 		if !m.Deleted {
 			names = append(names, m.Name)
 		}
@@ -544,16 +547,16 @@ func (l *lab) disagreement(ingress *listIngress) string {
 	if err != nil || !slices.Equal(ids, made) {
 		return fmt.Sprintf("drives %v are stored, %v made, %v", ids, made, err)
 	}
-	if err := l.collect(ctx); err != nil {
+	if _, err := l.collect(ctx); err != nil {
 		return err.Error()
 	}
-	manifests, err := l.store.Manifests(ctx)
+	saves, err := l.store.Records(ctx, skerry.At(time.Now()))
+	if err == nil && len(saves.Leases) > 0 {
+		return fmt.Sprintf("saves are under way: %v", saves.Leases)
+	}
 	saved := l.node.SavedFiles()
 	slices.Sort(saved)
-	names := named(manifests)
-	if l.restarted { // a lease that ended before is ended with the node's process
-		saved = slices.DeleteFunc(saved, func(m string) bool { return !slices.Contains(names, m) })
-	}
+	names := named(saves)
 	if err != nil || !slices.Equal(names, saved) {
 		return fmt.Sprintf("snapshots %v are stored, %v saved, %v", names, saved, err)
 	}

@@ -22,6 +22,10 @@ func (c *Controller) Recover(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
+	// Before there are new ones.
+	if err := c.snapshots.store.EndLeases(ctx); err != nil {
+		return fmt.Errorf("recover: %w", err)
+	}
 	keep := map[string]nodeapi.NetworkSpec{}
 	for _, run := range runs {
 		if run.Status == skerry.StatusRunning || run.Status == skerry.StatusSnapshotting {

@@ -13,6 +13,9 @@ import (
 const (
 	sweepEvery   = time.Minute
 	collectAfter = 5 * time.Second
+	// collectEvery is how often they are removed at least: what failed saves have
+	// left is spared for a while.
+	collectEvery = time.Hour
 	// rememberDeleted is how long whoever asks for a deleted snapshot is told
 	// that it was.
 	rememberDeleted = 30 * 24 * time.Hour
@@ -125,6 +128,8 @@ func (s *snapshots) sweep() {
 	began := time.Now()
 	var clock steadiness
 	clock.look(began, 0)
+	regularly := time.NewTicker(collectEvery)
+	defer regularly.Stop()
 	var due <-chan time.Time
 	waits := s.backoff()
 	for {
@@ -148,13 +153,18 @@ func (s *snapshots) sweep() {
 			}
 		case <-due:
 			due = nil
-			if err := s.collect(s.ctx); err == nil {
+			more, err := s.collect(s.ctx)
+			if err == nil && !more {
 				waits = s.backoff()
-			} else if s.ctx.Err() == nil {
-				wait := max(collectAfter, waits.wait())
-				s.log.Error("cannot remove the bytes of deleted snapshots, trying again", "in", wait, "error", err)
-				due = time.After(wait)
+				continue
 			}
+			wait := max(collectAfter, waits.wait())
+			if err != nil && s.ctx.Err() == nil {
+				s.log.Error("cannot remove the bytes of deleted snapshots, trying again", "in", wait, "error", err)
+			}
+			due = time.After(wait)
+		case <-regularly.C:
+			s.collectSoon()
 		}
 	}
 }
@@ -172,21 +182,29 @@ func (s *snapshots) expire(ctx context.Context) error {
 	return errors.Join(err, s.store.ForgetSnapshots(ctx, skerry.At(time.Now().Add(-rememberDeleted))))
 }
 
-// collect removes the bytes that no snapshot needs.
-func (s *snapshots) collect(ctx context.Context) error {
-	ended := s.leases.take() // before the store is read
-	known, err := s.store.Manifests(ctx)
-	if err != nil {
-		s.leases.giveBack(ended)
-		return err
+// collect removes the bytes that no snapshot needs. It reports whether there is more
+// to remove when the saves have ended that are under way.
+func (s *snapshots) collect(ctx context.Context) (more bool, err error) {
+	// The first collection finds what is not needed, the second removes it.
+	for range 2 {
+		now := skerry.At(time.Now())
+		known, err := s.store.Records(ctx, now)
+		if err != nil {
+			return false, err
+		}
+		found, err := s.collector.Collect(ctx, known)
+		if found.Freed > 0 {
+			s.log.Info("removed the bytes of deleted snapshots", "bytes", found.Freed)
+		}
+		if err != nil {
+			return false, err
+		}
+		if err := s.store.RecordCollection(ctx, now, known.Over, found); err != nil {
+			return false, err
+		}
+		if more = found.Waiting > 0; !more {
+			break
+		}
 	}
-	freed, err := s.collector.GC(ctx, known, ended...)
-	if err != nil {
-		s.leases.giveBack(ended)
-		return err
-	}
-	if freed > 0 {
-		s.log.Info("removed the bytes of deleted snapshots", "bytes", freed)
-	}
-	return nil
+	return more, nil
 }

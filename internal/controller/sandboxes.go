@@ -19,7 +19,7 @@ type sandboxStore interface {
 	AddSession(ctx context.Context, sandboxID string, start func(*skerry.Sandbox) (*skerry.Session, error)) (*skerry.Sandbox, *skerry.Session, error)
 	SessionIDs(ctx context.Context, sandboxID string) ([]string, error)
 	Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
-	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
+	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, saved nodeapi.SavedFiles, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
 }
 
 // sandboxes creates, resumes, forks, changes and deletes sandboxes.

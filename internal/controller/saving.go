@@ -20,12 +20,17 @@ func (s *session) saveAndStop(e *ending, how saving, asked skerry.Time) error {
 			return err
 		}
 	}
-	files, err := s.save(e, how)
+	var lease string
+	err := s.try(func(ctx context.Context) (err error) { lease, err = s.snapshots.beginSave(ctx); return err })
 	if err != nil {
 		return err
 	}
-	defer s.snapshots.leases.end(files.Lease)
+	files, err := s.save(e, how, lease)
+	if err != nil {
+		return err
+	}
 	if asked := s.ask(context.Background(), func() { e.snapshot, err = s.commit(files, how) }); asked != nil || err != nil {
+		s.snapshots.endSave(lease, nil)
 		return firstError(asked, err)
 	}
 	return nil
@@ -49,7 +54,7 @@ func (s *session) commit(files nodeapi.SavedFiles, how saving) (*skerry.Snapshot
 			return err
 		}
 		snap = newSnapshot(sandbox, next, files, how)
-		_, _, err = s.store.AddSnapshot(ctx, snap, s.id, func(sandbox *skerry.Sandbox, stored *skerry.Session) error {
+		_, _, err = s.store.AddSnapshot(ctx, snap, files, s.id, func(sandbox *skerry.Sandbox, stored *skerry.Session) error {
 			if next.Persistent {
 				sandbox.CurrentSnapshotID = snap.ID
 				if snap.Memory {
@@ -119,18 +124,24 @@ func (c *sessions) CreateSnapshot(ctx context.Context, scope skerry.Scope, sessi
 func (c *sessions) snapshotRunning(ctx context.Context, s *session) (*skerry.Snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.SaveTimeout)
 	defer cancel()
-	files, err := c.node.Snapshot(ctx, s.id, nodeapi.Saving{})
+	lease, err := c.snapshots.beginSave(ctx)
 	if err != nil {
+		return nil, err
+	}
+	files, err := c.node.Snapshot(ctx, s.id, nodeapi.Saving{Lease: lease})
+	if err != nil {
+		c.snapshots.endSave(lease, err)
 		return nil, c.failure(ctx, s, err)
 	}
-	defer c.snapshots.leases.end(files.Lease)
 	sandbox, err := c.store.Sandbox(ctx, s.sandboxID)
 	if err != nil {
+		c.snapshots.endSave(lease, nil)
 		return nil, err
 	}
 	run := s.state()
 	snap := newSnapshot(sandbox, &run, files, saving{method: skerry.CreatedForFork})
-	if _, _, err := c.store.AddSnapshot(ctx, snap, "", nil); err != nil {
+	if _, _, err := c.store.AddSnapshot(ctx, snap, files, "", nil); err != nil {
+		c.snapshots.endSave(lease, nil)
 		if mayBeWritten(err) {
 			c.snapshots.deleteFork(s.scope, snap.ID)
 		}

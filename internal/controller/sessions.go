@@ -18,7 +18,7 @@ type sessionStore interface {
 	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
 	SessionIDs(ctx context.Context, sandboxID string) ([]string, error)
 	PruneSessions(ctx context.Context, sandboxID string, keep int) ([]string, error)
-	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
+	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, saved nodeapi.SavedFiles, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
 	Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
 	ListCommands(ctx context.Context, sessionID string, page skerry.Page) ([]skerry.Command, string, error)
 	DeleteCommands(ctx context.Context, ids []string) error

@@ -14,7 +14,8 @@ type snapshotStore interface {
 	Sandbox(ctx context.Context, id string) (*skerry.Sandbox, error)
 	// AddSnapshot writes a snapshot, together with a session and its sandbox if
 	// the session is not "", and returns when that survives a loss of power.
-	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
+	// It ends the lease of the save, which must not have ended.
+	AddSnapshot(ctx context.Context, snap *skerry.Snapshot, saved nodeapi.SavedFiles, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
 	UpdateSnapshot(ctx context.Context, id string, change func(*skerry.Snapshot) error) (*skerry.Snapshot, error)
 	UpdateUnusedSnapshot(ctx context.Context, id string, change func(*skerry.Snapshot) error) (updated bool, err error)
 	Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
@@ -24,23 +25,29 @@ type snapshotStore interface {
 	TouchSnapshot(ctx context.Context, id string, now skerry.Time) error
 	ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry.Snapshot, error)
 	ForgetSnapshots(ctx context.Context, before skerry.Time) error
-	Manifests(ctx context.Context) ([]skerry.Manifest, error)
+	// AddLease begins a save, EndLease ends one whose files nothing will name, and
+	// EndLeases all of them.
+	AddLease(ctx context.Context, id string, now, expires skerry.Time) error
+	EndLease(ctx context.Context, id string) error
+	EndLeases(ctx context.Context) error
+	// Records is what a collection begins with, RecordCollection writes what it came
+	// to.
+	Records(ctx context.Context, now skerry.Time) (nodeapi.Records, error)
+	RecordCollection(ctx context.Context, now skerry.Time, over []string, c nodeapi.Collected) error
 }
 
 // snapshots reads and deletes snapshots, and removes the bytes of those that
 // were deleted.
 //
-// A snapshot is committed in this order: its bytes are in the blob store for
-// good, then one transaction names it and says what it means for its sandbox
-// and session. What a crash leaves without a name is garbage, which collect
-// removes; what has a name can be loaded. While a snapshot is between the two, a
-// lease keeps it.
+// A snapshot is made in this order: the store has a lease of the save (leases.go);
+// its bytes are in the blob store for good; then one transaction names it, ends the
+// lease, and says what it means for its sandbox and session. What a crash leaves
+// without a name is garbage, which collect removes; what has a name can be loaded.
 type snapshots struct {
 	*background
 	store     snapshotStore
 	images    nodeapi.Images
 	collector nodeapi.Collector
-	leases    leases
 	// garbage asks for a collection of saved files.
 	garbage chan struct{}
 

@@ -385,7 +385,7 @@ func TestRetention(t *testing.T) {
 	if err != nil || old.Status != skerry.SnapshotDeleted {
 		t.Errorf("the evicted snapshot is %+v, %v", old, err)
 	}
-	if err := l.collect(t.Context()); err != nil {
+	if _, err := l.collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if saved := l.node.SavedFiles(); len(saved) != 2 || !slices.Contains(saved, list[0].Manifest) || !slices.Contains(saved, list[1].Manifest) {

@@ -129,7 +129,7 @@ func TestSnapshotsOfOtherDrivers(t *testing.T) {
 	n := fakeNode(t, d)
 	first := startOn(t, n, nodeapi.SessionSpec{})
 	runOn(t, n, first, "echo kept >file")
-	saved, err := n.Snapshot(t.Context(), first, nodeapi.Saving{})
+	saved, err := n.Snapshot(t.Context(), first, nodeapi.Saving{Lease: "lease"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func TestCapabilities(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	_, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Memory: true})
+	_, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Memory: true, Lease: "lease"})
 	refused("saving memory", err)
 	spec := nodeapi.SessionSpec{ID: skerry.NewID(skerry.PrefixSession), ForkOf: id, Capture: "capture"}
 	refused("a fork", n.Start(t.Context(), spec))
@@ -173,7 +173,7 @@ func TestHeldSession(t *testing.T) {
 	n := fakeNode(t, fakeDriver(t, fake.Config{}))
 	id := startOn(t, n, nodeapi.SessionSpec{})
 	for range 2 { // a paused session can be saved, too
-		if _, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Hold: true}); err != nil {
+		if _, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Hold: true, Lease: "lease"}); err != nil {
 			t.Fatal(err)
 		}
 		if s, err := n.running(id); err != nil || !s.frozen {
@@ -242,7 +242,7 @@ func TestHungAgent(t *testing.T) {
 	if loss, err := eventlog.AwaitLoss(ctx, n, id); err != nil || !loss.Savable {
 		t.Errorf("lost as %+v, %v", loss, err)
 	}
-	if _, err := n.Snapshot(ctx, id, nodeapi.Saving{}); err != nil {
+	if _, err := n.Snapshot(ctx, id, nodeapi.Saving{Lease: "lease"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -262,7 +262,7 @@ func TestKilledMachine(t *testing.T) {
 	if err != nil || loss.Savable || loss.Reason == "" {
 		t.Errorf("lost as %+v, %v", loss, err)
 	}
-	if _, err := n.Snapshot(t.Context(), id, nodeapi.Saving{}); skerry.CodeOf(err) != skerry.CodeSandboxStopped {
+	if _, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Lease: "lease"}); skerry.CodeOf(err) != skerry.CodeSandboxStopped {
 		t.Errorf("Snapshot() = %v", err)
 	}
 }

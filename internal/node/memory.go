@@ -10,7 +10,7 @@ import (
 )
 
 // Keep implements nodeapi.Node.
-func (n *Node) Keep(ctx context.Context, captureID string) (_ nodeapi.SavedFiles, err error) {
+func (n *Node) Keep(ctx context.Context, captureID, lease string) (_ nodeapi.SavedFiles, err error) {
 	defer edge(ctx, &err)
 	dir, err := n.captured(captureID)
 	if err != nil {
@@ -20,7 +20,7 @@ func (n *Node) Keep(ctx context.Context, captureID string) (_ nodeapi.SavedFiles
 	if err != nil {
 		return nodeapi.SavedFiles{}, fmt.Errorf("keep capture %s: %w", captureID, err)
 	}
-	saved, err := n.keep(ctx, dir, from.Format)
+	saved, err := n.keep(ctx, dir, from.Format, lease)
 	if err != nil {
 		return saved, fmt.Errorf("keep capture %s: %w", captureID, err)
 	}

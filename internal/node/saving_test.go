@@ -22,7 +22,7 @@ type shelf struct {
 	fails error
 }
 
-func (s shelf) Add(_ context.Context, dir, _ string) (nodeapi.SavedFiles, error) {
+func (s shelf) Add(_ context.Context, dir, _, _ string) (nodeapi.SavedFiles, error) {
 	if s.fails != nil {
 		return nodeapi.SavedFiles{}, s.fails
 	}

@@ -16,9 +16,9 @@ import (
 
 // Snapshots stores the saved files of sessions.
 type Snapshots interface {
-	// Add stores the files in dir permanently, with their format. It takes over the
-	// folder.
-	Add(ctx context.Context, dir, format string) (nodeapi.SavedFiles, error)
+	// Add stores the files in dir permanently, with their format and the lease of
+	// the save. It takes over the folder.
+	Add(ctx context.Context, dir, format, lease string) (nodeapi.SavedFiles, error)
 	// Load returns a folder with the files of a manifest. The folder exists until
 	// it is released. Before it fetches anything it asks accept about the format, ""
 	// for files that were stored without.
@@ -99,7 +99,7 @@ func (s *session) snapshot(ctx context.Context, how nodeapi.Saving) (nodeapi.Sav
 	if how.Hold {
 		s.setFrozen(true)
 	}
-	saved, err := s.node.keep(ctx, save.dir, s.machine.Format(how.Memory).String())
+	saved, err := s.node.keep(ctx, save.dir, s.machine.Format(how.Memory).String(), how.Lease)
 	if err != nil && how.Hold {
 		err = errors.Join(err, s.thaw())
 	}
@@ -153,8 +153,8 @@ func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, er
 
 // keep stores a folder that save has filled as a snapshot. The folder does not
 // exist afterwards.
-func (n *Node) keep(ctx context.Context, dir, format string) (nodeapi.SavedFiles, error) {
-	saved, err := n.cfg.Snapshots.Add(ctx, dir, format)
+func (n *Node) keep(ctx context.Context, dir, format, lease string) (nodeapi.SavedFiles, error) {
+	saved, err := n.cfg.Snapshots.Add(ctx, dir, format, lease)
 	if err != nil {
 		return nodeapi.SavedFiles{}, errors.Join(err, os.RemoveAll(dir))
 	}

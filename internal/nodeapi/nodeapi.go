@@ -110,19 +110,55 @@ type Saver interface {
 	// Snapshot saves the session for good, also one that is paused. If it
 	// fails the session goes on.
 	Snapshot(ctx context.Context, sessionID string, how Saving) (SavedFiles, error)
-	// Keep makes a snapshot of a capture (see SessionSpec), Discard removes it.
-	Keep(ctx context.Context, captureID string) (SavedFiles, error)
+	// Keep makes a snapshot of a capture (see SessionSpec) for a lease, Discard
+	// removes it.
+	Keep(ctx context.Context, captureID, lease string) (SavedFiles, error)
 	Discard(ctx context.Context, captureID string) error
 }
 
 // Collector removes saved files that nothing needs. The storage may be many
 // nodes', so it is none's.
 type Collector interface {
-	// GC removes all saved files but those of the manifests in known that are
-	// not deleted and those that have a lease. Files whose manifest is not in
-	// known at all may be kept longer: the store may be an old backup. ended are
-	// leases that had ended before known was put together.
-	GC(ctx context.Context, known []skerry.Manifest, ended ...string) (freed int64, err error)
+	// Collect removes the saved files of known that are deleted, and those whose
+	// saves failed. Saves go on meanwhile. What it may not remove yet, since saves
+	// under way may rely on it, is left to a later collection.
+	Collect(ctx context.Context, known Records) (Collected, error)
+}
+
+// Records are what the store knows of saved files. The leases were read first: a
+// save that ended meanwhile is among the leases or among the manifests.
+type Records struct {
+	// Leases are those of saves that may be under way, Over those of saves whose
+	// files nothing will name.
+	Leases, Over []string
+	Manifests    []Manifest
+}
+
+// Manifest is what the store knows of one save's files.
+type Manifest struct {
+	Name string
+	// CreatedAt is the time of the newest snapshot that names it.
+	CreatedAt skerry.Time
+	// Deleted says that all snapshots that name it are deleted.
+	Deleted bool
+	// UnknownSince is when a collection found files that no snapshot names. The
+	// store may have been restored from a backup that is older than they are.
+	UnknownSince skerry.Time `json:",omitzero"`
+	// Chunks are SavedFiles.Chunks, nil if they are not known.
+	Chunks []byte
+}
+
+// Collected is what a collection came to.
+type Collected struct {
+	// Freed is how many bytes were removed.
+	Freed int64
+	// Waiting is how many blobs the next collection may remove: if no save began
+	// before this one and is still under way, it removes them.
+	Waiting int
+	// Learned are manifests of which the store knows less. It records them.
+	Learned []Manifest
+	// Gone are the names of manifests of which nothing is left.
+	Gone []string
 }
 
 // Drives makes and removes drives.
@@ -240,6 +276,9 @@ type Saving struct {
 	// Memory saves what the session runs, and not only its files, as far as
 	// they differ from its image.
 	Memory bool
+	// Lease names the save. The store has it before the save begins, and until a
+	// snapshot names the files. So a collection does not remove what it relies on.
+	Lease string
 }
 
 // SavedFiles is where a session's files were saved.
@@ -249,9 +288,11 @@ type SavedFiles struct {
 	// other snapshots have too is kept once.
 	Size  int64
 	Added int64
-	// Lease keeps the files until a Collector ends it: from here on they are
-	// safe for as long as it takes to name them.
+	// Lease is that of Saving. It ends in the transaction that names the files.
 	Lease string
+	// Chunks tell a Collector, and nobody else, which parts of the storage the
+	// files are in.
+	Chunks []byte
 }
 
 // CommandSpec is a command to start in a session.

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/cespare/xxhash/v2"
 	"golang.org/x/sync/errgroup"
@@ -25,13 +24,15 @@ import (
 // snapshot will survive a loss of power. The folder then belongs to the cache
 // and is no longer where it was; nobody may write to its files.
 //
-// Load tells the format, which says what the folder is for.
+// Load tells the format, which says what the folder is for. lease names the save, and
+// no other: the caller's database has it before Add is called, and until it names the
+// snapshot. It gets SavedFiles.Chunks to record them with the snapshot; see Collect.
 //
 // If Add fails, the folder is as it was and there is no snapshot. A disk that
 // is full is a skerry.CodeDiskFull, all else that keeps it from being stored a
 // skerry.CodeUnavailable.
-func (s *Store) Add(ctx context.Context, dir, format string) (nodeapi.SavedFiles, error) {
-	ref, err := s.add(ctx, dir, format)
+func (s *Store) Add(ctx context.Context, dir, format, lease string) (nodeapi.SavedFiles, error) {
+	ref, err := s.add(ctx, dir, format, lease)
 	if err == nil {
 		return ref, nil
 	}
@@ -42,47 +43,48 @@ func (s *Store) Add(ctx context.Context, dir, format string) (nodeapi.SavedFiles
 	return nodeapi.SavedFiles{}, err
 }
 
-func (s *Store) add(ctx context.Context, dir, format string) (saved nodeapi.SavedFiles, err error) {
+func (s *Store) add(ctx context.Context, dir, format, lease string) (saved nodeapi.SavedFiles, err error) {
+	if len(format) > maxFormat {
+		return nodeapi.SavedFiles{}, fmt.Errorf("a format of %d bytes: the most is %d", len(format), maxFormat)
+	}
+	if lease == "" || len(lease) > maxLease {
+		return nodeapi.SavedFiles{}, fmt.Errorf("a lease of %d bytes: it has 1 to %d", len(lease), maxLease)
+	}
 	if err := s.ledger.index(ctx); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
-	s.ledger.expire(time.Now().Add(-s.opt.Grace))
-	a := &adding{Store: s, hold: s.ledger.newHold()}
+	a := &adding{Store: s}
 	defer func() {
 		if err != nil {
-			s.ledger.release(a.hold)
+			s.ledger.leave(a.put)
 		}
 	}()
 	m, err := a.files(ctx, dir)
 	if err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
-	if len(format) > maxFormat {
-		return nodeapi.SavedFiles{}, fmt.Errorf("a format of %d bytes: the most is %d", len(format), maxFormat)
-	}
-	m.Format = format
+	m.Format, m.Lease, m.sealed = format, lease, true
 	raw, err := m.encode()
 	if err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
 	name := s.seal.name(sealedManifest, sha256.Sum256(raw))
-	if err := s.unrecorded.begin(name); err != nil {
+	blob := s.seal.seal(append(s.seal.begin(nil), raw...), name)
+	if err := s.opt.Blobs.Put(ctx, name.String(), blob); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
-	n, err := s.ledger.put(ctx, a.hold, name, func() []byte { return s.seal.seal(append(s.seal.begin(nil), raw...), name) })
-	if err != nil {
-		return nodeapi.SavedFiles{}, err
-	}
-	lease := s.ledger.settle(a.hold)
 	s.cache.adopt(name, m.size(), raw, dir)
-	return nodeapi.SavedFiles{Manifest: name.ref(), Lease: lease, Size: m.size(), Added: a.added.Load() + n}, nil
+	return nodeapi.SavedFiles{Manifest: name.ref(), Lease: lease, Chunks: s.chunksOf(m), Size: m.size(), Added: a.added.Load() + int64(len(blob))}, nil
 }
 
 // adding is an Add under way.
 type adding struct {
 	*Store
-	hold  *hold
 	added atomic.Int64
+
+	mu sync.Mutex
+	// put are the chunks that were not stored before.
+	put []id
 }
 
 // files stores the chunks of a folder's files.
@@ -173,11 +175,16 @@ func (a *adding) chunk(ctx context.Context, buf *buffer, n int) (chunk, uint64, 
 	plain := buf.plain[:n]
 	c := chunk{Sum: sha256.Sum256(plain), Size: int64(n)}
 	name := a.seal.name(sealedChunk, c.Sum)
-	added, err := a.ledger.put(ctx, a.hold, name, func() []byte {
+	added, err := a.ledger.put(ctx, name, func() []byte {
 		buf.packed = a.seal.seal(a.codec.encode(a.seal.begin(buf.packed[:0]), plain), name)
 		return buf.packed
 	})
-	a.added.Add(added)
+	if added > 0 {
+		a.added.Add(added)
+		a.mu.Lock()
+		a.put = append(a.put, name)
+		a.mu.Unlock()
+	}
 	return c, xxhash.Sum64(plain), err
 }
 

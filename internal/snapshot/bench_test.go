@@ -132,7 +132,7 @@ func benchAdd(m *meter, l *lab, tr tree) {
 	// What the writing of the folder left to write is not Add's.
 	syscall.Sync()
 	m.start()
-	ref, err := l.Add(context.Background(), dir, "")
+	ref, err := l.db.save(context.Background(), l.Store, dir)
 	m.stop()
 	if err != nil {
 		m.Fatal(err)

@@ -63,7 +63,7 @@ func openCache(dir string, limit int64, log *slog.Logger) (*cache, error) {
 	}
 	for _, f := range found {
 		path := filepath.Join(dir, f.Name())
-		if path == c.tmp() || f.Name() == unrecordedName {
+		if path == c.tmp() {
 			continue
 		}
 		if e, ok := findEntry(path); ok {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -54,9 +56,9 @@ func newHooked(t testing.TB) (*lab, *hooked) {
 	return l, h
 }
 
-// TestAddDuringGC has a snapshot added that needs a chunk while GC removes it:
-// right before, and in the middle.
-func TestAddDuringGC(t *testing.T) {
+// TestAddDuringCollection has a snapshot added that needs a chunk right before a
+// collection removes it, and in the middle of that.
+func TestAddDuringCollection(t *testing.T) {
 	shared := tree{"pages.img": random(1, 1<<20)}
 	again := tree{"meta.img": random(2, 100), "pages.img": random(1, 1<<20)}
 	for _, prefix := range []string{sealedManifest.prefix(), sealedChunk.prefix()} {
@@ -76,7 +78,7 @@ func TestAddDuringGC(t *testing.T) {
 					wg.Go(func() {
 						defer close(added)
 						var err error
-						if ref, err = l.Add(context.Background(), dir, ""); err != nil {
+						if ref, err = l.db.save(context.Background(), l.Store, dir); err != nil {
 							t.Error(err)
 						}
 					})
@@ -87,10 +89,9 @@ func TestAddDuringGC(t *testing.T) {
 					}
 				})
 			}
-			if _, err := l.GC(t.Context(), nil); err != nil {
-				t.Fatal(err)
-			}
+			l.gc()
 			wg.Wait()
+			l.db.name(ref)
 			l.emptyCache()
 			l.loads(ref.Manifest, again)
 			l.collects([]string{ref.Manifest})
@@ -99,17 +100,14 @@ func TestAddDuringGC(t *testing.T) {
 	}
 }
 
-// TestGCDuringAdd has everything collected before every blob that an Add puts.
-func TestGCDuringAdd(t *testing.T) {
+// TestCollectionDuringAdd has everything collected before every blob that an Add
+// puts.
+func TestCollectionDuringAdd(t *testing.T) {
 	l, h := newHooked(t)
 	old := tree{"pages.img": mixed(1, 3<<20)}
 	l.add(old)
 	tr := tree{"pages.img": append(append([]byte(nil), old["pages.img"]...), random(2, 2<<20)...)}
-	h.put = func(string) {
-		if _, err := l.GC(context.Background(), nil); err != nil {
-			t.Error(err)
-		}
-	}
+	h.put = func(string) { l.gc() }
 	ref := l.add(tr)
 	h.put = nil
 	l.emptyCache()
@@ -117,119 +115,230 @@ func TestGCDuringAdd(t *testing.T) {
 	l.collects([]string{ref.Manifest})
 }
 
-// TestGrace has a snapshot spared while its caller may not have recorded it.
-func TestGrace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t)
-		l.opt.Grace = time.Minute
-		l.open()
-		tr := tree{"pages.img": random(1, 1<<20)}
-		ref := l.add(tr)
-		for _, age := range []time.Duration{0, 30 * time.Second, 29 * time.Second} {
-			time.Sleep(age)
-			if freed, err := l.GC(t.Context(), nil); freed != 0 || err != nil {
-				t.Errorf("GC freed %d, %v", freed, err)
+// TestSaveBeforeTheVerdict has saves rely on chunks that nothing uses any more, at
+// each point of the two collections that remove these.
+func TestSaveBeforeTheVerdict(t *testing.T) {
+	tr := tree{"pages.img": random(1, 1<<20)}
+	for _, collections := range []int{0, 1, 2} {
+		for _, named := range []int{0, 1, 2, 3} {
+			l := newLab(t)
+			l.add(tr)
+			l.db.keep(nil)
+			collect := func() {
+				c, err := l.Collect(t.Context(), l.db.records())
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.db.record(c)
 			}
-			l.loads(ref.Manifest, tr)
+			for range collections {
+				collect()
+			}
+			ref := l.save(tr)
+			for range named {
+				collect()
+			}
+			l.db.name(ref)
+			l.emptyCacheOf(ref.Manifest)
+			for range 3 {
+				collect()
+				l.loads(ref.Manifest, tr)
+				l.emptyCacheOf(ref.Manifest)
+			}
+			l.collects([]string{ref.Manifest})
+			if t.Failed() {
+				t.Fatalf("with a save after %d collections that was named after %d more", collections, named)
+			}
 		}
-		time.Sleep(time.Second)
-		l.collects(nil)
-		if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
-			t.Errorf("Load of what was collected: %v", err)
-		}
-	})
+	}
 }
 
-// TestLease has a snapshot spared until its lease has ended, and another that has
-// the same content and a lease of its own for as long as that lasts.
+// emptyCacheOf has a snapshot loaded from its blobs the next time.
+func (l *lab) emptyCacheOf(manifest string) {
+	name := mustParse(l, manifest)
+	l.cache.retain(func(other id) bool { return other != name })
+}
+
+// TestWhatSavesHoldUp has a save under way keep what it may rely on, and nothing that
+// was condemned before it began.
+func TestWhatSavesHoldUp(t *testing.T) {
+	l := newLab(t)
+	l.add(tree{"pages.img": random(1, minChunk)})
+	collect := func() nodeapi.Collected {
+		c, err := l.Collect(t.Context(), l.db.records())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.db.record(c)
+		return c
+	}
+	l.db.keep(nil)
+	early := l.db.begin()
+	if c := collect(); c.Waiting != 1 || len(c.Gone) != 0 {
+		t.Errorf("the first collection came to %+v", c)
+	}
+	for range 2 {
+		if c := collect(); c.Waiting != 1 {
+			t.Errorf("a save is under way, and a collection came to %+v", c)
+		}
+		l.db.begin() // it holds up nothing
+	}
+	l.db.end(early)
+	if c := collect(); c.Waiting != 0 || c.Freed < minChunk || len(c.Gone) != 1 {
+		t.Errorf("the last collection came to %+v", c)
+	}
+}
+
+// TestGrace has what failed saves of an earlier process have left spared for a while:
+// chunks without a manifest, and a manifest whose lease nobody knows.
+func TestGrace(t *testing.T) {
+	l := newLab(t)
+	l.opt.Grace = time.Hour
+	l.open()
+	tr := tree{"pages.img": random(1, 1<<20)}
+	ref := l.save(tr)
+	half := l.save(tree{"pages.img": random(2, 1<<20)})
+	if err := l.blobs.Delete(t.Context(), mustParse(t, half.Manifest).String()); err != nil {
+		t.Fatal(err)
+	}
+	l.db = newDatabase()
+	l.open()
+	for range 3 {
+		if freed := l.gc(); freed != 0 {
+			t.Errorf("a collection freed %d", freed)
+		}
+		l.loads(ref.Manifest, tr)
+	}
+	old := time.Now().Add(-2 * time.Hour)
+	err := filepath.WalkDir(filepath.Join(l.dir, "blobs"), func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chtimes(path, time.Time{}, old))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.collects(nil)
+	if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+		t.Errorf("Load of what was collected: %v", err)
+	}
+}
+
+// TestLease has a snapshot spared until its lease is over, and another of the same
+// content for as long as its own lasts.
 func TestLease(t *testing.T) {
 	l := newLab(t)
 	l.opt.Grace = time.Hour
 	l.open()
 	tr := tree{"pages.img": random(1, 1<<20)}
-	one, two := l.add(tr), l.add(tr)
-	if one.Lease == "" || one.Lease == two.Lease {
-		t.Fatalf("the leases are %q and %q", one.Lease, two.Lease)
-	}
-	for _, ended := range [][]string{nil, {one.Lease}, {one.Lease, "unknown"}} {
-		if freed, err := l.GC(t.Context(), nil, ended...); freed != 0 || err != nil {
-			t.Errorf("GC freed %d, %v", freed, err)
+	one, two := l.save(tr), l.save(tr)
+	for range 3 {
+		if freed := l.gc(); freed != 0 {
+			t.Errorf("a collection freed %d", freed)
 		}
 		l.loads(one.Manifest, tr)
 	}
-	if freed, err := l.GC(t.Context(), nil, two.Lease); freed == 0 || err != nil {
-		t.Errorf("GC freed %d, %v", freed, err)
+	l.db.end(one.Lease)
+	if freed := l.gc(); freed == 0 || freed > 4096 {
+		t.Errorf("a collection freed %d, not one manifest", freed)
 	}
+	l.emptyCache()
+	l.loads(two.Manifest, tr)
+	l.db.end(two.Lease)
+	l.collects(nil)
 	if _, err := l.Load(t.Context(), one.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
 		t.Errorf("Load of what was collected: %v", err)
+	}
+}
+
+// TestFailedSaves has what a save that failed has put removed by the next collection,
+// unless another has come to need it.
+func TestFailedSaves(t *testing.T) {
+	l := newLab(t)
+	l.opt.Grace = time.Hour
+	tr := tree{"pages.img": random(1, 3*minChunk)}
+	for _, needed := range []bool{false, true} {
+		l.opt.Blobs = &faulty{Store: l.blobs, err: errFault, at: 4, how: refuse}
+		l.open()
+		if _, err := l.db.save(t.Context(), l.Store, tr.write(t, filepath.Join(l.dir, randomName()))); !errors.Is(err, errFault) {
+			t.Fatalf("a save without storage: %v", err)
+		}
+		if stored, _ := l.stored(); len(stored) == 0 {
+			t.Fatal("the save has put nothing")
+		}
+		if !needed {
+			l.collects(nil)
+			continue
+		}
+		ref := l.add(tr)
+		l.collects([]string{ref.Manifest})
+		l.emptyCache()
+		l.loads(ref.Manifest, tr)
 	}
 }
 
 // TestStress adds, loads and collects at the same time, with snapshots that
 // share most of their chunks, and with ones that come and go.
 func TestStress(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLab(t)
-		l.opt.Grace = time.Minute
-		l.opt.CacheBytes = 4 << 20
-		l.open()
-		var parts [6][]byte
-		for i := range parts {
-			parts[i] = random(uint64(i), minChunk+i*pageSize)
+	l := newLab(t)
+	l.opt.Grace = time.Hour
+	l.opt.CacheBytes = 4 << 20
+	l.open()
+	var parts [6][]byte
+	for i := range parts {
+		parts[i] = random(uint64(i), minChunk+i*pageSize)
+	}
+	var mu sync.Mutex
+	live := map[string]tree{}
+	for round := range 15 {
+		var wg sync.WaitGroup
+		for worker := range 4 {
+			r := rand.New(rand.NewPCG(uint64(round), uint64(worker)))
+			wg.Go(func() {
+				tr := tree{}
+				for i := range 1 + r.IntN(4) {
+					tr[fmt.Sprint("f", i)] = parts[r.IntN(len(parts))]
+				}
+				ref := l.save(tr)
+				l.loads(ref.Manifest, tr)
+				if r.IntN(3) == 0 {
+					l.db.end(ref.Lease)
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				l.db.name(ref)
+				live[ref.Manifest] = tr
+			})
 		}
-		var mu sync.Mutex
-		live := map[string]tree{}
-		for round := range 15 {
-			var wg sync.WaitGroup
-			for worker := range 4 {
-				r := rand.New(rand.NewPCG(uint64(round), uint64(worker)))
-				wg.Go(func() {
-					tr := tree{}
-					for i := range 1 + r.IntN(4) {
-						tr[fmt.Sprint("f", i)] = parts[r.IntN(len(parts))]
+		for range 2 {
+			wg.Go(func() {
+				mu.Lock()
+				for m := range live {
+					if len(live) <= 3 {
+						break
 					}
-					ref := l.add(tr)
-					l.loads(ref.Manifest, tr)
-					if r.IntN(3) > 0 {
-						mu.Lock()
-						defer mu.Unlock()
-						live[ref.Manifest] = tr
-					}
-				})
-			}
-			for range 2 {
-				wg.Go(func() {
-					mu.Lock()
-					var keep []string
-					for m := range live {
-						if len(keep) == 3 {
-							delete(live, m)
-							continue
-						}
-						keep = append(keep, m)
-					}
-					mu.Unlock()
-					if _, err := l.GC(t.Context(), recorded(keep)); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-			wg.Wait()
-			for m, tr := range live {
-				l.loads(m, tr)
-			}
-			time.Sleep(2 * time.Minute)
+					delete(live, m)
+					l.db.edit(m, func(m *nodeapi.Manifest) { m.Deleted = true })
+				}
+				mu.Unlock()
+				if _, err := l.db.collect(t.Context(), l.Store); err != nil {
+					t.Error(err)
+				}
+			})
 		}
-		var keep []string
-		for m := range live {
-			keep = append(keep, m)
-		}
-		l.collects(keep)
-		l.emptyCache()
+		wg.Wait()
 		for m, tr := range live {
 			l.loads(m, tr)
 		}
-	})
+	}
+	var keep []string
+	for m := range live {
+		keep = append(keep, m)
+	}
+	l.collects(keep)
+	l.emptyCache()
+	for m, tr := range live {
+		l.loads(m, tr)
+	}
 }
 
 // TestChunksInMemory has folders of many chunks added and loaded at once, from

@@ -128,28 +128,25 @@ func (l *lab) referenced(manifests []string) map[string]bool {
 	return keys
 }
 
-// collects fails unless GC leaves exactly what the snapshots need and tells
+// collects fails unless collections leave exactly what the snapshots need and tells
 // truly how much it freed.
 func (l *lab) collects(keep []string) {
 	l.Helper()
 	_, before := l.stored()
-	freed, err := l.GC(context.Background(), recorded(keep))
-	if err != nil {
-		l.Fatal(err)
-	}
+	freed := l.gc(keep...)
 	left, after := l.stored()
 	if freed != before-after {
-		l.Errorf("GC freed %d bytes and says %d", before-after, freed)
+		l.Errorf("collecting freed %d bytes and says %d", before-after, freed)
 	}
 	want := l.referenced(keep)
 	for key := range left {
 		if !want[key] {
-			l.Errorf("GC left %s", key)
+			l.Errorf("collecting left %s", key)
 		}
 	}
 	for key := range want {
 		if _, ok := left[key]; !ok {
-			l.Errorf("GC removed %s", key)
+			l.Errorf("collecting removed %s", key)
 		}
 	}
 }
@@ -162,11 +159,12 @@ func (l *lab) scenario(trees []tree) (acked map[string]tree) {
 	var keep []string
 	for i, tr := range trees {
 		dir := tr.write(l, filepath.Join(l.dir, fmt.Sprint("new-", i)))
-		ref, err := l.Add(ctx, dir, "")
+		ref, err := l.db.save(ctx, l.Store, dir)
 		if err != nil {
 			tr.check(l, dir)
 			continue
 		}
+		l.db.name(ref)
 		acked[ref.Manifest] = tr
 		if i == 0 {
 			// The first is deleted later.
@@ -179,13 +177,14 @@ func (l *lab) scenario(trees []tree) (acked map[string]tree) {
 			f.Release()
 		}
 	}
-	l.GC(ctx, recorded(keep))
+	l.db.keep(keep)
+	_, _ = l.db.collect(ctx, l.Store)
 	maps.DeleteFunc(acked, func(m string, _ tree) bool { return !slices.Contains(keep, m) })
 	return acked
 }
 
 // TestFaults lets every call of the blob store fail in turn, in every way, then
-// starts anew: whatever was acknowledged is there, and GC frees exactly the
+// starts anew: whatever was acknowledged is there, and collections free exactly the
 // rest.
 func TestFaults(t *testing.T) {
 	t.Parallel() // it waits for the disk
@@ -239,13 +238,13 @@ func TestDiskFull(t *testing.T) {
 	l.open()
 	tr := tree{"pages.img": random(1, 5<<20)}
 	dir := tr.write(t, filepath.Join(l.dir, "new"))
-	_, err := l.Add(context.Background(), dir, "")
+	_, err := l.db.save(context.Background(), l.Store, dir)
 	if skerry.CodeOf(err) != skerry.CodeDiskFull || !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("Add on a full disk: %v", err)
 	}
 	tr.check(t, dir)
 	l.collects(nil)
-	ref, err := l.Add(context.Background(), dir, "")
+	ref, err := l.db.save(context.Background(), l.Store, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

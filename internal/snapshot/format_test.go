@@ -30,7 +30,7 @@ func TestFormat(t *testing.T) {
 	counted := &fetches{Store: l.opt.Blobs}
 	l.opt.Blobs = counted
 	l.open()
-	ref, err := l.Add(t.Context(), tree{"a": text(1, 5000)}.write(l, filepath.Join(l.dir, "one")), "some format")
+	ref, err := l.Add(t.Context(), tree{"a": text(1, 5000)}.write(l, filepath.Join(l.dir, "one")), "some format", "lease")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestFormat(t *testing.T) {
 	if counted.chunks == 0 {
 		t.Error("no chunk was fetched")
 	}
-	if _, err := l.Add(t.Context(), tree{"a": text(1, 10)}.write(l, filepath.Join(l.dir, "two")), strings.Repeat("x", maxFormat+1)); err == nil {
+	if _, err := l.Add(t.Context(), tree{"a": text(1, 10)}.write(l, filepath.Join(l.dir, "two")), strings.Repeat("x", maxFormat+1), "lease"); err == nil {
 		t.Error("a format of any length is taken")
 	}
 }

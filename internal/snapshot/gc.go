@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -11,183 +13,203 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/blob"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// GC removes the snapshots that known has as deleted, and the chunks that no
-// snapshot uses then. It returns how many bytes the removed blobs had.
+// Collect removes the snapshots that are deleted, and the chunks that no snapshot
+// uses. known is what the caller's database has: all its manifests, and the leases
+// of the saves under way. Leases must be read before manifests, so that a snapshot
+// that is recorded meanwhile is in one of the two.
 //
-// Snapshots that known does not have are removed as well if nobody has recorded
-// them: this process added them, or an earlier one that was interrupted. Others
-// are set aside for Options.KeepUnknown. They may be newer than a backup that the
-// caller's database was restored from.
+// A chunk is removed in two steps. The first collection that finds it unused
+// condemns it: an Add that begins later stores it again. The first that finds it
+// unused still, and no lease left of those that there were in between, removes it.
+// So no Add waits for a collection, and none relies on a chunk that is removed.
+// Collected.Waiting tells how many chunks the next collection may remove.
 //
-// Not removed are snapshots that are being added or loaded and those that have a
-// lease: the caller may have read known before the snapshot was recorded. ended
-// are leases whose snapshots had been recorded, or given up, before known was
-// read.
+// Chunks that no snapshot ever named are spared for Options.Grace: they are those of
+// saves that failed. So are manifests.
 //
-// A manifest that cannot be read does not tell which chunks it uses. Then GC
-// keeps all chunks that are as old as the snapshot or older, and those that this
-// process has put again because they were missing or damaged, and goes on.
+// A manifest that known does not have is removed if the lease of its save is over.
+// Others are set aside for Options.KeepUnknown: they may be newer than a backup that
+// the database was restored from. They are in Collected.Learned, for the caller to
+// record.
 //
-// Adds and Loads go on meanwhile. A second GC waits for the first.
-func (s *Store) GC(ctx context.Context, known []skerry.Manifest, ended ...string) (freed int64, err error) {
-	// Before the wait: known does not get younger by it.
-	before := time.Now().Add(-s.opt.Grace)
-	s.ledger.enter()
-	defer s.ledger.leave()
+// Blobs are listed and not read, but for manifests whose chunks known does not have.
+// What is found out about those is in Collected.Learned too. One that cannot be read
+// keeps all chunks that are as old as its snapshot or older.
+//
+// A second Collect waits for the first.
+func (s *Store) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Collected, error) {
 	select {
 	case s.collecting <- struct{}{}:
 		defer func() { <-s.collecting }()
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		return nodeapi.Collected{}, ctx.Err()
 	}
 	if err := s.ledger.index(ctx); err != nil {
-		return 0, fmt.Errorf("collect snapshots: %w", err)
+		return nodeapi.Collected{}, fmt.Errorf("collect snapshots: %w", err)
 	}
-	s.ledger.start(before, ended)
-	c := &collection{Store: s, needed: map[id]struct{}{}}
-	if err := c.run(ctx, known); err != nil {
-		return c.freed.Load(), fmt.Errorf("collect snapshots: %w", err)
+	c := &collection{
+		Store: s, now: time.Now(), known: map[id]nodeapi.Manifest{}, loading: map[id]bool{},
+		live: set(known.Leases), over: set(known.Over), needed: map[uint64]struct{}{}, given: map[uint64]struct{}{},
 	}
-	return c.freed.Load(), nil
+	if err := c.run(ctx, known.Manifests); err != nil {
+		return nodeapi.Collected{Freed: c.freed.Load()}, fmt.Errorf("collect snapshots: %w", err)
+	}
+	c.result.Freed = c.freed.Load()
+	return c.result, nil
+}
+
+func set(names []string) map[string]struct{} {
+	m := make(map[string]struct{}, len(names))
+	for _, name := range names {
+		m[name] = struct{}{}
+	}
+	return m
 }
 
 const (
 	// heldSlack is how much later than its snapshot's time a chunk may have
 	// been put: a save takes time, and a storage has a clock of its own.
 	heldSlack = 24 * time.Hour
-	// maxReported bounds the log entries of one GC about unreadable manifests.
+	// maxReported bounds the log entries of one collection about unreadable
+	// manifests.
 	maxReported = 10
 )
 
-// collection is a GC under way.
+// collection is a Collect under way.
 type collection struct {
 	*Store
-	freed atomic.Int64
+	now        time.Time
+	known      map[id]nodeapi.Manifest
+	loading    map[id]bool
+	live, over map[string]struct{}
+	freed      atomic.Int64
 
 	mu     sync.Mutex
-	needed map[id]struct{}
-	// interrupted are the snapshots that had not been recorded before this GC.
-	interrupted map[id]struct{}
+	result nodeapi.Collected
+	// needed are the keys of the chunks that snapshots use, given those of the
+	// chunks of snapshots that are removed.
+	needed, given map[uint64]struct{}
+	// removed are the manifests to remove.
+	removed []blob.Info
 	// unreadable counts the manifests that could not be read. The chunks that
-	// were put before heldBefore may be theirs, and those that were put again.
+	// were put before heldBefore may be theirs.
 	unreadable int
 	heldBefore time.Time
 }
 
-// candidate is a manifest that is needed, and when its snapshot was made.
-type candidate struct {
-	id
-	made time.Time
-}
-
-func (c *collection) run(ctx context.Context, known []skerry.Manifest) error {
-	var err error
-	if c.interrupted, err = c.unrecorded.all(); err != nil {
-		return err
+func (c *collection) run(ctx context.Context, known []nodeapi.Manifest) error {
+	for _, name := range c.loads.running() {
+		c.loading[name] = true
 	}
-	// The listing comes first: if the storage does not answer, this is one
-	// error and not one of each manifest.
-	var manifests []blob.Info
-	for _, k := range []kind{sealedManifest, plainManifest} {
-		list, err := c.list(ctx, k.prefix())
+	var read []candidate
+	for _, m := range known {
+		name, err := parseRef(m.Name)
 		if err != nil {
-			return err
+			if !m.Deleted {
+				c.hold(m.Name, m.CreatedAt.Time, err)
+			}
+			continue
 		}
-		manifests = append(manifests, list...)
+		if m.UnknownSince.IsZero() || c.now.Sub(m.UnknownSince.Time) <= c.opt.KeepUnknown {
+			m.UnknownSince = skerry.Time{}
+		} else {
+			m.Deleted = true
+		}
+		c.known[name] = m
+		if m.Chunks != nil {
+			err = c.use(m.Chunks, c.keeps(name))
+		} else if c.keeps(name) {
+			read = append(read, candidate{id: name, made: m.CreatedAt.Time})
+		}
+		if err != nil {
+			c.hold(m.Name, m.CreatedAt.Time, err)
+		}
 	}
-	if err := c.mark(ctx, known); err != nil {
-		return err
-	}
-	expired, err := c.setAside(ctx, manifests, known)
+	manifests, err := c.manifests(ctx)
 	if err != nil {
 		return err
 	}
-	// Manifests first: what is left of them is whole, whatever happens now.
-	if err := c.sweep(ctx, manifests); err != nil {
+	for _, info := range manifests {
+		b, err := parseKey(info.Key)
+		if err != nil {
+			c.opt.Log.Warn("a blob that is no part of a snapshot", "blob", info.Key)
+			continue
+		}
+		if _, known := c.known[b]; !known {
+			read = append(read, candidate{id: b, made: info.ModTime, stored: info})
+		} else if !c.keeps(b) {
+			c.removed = append(c.removed, info)
+		}
+	}
+	if err := c.readAll(ctx, read); err != nil {
 		return err
 	}
-	for b := range c.interrupted {
-		if c.ledger.pinned(b) {
-			continue // known may be older than its record
-		}
-		if err := c.unrecorded.end(b); err != nil {
-			return err
-		}
+	// Manifests first: what is left of them is whole, whatever happens now.
+	if err := c.removeManifests(ctx); err != nil {
+		return err
 	}
-	for _, marker := range expired {
-		if err := c.opt.Blobs.Delete(ctx, marker); err != nil {
-			return err
-		}
-	}
-	c.cache.retain(func(name id) bool {
-		_, needed := c.needed[name]
-		return needed || c.ledger.pinned(name)
-	})
+	round := c.ledger.beginRound(c.live)
 	for _, k := range []kind{sealedChunk, plainChunk} {
-		chunks, err := c.list(ctx, k.prefix())
-		if err == nil {
-			err = c.sweep(ctx, chunks)
-		}
-		if err != nil {
+		if err := c.sweep(ctx, k, round); err != nil {
 			return err
+		}
+	}
+	c.ledger.endRound()
+	if c.result.Waiting == 0 {
+		for name, m := range c.known {
+			if m.Deleted && m.Chunks != nil && !c.loading[name] {
+				c.result.Gone = append(c.result.Gone, m.Name)
+			}
 		}
 	}
 	return nil
 }
 
-func (c *collection) list(ctx context.Context, prefix string) (list []blob.Info, err error) {
-	for info, err := range c.opt.Blobs.List(ctx, prefix) {
-		if err != nil {
-			return nil, err
+// keeps reports whether a manifest that is known stays: one that is deleted does
+// while it is loaded.
+func (c *collection) keeps(name id) bool { return !c.known[name].Deleted || c.loading[name] }
+
+// manifests lists those that are stored.
+func (c *collection) manifests(ctx context.Context) (list []blob.Info, err error) {
+	for _, k := range []kind{sealedManifest, plainManifest} {
+		for info, err := range c.opt.Blobs.List(ctx, k.prefix()) {
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, info)
 		}
-		list = append(list, info)
 	}
 	return list, nil
 }
 
-// mark finds out what is needed.
-func (c *collection) mark(ctx context.Context, known []skerry.Manifest) error {
-	var keep []candidate
-	for _, m := range known {
-		if m.Deleted {
-			continue
-		}
-		name, err := parseRef(m.Name)
-		if err != nil {
-			c.hold(m.Name, m.CreatedAt.Time, err)
-			continue
-		}
-		keep = append(keep, candidate{name, m.CreatedAt.Time})
-		c.ledger.recorded(name)
-	}
-	if err := c.markAll(ctx, keep, c.hold); err != nil {
-		return err
-	}
-	// A snapshot that is being loaded is kept if it can be: it is none of
-	// this caller's business if not.
-	var loading []candidate
-	for _, name := range c.loads.running() {
-		loading = append(loading, candidate{id: name})
-	}
-	return c.markAll(ctx, loading, func(string, time.Time, error) {})
+// candidate is a manifest that is to be read.
+type candidate struct {
+	id
+	// made is when its snapshot was made.
+	made time.Time
+	// stored is its blob, if it is not known.
+	stored blob.Info
 }
 
-// markAll marks manifests and their chunks. It tells failed of each that cannot
-// be read.
-func (c *collection) markAll(ctx context.Context, manifests []candidate, failed func(name string, made time.Time, err error)) error {
+// readAll reads manifests of which known does not tell enough.
+func (c *collection) readAll(ctx context.Context, candidates []candidate) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(maxInFlight)
-	for _, candidate := range manifests {
+	for _, b := range candidates {
 		group.Go(func() error {
-			_, m, err := c.manifest(groupCtx, candidate.id)
+			_, m, err := c.manifest(groupCtx, b.id)
 			if groupCtx.Err() != nil {
 				return groupCtx.Err()
 			}
-			c.need(candidate.id, m) // the manifest itself also if it cannot be read
-			if err != nil {
-				failed(candidate.ref(), candidate.made, err)
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if b.stored.Key == "" {
+				c.learn(b, m, err)
+			} else {
+				c.judge(b, m, err)
 			}
 			return nil
 		})
@@ -195,113 +217,162 @@ func (c *collection) markAll(ctx context.Context, manifests []candidate, failed 
 	return group.Wait()
 }
 
-// need marks a manifest and its chunks.
-func (c *collection) need(name id, m manifest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.needed[name] = struct{}{}
-	for _, f := range m.Files {
-		for _, chunk := range f.Chunks {
-			c.needed[c.blobOf(m, chunk)] = struct{}{}
+// learn notes the chunks of a manifest that is known; mu is held.
+func (c *collection) learn(b candidate, m manifest, err error) {
+	if err != nil {
+		c.hold(b.ref(), b.made, err)
+		return
+	}
+	chunks := c.chunksOf(m)
+	_ = c.use(chunks, true) // it has the right form
+	c.result.Learned = append(c.result.Learned, nodeapi.Manifest{Name: b.ref(), CreatedAt: skerry.At(b.made), Chunks: chunks})
+}
+
+// judge decides about a manifest that is not known; mu is held.
+func (c *collection) judge(b candidate, m manifest, err error) {
+	if err != nil && errors.Is(err, blob.ErrNotFound) {
+		return // it was removed since
+	}
+	_, live := c.live[m.Lease]
+	_, over := c.over[m.Lease]
+	young := c.now.Sub(b.made) < c.opt.Grace
+	unknown := !over && !live && !young
+	switch {
+	case c.loading[b.id], live, young && !over:
+		// Without a lease it may be one of a save that began since.
+	case over, c.opt.KeepUnknown <= 0:
+		_ = c.use(c.chunksOf(m), false)
+		c.removed = append(c.removed, b.stored)
+		return
+	}
+	if err != nil {
+		c.hold(b.ref(), b.made, err)
+	} else {
+		_ = c.use(c.chunksOf(m), true)
+	}
+	if unknown {
+		c.opt.Log.Error("setting a snapshot aside that the database does not know", "manifest", b.ref(), "stored", b.made, "for", c.opt.KeepUnknown)
+		learned := nodeapi.Manifest{Name: b.ref(), CreatedAt: skerry.At(b.made), UnknownSince: skerry.At(c.now)}
+		if err == nil {
+			learned.Chunks = c.chunksOf(m)
 		}
+		c.result.Learned = append(c.result.Learned, learned)
 	}
 }
 
 // hold keeps all chunks that a snapshot may use whose manifest cannot be read.
 func (c *collection) hold(name string, made time.Time, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.unreadable++; c.unreadable <= maxReported {
 		c.opt.Log.Error("cannot read the manifest of a snapshot; chunks as old as it are not collected until it can be read or is deleted",
 			"manifest", name, "created", made, "error", err)
 	}
 	if made.IsZero() {
-		made = time.Now()
+		made = c.now
 	}
 	if until := made.Add(heldSlack); until.After(c.heldBefore) {
 		c.heldBefore = until
 	}
 }
 
-// held reports whether a chunk may belong to a snapshot whose manifest cannot be read.
-func (c *collection) held(b id, put time.Time) bool {
-	return c.unreadable > 0 && (put.Before(c.heldBefore) || c.ledger.mayBeRenewed(b))
-}
+// chunksForm begins a list of chunks.
+const chunksForm = 1
 
-// unknownPrefix is of the markers of snapshots that are set aside.
-const unknownPrefix = "unknown/"
+// keySize is the bytes of a chunk in such a list: the first of its name. Two chunks
+// that have them in common are kept as one, which costs room and loses nothing.
+const keySize = 8
 
-// setAside marks the snapshots that nobody knows as needed, until they have
-// been set aside for long enough. It returns the markers to remove after a
-// sweep.
-func (c *collection) setAside(ctx context.Context, manifests []blob.Info, known []skerry.Manifest) (expired []string, err error) {
-	if c.opt.KeepUnknown <= 0 {
-		return nil, nil
-	}
-	list, err := c.list(ctx, unknownPrefix)
-	if err != nil {
-		return nil, err
-	}
-	markers := map[string]time.Time{}
-	for _, marker := range list {
-		markers[marker.Key[len(unknownPrefix):]] = marker.ModTime
-	}
-	recorded := make(map[string]struct{}, len(known))
-	for _, m := range known {
-		recorded[m.Name] = struct{}{}
-	}
-	var keep []candidate
-	for _, info := range manifests {
-		b, err := parseKey(info.Key)
-		if err != nil {
-			continue // sweep reports it
-		}
-		if _, known := recorded[b.ref()]; known || c.ledger.ownManifest(b) || c.ledger.pinned(b) {
-			continue
-		}
-		if _, interrupted := c.interrupted[b]; interrupted {
-			continue
-		}
-		since, marked := markers[b.ref()]
-		switch {
-		case !marked:
-			if err := c.opt.Blobs.Put(ctx, unknownPrefix+b.ref(), nil); err != nil {
-				return nil, err
+// chunksOf lists the chunks of a manifest for a database.
+func (s *Store) chunksOf(m manifest) []byte {
+	list := []byte{chunksForm}
+	seen := map[uint64]struct{}{}
+	for _, f := range m.Files {
+		for _, chunk := range f.Chunks {
+			key := s.blobOf(m, chunk).key()
+			if _, twice := seen[key]; !twice {
+				seen[key] = struct{}{}
+				list = binary.BigEndian.AppendUint64(list, key)
 			}
-			c.opt.Log.Error("setting a snapshot aside that the database does not know", "manifest", b.ref(), "stored", info.ModTime, "for", c.opt.KeepUnknown)
-		case time.Since(since) > c.opt.KeepUnknown:
-			continue
 		}
-		delete(markers, b.ref())
-		keep = append(keep, candidate{b, info.ModTime})
 	}
-	// What is left is known now, gone, or set aside for long enough.
-	for name := range markers {
-		expired = append(expired, unknownPrefix+name)
-	}
-	return expired, c.markAll(ctx, keep, c.hold)
+	return list
 }
 
-// sweep removes those blobs that are not needed.
-func (c *collection) sweep(ctx context.Context, blobs []blob.Info) error {
-	group, ctx := errgroup.WithContext(ctx)
+// key is what a list of chunks has of a chunk.
+func (b id) key() uint64 { return binary.BigEndian.Uint64(b.sum[:keySize]) }
+
+// use notes a list of chunks as needed, or as given back.
+func (c *collection) use(list []byte, needed bool) error {
+	if len(list) == 0 || list[0] != chunksForm || len(list[1:])%keySize != 0 {
+		return errors.New("its list of chunks in the database is damaged")
+	}
+	keys := c.given
+	if needed {
+		keys = c.needed
+	}
+	for list = list[1:]; len(list) > 0; list = list[keySize:] {
+		keys[binary.BigEndian.Uint64(list)] = struct{}{}
+	}
+	return nil
+}
+
+// removeManifests removes those of snapshots that are deleted, from the cache too.
+func (c *collection) removeManifests(ctx context.Context) error {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(maxInFlight)
+	gone := map[id]bool{}
+	for name := range c.known {
+		gone[name] = !c.keeps(name)
+	}
+	for _, info := range c.removed {
+		name, err := parseKey(info.Key)
+		if err != nil {
+			return err
+		}
+		gone[name] = true
+		group.Go(func() error {
+			err := c.opt.Blobs.Delete(groupCtx, info.Key)
+			if err == nil {
+				c.freed.Add(info.Size)
+			}
+			return err
+		})
+	}
+	c.cache.retain(func(name id) bool { return !gone[name] })
+	return group.Wait()
+}
+
+// sweep condemns the chunks that are not needed, and removes those that were
+// condemned earlier.
+func (c *collection) sweep(ctx context.Context, k kind, round *verdict) error {
+	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(maxInFlight)
 	held := 0
-	for _, info := range blobs {
+	for info, err := range c.opt.Blobs.List(ctx, k.prefix()) {
+		if err != nil {
+			return errors.Join(err, group.Wait())
+		}
 		b, err := parseKey(info.Key)
 		if err != nil {
 			c.opt.Log.Warn("a blob that is no part of a snapshot", "blob", info.Key)
 			continue
 		}
-		if _, needed := c.needed[b]; needed {
+		if _, needed := c.needed[b.key()]; needed {
+			c.ledger.acquit(b, info.Size)
 			continue
 		}
-		if b.isChunk() && c.held(b, info.ModTime) {
+		if c.unreadable > 0 && info.ModTime.Before(c.heldBefore) {
 			held++
 			continue
 		}
+		if _, given := c.given[b.key()]; !given && c.now.Sub(info.ModTime) < c.opt.Grace && !c.ledger.isGarbage(b) {
+			continue
+		}
+		if !c.ledger.condemn(b, round) {
+			c.result.Waiting++
+			continue
+		}
 		group.Go(func() error {
-			removed, err := c.ledger.remove(ctx, b)
+			removed, err := c.ledger.remove(groupCtx, b)
 			if removed {
 				c.freed.Add(info.Size)
 			}

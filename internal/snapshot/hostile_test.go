@@ -6,12 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -115,18 +114,24 @@ func TestDamageMended(t *testing.T) {
 	}
 }
 
-// TestGCUnreadable collects while a manifest cannot be read: what may belong to
-// its snapshot is kept, all else is removed.
-func TestGCUnreadable(t *testing.T) {
-	for how, spoil := range map[string]func(l *lab, m *skerry.Manifest) error{
-		"damaged": func(l *lab, m *skerry.Manifest) error {
-			name := mustParse(t, m.Name).String()
-			return l.blobs.Put(t.Context(), name, []byte("no manifest"))
+// TestCollectUnreadable collects while a manifest cannot be read whose chunks the
+// database does not know: what may belong to its snapshot is kept, all else is
+// removed.
+func TestCollectUnreadable(t *testing.T) {
+	for how, spoil := range map[string]func(l *lab, name string) string{
+		"damaged": func(l *lab, name string) string {
+			if err := l.blobs.Put(t.Context(), mustParse(t, name).String(), []byte("no manifest")); err != nil {
+				t.Fatal(err)
+			}
+			return name
 		},
-		"missing": func(l *lab, m *skerry.Manifest) error {
-			return l.blobs.Delete(t.Context(), mustParse(t, m.Name).String())
+		"missing": func(l *lab, name string) string {
+			if err := l.blobs.Delete(t.Context(), mustParse(t, name).String()); err != nil {
+				t.Fatal(err)
+			}
+			return name
 		},
-		"no manifest": func(_ *lab, m *skerry.Manifest) error { m.Name = "../../etc"; return nil },
+		"no manifest": func(l *lab, name string) string { l.db.forget(name); return "../../etc" },
 	} {
 		t.Run(how, func(t *testing.T) {
 			l := newLab(t)
@@ -135,13 +140,12 @@ func TestGCUnreadable(t *testing.T) {
 			good := tree{"pages.img": random(3, 1<<20)}
 			kept := l.add(good)
 			before, _ := l.stored()
-			known := recorded([]string{bad.Manifest, kept.Manifest})
-			if err := spoil(l, &known[0]); err != nil {
-				t.Fatal(err)
+			name := spoil(l, bad.Manifest)
+			made := func(at time.Time) {
+				l.db.edit(name, func(m *nodeapi.Manifest) { m.Name, m.Chunks, m.CreatedAt = name, nil, skerry.At(at) })
 			}
-			if _, err := l.GC(t.Context(), known); err != nil {
-				t.Fatal(err)
-			}
+			made(time.Now())
+			l.gc(name, kept.Manifest)
 			after, _ := l.stored()
 			for key := range before {
 				_, left := after[key]
@@ -153,57 +157,88 @@ func TestGCUnreadable(t *testing.T) {
 				t.Error("a deleted snapshot was not removed")
 			}
 			// Chunks that are newer cannot be its own.
-			known[0].CreatedAt = skerry.At(time.Now().Add(-2 * heldSlack))
-			if freed, err := l.GC(t.Context(), known); err != nil || freed < 1<<20 {
-				t.Errorf("with an older unreadable snapshot, GC freed %d, %v", freed, err)
+			made(time.Now().Add(-2 * heldSlack))
+			if freed := l.gc(name, kept.Manifest); freed < 1<<20 {
+				t.Errorf("with an older unreadable snapshot, collecting freed %d", freed)
 			}
 			l.emptyCache()
 			l.loads(kept.Manifest, good)
-			l.GC(t.Context(), known[1:])
+			l.gc(kept.Manifest)
 			l.collects([]string{kept.Manifest})
 		})
 	}
 }
 
-// TestGCUnreadableRenewed has a chunk put again, so that it looks newer than the older
-// snapshot that needs it as well, whose manifest cannot be read.
-func TestGCUnreadableRenewed(t *testing.T) {
-	l := newLab(t)
-	shared := random(1, minChunk)
-	older := tree{"pages.img": shared}
-	ref := l.add(older)
-	for key := range l.referenced([]string{ref.Manifest}) {
-		if strings.HasPrefix(key, sealedChunk.prefix()) {
-			if err := l.blobs.Delete(t.Context(), key); err != nil {
-				t.Fatal(err)
-			}
+// TestCollectReadsNothing collects when no manifest can be read, and all are known.
+func TestCollectReadsNothing(t *testing.T) {
+	l, h := newHooked(t)
+	tr := tree{"pages.img": random(1, 1<<20)}
+	kept := l.add(tr)
+	l.add(tree{"pages.img": random(2, 1<<20)})
+	h.get = func(key string) { t.Errorf("%s was read", key) }
+	if freed := l.gc(kept.Manifest); freed < 1<<20 {
+		t.Errorf("collecting freed %d", freed)
+	}
+	h.get = nil
+	l.emptyCache()
+	l.loads(kept.Manifest, tr)
+	l.collects([]string{kept.Manifest})
+}
+
+// TestCollectLearns has snapshots of an earlier version, whose chunks the database
+// does not know: a collection tells them once.
+func TestCollectLearns(t *testing.T) {
+	l, h := newHooked(t)
+	trees := []tree{{"pages.img": random(1, 1<<20)}, {"pages.img": random(2, 1<<20)}, {}}
+	saved := []nodeapi.SavedFiles{l.addPlain(trees[0]), l.add(trees[1]), l.add(trees[2])}
+	var names []string
+	for _, ref := range saved {
+		names = append(names, ref.Manifest)
+		l.db.edit(ref.Manifest, func(m *nodeapi.Manifest) { m.Name, m.Chunks = ref.Manifest, nil })
+	}
+	var mu sync.Mutex
+	reads := 0
+	h.get = func(string) {
+		mu.Lock()
+		defer mu.Unlock()
+		reads++
+	}
+	for range 2 {
+		if freed := l.gc(names...); freed != 0 {
+			t.Errorf("a collection freed %d", freed)
+		}
+		if reads != len(names) {
+			t.Errorf("%d manifests were read", reads)
 		}
 	}
+	h.get = nil
+	for i, name := range names[1:] {
+		l.db.edit(name, func(m *nodeapi.Manifest) {
+			if !bytes.Equal(m.Chunks, saved[i+1].Chunks) {
+				t.Errorf("learned %x, saved as %x", m.Chunks, saved[i+1].Chunks)
+			}
+		})
+	}
 	l.emptyCache()
-	if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); err == nil {
-		t.Fatal("a snapshot was loaded whose chunks are missing")
+	for i, name := range names {
+		l.loads(name, trees[i])
 	}
-	l.add(tree{"pages.img": shared, "other.img": random(2, minChunk)})
-	manifest := mustParse(t, ref.Manifest).String()
-	sound, err := l.blobs.Get(t.Context(), manifest)
-	if err != nil {
-		t.Fatal(err)
+	l.collects(names[:1])
+	l.collects(nil)
+}
+
+// TestDamagedChunkList has a database whose list of a snapshot's chunks is damaged: it
+// is as if the manifest could not be read.
+func TestDamagedChunkList(t *testing.T) {
+	for _, list := range [][]byte{{}, {9, 1, 2, 3, 4, 5, 6, 7, 8}, {chunksForm, 1}} {
+		l := newLab(t)
+		tr := tree{"pages.img": random(1, 1<<20)}
+		ref := l.add(tr)
+		l.db.edit(ref.Manifest, func(m *nodeapi.Manifest) { m.Chunks = list })
+		l.gc(ref.Manifest)
+		l.emptyCache()
+		l.loads(ref.Manifest, tr)
 	}
-	if err := l.blobs.Put(t.Context(), manifest, []byte("no manifest")); err != nil {
-		t.Fatal(err)
-	}
-	known := recorded([]string{ref.Manifest})
-	known[0].CreatedAt = skerry.At(time.Now().Add(-2 * heldSlack))
-	// The other snapshot is deleted, with what only it has.
-	if freed, err := l.GC(t.Context(), known); err != nil || freed < minChunk {
-		t.Errorf("GC freed %d, %v", freed, err)
-	}
-	if err := l.blobs.Put(t.Context(), manifest, sound); err != nil {
-		t.Fatal(err)
-	}
-	l.loads(ref.Manifest, older)
-	l.GC(t.Context(), known)
-	l.collects([]string{ref.Manifest})
 }
 
 // TestUnknownSnapshots has snapshots that a database from an old backup does not
@@ -218,90 +253,102 @@ func TestUnknownSnapshots(t *testing.T) {
 		names = append(names, l.add(tr).Manifest)
 	}
 	const kept, deleted, lost, found = 0, 1, 2, 3
-	known := recorded(names[:lost])
-	known[deleted].Deleted = true
-
-	l.emptyCache() // this process has added none of them
-	if _, err := l.GC(t.Context(), known); err != nil {
-		t.Fatal(err)
+	l.db.edit(names[deleted], func(m *nodeapi.Manifest) { m.Deleted = true })
+	newer := l.db.manifests[names[found]]
+	l.db.forget(names[lost])
+	l.db.forget(names[found])
+	collect := func() {
+		t.Helper()
+		if _, err := l.db.collect(t.Context(), l.Store); err != nil {
+			t.Fatal(err)
+		}
 	}
-	l.emptyCache()
-	for _, i := range []int{kept, lost, found} {
-		l.loads(names[i], trees[i])
-	}
-	if _, err := l.Load(t.Context(), names[deleted], anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
-		t.Errorf("loading a deleted snapshot: %v", err)
-	}
-	markers := func() (n int) {
-		keys, _ := l.stored()
-		for key := range keys {
-			if strings.HasPrefix(key, unknownPrefix) {
+	unknown := func() (n int) {
+		for _, m := range l.db.manifests {
+			if !m.UnknownSince.IsZero() {
 				n++
 			}
 		}
 		return n
 	}
-	if n := markers(); n != 2 {
-		t.Errorf("%d snapshots are set aside", n)
+	for range 2 {
+		l.emptyCache()
+		collect()
+		l.emptyCache()
+		for _, i := range []int{kept, lost, found} {
+			l.loads(names[i], trees[i])
+		}
+		if _, err := l.Load(t.Context(), names[deleted], anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+			t.Errorf("loading a deleted snapshot: %v", err)
+		}
+		if n := unknown(); n != 2 {
+			t.Errorf("%d snapshots are set aside", n)
+		}
 	}
 
 	// The newer database is back: one is known again. The time of the other is over.
-	known = append(known, recorded(names[found:])...)
-	err := filepath.WalkDir(filepath.Join(l.dir, "blobs", "blobs", unknownPrefix), func(path string, _ fs.DirEntry, err error) error {
-		return errors.Join(err, os.Chtimes(path, time.Time{}, time.Now().Add(-2*time.Hour)))
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := l.GC(t.Context(), known); err != nil {
-		t.Fatal(err)
-	}
-	if n := markers(); n != 0 {
+	l.db.edit(names[found], func(m *nodeapi.Manifest) { *m = newer })
+	l.db.edit(names[lost], func(m *nodeapi.Manifest) { m.UnknownSince = skerry.At(time.Now().Add(-2 * time.Hour)) })
+	collect()
+	if n := unknown(); n != 0 {
 		t.Errorf("%d snapshots are set aside at the end", n)
 	}
 	l.emptyCache()
 	l.loads(names[found], trees[found])
 	l.collects([]string{names[kept], names[found]})
 
-	// What this process adds and nobody records is given up, not lost.
+	// What was saved and is named by nobody is given up, not lost.
+	l.db.end(l.save(trees[lost]).Lease)
+	l.collects([]string{names[kept], names[found]})
+}
+
+// TestUnreadableUnknown has a manifest that nobody knows, and that cannot be read. It
+// is set aside too, with all chunks that may be its own.
+func TestUnreadableUnknown(t *testing.T) {
+	l := newLab(t)
 	l.opt.KeepUnknown = time.Hour
 	l.open()
-	l.add(trees[lost])
-	l.collects([]string{names[kept], names[found]})
+	tr := tree{"pages.img": random(1, 1<<20)}
+	ref := l.add(tr)
+	key := mustParse(t, ref.Manifest).String()
+	sound, err := l.blobs.Get(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.blobs.Put(t.Context(), key, []byte("no manifest")); err != nil {
+		t.Fatal(err)
+	}
+	l.db.forget(ref.Manifest)
+	l.gc()
+	if err := l.blobs.Put(t.Context(), key, sound); err != nil {
+		t.Fatal(err)
+	}
+	l.emptyCache()
+	l.loads(ref.Manifest, tr)
+	if m := l.db.manifests[ref.Manifest]; m.UnknownSince.IsZero() || m.Chunks != nil {
+		t.Errorf("recorded as %+v", m)
+	}
+	if _, err := l.db.collect(t.Context(), l.Store); err != nil {
+		t.Fatal(err)
+	}
+	if m := l.db.manifests[ref.Manifest]; !bytes.Equal(m.Chunks, ref.Chunks) {
+		t.Errorf("later recorded as %+v", m)
+	}
 }
 
 // TestInterruptedSaves has processes end between adding a snapshot and recording
 // it. Unlike a snapshot that was recorded once, it is collected.
 func TestInterruptedSaves(t *testing.T) {
 	l := newLab(t)
-	l.opt.KeepUnknown = time.Hour
+	l.opt.KeepUnknown, l.opt.Grace = time.Hour, time.Hour
 	l.open()
-	trees := []tree{{"pages.img": random(1, 1<<20)}, {"pages.img": random(2, 1<<20)}, {"pages.img": random(3, 1<<20)}}
-	const kept, lost, interrupted = 0, 1, 2
-	var names []string
-	for _, tr := range trees[:interrupted] {
-		names = append(names, l.add(tr).Manifest)
-	}
-	if _, err := l.GC(t.Context(), recorded(names)); err != nil {
-		t.Fatal(err)
-	}
-	names = append(names, l.add(trees[interrupted]).Manifest)
-	l.open() // the next process, whose database is older than one of the snapshots
-	known := recorded(names[:lost])
-	if _, err := l.GC(t.Context(), known); err != nil {
-		t.Fatal(err)
-	}
-	l.emptyCache()
-	l.loads(names[kept], trees[kept])
-	l.loads(names[lost], trees[lost])
-	if _, err := l.Load(t.Context(), names[interrupted], anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
+	ref := l.save(tree{"pages.img": random(1, 1<<20)})
+	l.open()
+	l.db.end(ref.Lease) // as the next process does
+	l.collects(nil)
+	if _, err := l.Load(t.Context(), ref.Manifest, anyFormat); skerry.CodeOf(err) != skerry.CodeSnapshotNotFound {
 		t.Errorf("loading the interrupted snapshot: %v", err)
 	}
-	// The same files may be saved again.
-	if again := l.add(trees[interrupted]).Manifest; again != names[interrupted] {
-		t.Errorf("saved again, it is %s and not %s", again, names[interrupted])
-	}
-	l.loads(names[interrupted], trees[interrupted])
 }
 
 func TestLoadUnknown(t *testing.T) {
@@ -338,7 +385,7 @@ func TestAddRefuses(t *testing.T) {
 			if err := spoil(dir); err != nil {
 				t.Fatal(err)
 			}
-			if ref, err := l.Add(t.Context(), dir, ""); err == nil {
+			if ref, err := l.Add(t.Context(), dir, "", "lease"); err == nil {
 				t.Errorf("it was added: %+v", ref)
 			}
 			if _, err := os.Stat(dir); err != nil && name != "missing" {
@@ -364,7 +411,7 @@ func TestAddRefusesAHugeFile(t *testing.T) {
 	if err := os.Truncate(path, maxFileSize+1); err != nil {
 		t.Fatal(err)
 	}
-	if ref, err := l.Add(t.Context(), dir, ""); err == nil || !strings.Contains(err.Error(), "the most is") {
+	if ref, err := l.Add(t.Context(), dir, "", "lease"); err == nil || !strings.Contains(err.Error(), "the most is") {
 		t.Errorf("added as %+v, %v", ref, err)
 	}
 }

@@ -60,6 +60,7 @@ func victim(dir string) error {
 		return err
 	}
 	var kept []string
+	db := newDatabase()
 	for seed := uint64(0); ; seed++ {
 		from := filepath.Join(dir, "new", fmt.Sprint(seed))
 		if err := os.MkdirAll(from, 0o700); err != nil {
@@ -70,10 +71,11 @@ func victim(dir string) error {
 				return err
 			}
 		}
-		ref, err := s.Add(ctx, from, "")
+		ref, err := db.save(ctx, s, from)
 		if err != nil {
 			return err
 		}
+		db.name(ref)
 		fmt.Println("added", ref.Manifest, seed)
 		kept = append(kept, ref.Manifest)
 		f, err := s.Load(ctx, kept[0], anyFormat)
@@ -84,7 +86,8 @@ func victim(dir string) error {
 		if len(kept) > 3 {
 			fmt.Println("deleted", kept[0], 0)
 			kept = kept[1:]
-			if _, err := s.GC(ctx, recorded(kept)); err != nil {
+			db.keep(kept)
+			if _, err := db.collect(ctx, s); err != nil {
 				return err
 			}
 		}
@@ -92,12 +95,12 @@ func victim(dir string) error {
 }
 
 // TestKilled kills a process with kill -9 while it adds, loads and collects:
-// what it has acknowledged is there, and GC frees the rest.
+// what it has acknowledged is there, and a collection frees the rest.
 func TestKilled(t *testing.T) {
 	t.Parallel() // it waits for the disk
 	r := rand.New(rand.NewPCG(rand.Uint64(), 0))
 	for range 20 {
-		l := &lab{TB: t, dir: t.TempDir()}
+		l := &lab{TB: t, dir: t.TempDir(), db: newDatabase()}
 		live := killed(t, l.dir, 1+r.IntN(12), time.Duration(r.IntN(20_000))*time.Microsecond)
 		var err error
 		if l.opt, err = victimOptions(l.dir); err != nil {

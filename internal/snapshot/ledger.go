@@ -2,22 +2,15 @@ package snapshot
 
 import (
 	"context"
-	"crypto/rand"
-	"slices"
+	"maps"
 	"sync"
-	"time"
 
 	"github.com/skerry-dev/skerry/internal/blob"
 )
 
-// ledger knows which chunks are stored and which blobs are needed. It is what
-// keeps GC from removing a chunk that an Add relies on:
-//
-//   - An Add pins a blob before it asks whether it is stored, and keeps the
-//     pin until its snapshot has had its grace. GC does not remove what is
-//     pinned.
-//   - A blob that is being put or removed is busy, and whoever wants to do
-//     either waits: a chunk that GC removes is put again only after that.
+// ledger knows which chunks an Add may rely on, as they are stored and not
+// condemned; see Collect. A chunk that is being put or removed is busy, and whoever
+// wants to do either waits.
 type ledger struct {
 	blobs blob.Store
 	// indexing is held by whoever reads which chunks are stored.
@@ -29,34 +22,33 @@ type ledger struct {
 	// doubted are chunks that were found missing or damaged and have not been
 	// put again.
 	doubted map[id]struct{}
-	// renewed are chunks that were put again after a doubt, up to maxRenewed. The
-	// storage does not tell any more how old they are.
-	renewed map[id]struct{}
-	pins    map[id]int
-	// own are the manifests that this process has put and that nobody has named
-	// yet. If nobody ever does, one was given up, and its snapshot is not lost.
-	own  map[id]struct{}
-	busy map[id]chan struct{} // closed when no longer
-	// fresh are the snapshots that were added lately, the oldest first; over are
-	// the leases among them that have ended.
-	fresh []*hold
-	over  map[string]struct{}
-	// collecting is how many GCs run or wait to.
-	collecting int
+	busy    map[id]chan struct{} // closed when no longer
+	// leftovers are the chunks that Adds have put that failed afterwards.
+	leftovers map[id]struct{}
+	condemned map[id]*sentence
+	round     uint64
 }
 
-// hold is the pins of one Add.
-type hold struct {
-	ids   map[id]struct{}
-	added time.Time // when the Add returned
-	lease string
+// sentence is that of a chunk that was found unused.
+type sentence struct {
+	*verdict
+	// seen is the last round that the chunk was listed in.
+	seen uint64
+}
+
+// verdict is what chunks have in common that one round condemned: the leases that
+// must end first. They are known with the next round.
+type verdict struct {
+	passed uint64
+	known  bool
+	leases map[string]struct{}
 }
 
 func newLedger(blobs blob.Store) *ledger {
 	return &ledger{
 		blobs: blobs, indexing: make(chan struct{}, 1),
-		stored: map[id]int64{}, doubted: map[id]struct{}{}, renewed: map[id]struct{}{}, pins: map[id]int{}, own: map[id]struct{}{}, busy: map[id]chan struct{}{},
-		over: map[string]struct{}{},
+		stored: map[id]int64{}, doubted: map[id]struct{}{}, busy: map[id]chan struct{}{},
+		leftovers: map[id]struct{}{}, condemned: map[id]*sentence{},
 	}
 }
 
@@ -94,45 +86,9 @@ func (l *ledger) index(ctx context.Context) error {
 	return nil
 }
 
-// newHold begins an Add.
-func (l *ledger) newHold() *hold { return &hold{ids: map[id]struct{}{}} }
-
-// pin keeps a blob from being removed while the hold lasts.
-func (l *ledger) pin(h *hold, b id) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if _, pinned := h.ids[b]; !pinned {
-		h.ids[b] = struct{}{}
-		l.pins[b]++
-	}
-}
-
-// release ends a hold.
-func (l *ledger) release(h *hold) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.unpin(h)
-}
-
-// unpin ends a hold; mu is held.
-func (l *ledger) unpin(h *hold) {
-	for b := range h.ids {
-		if l.pins[b]--; l.pins[b] == 0 {
-			delete(l.pins, b)
-		}
-	}
-	h.ids = nil
-}
-
 // put sees to it that a blob is stored. It calls encode only if it is not, and
 // returns the bytes that were stored.
-func (l *ledger) put(ctx context.Context, h *hold, b id, encode func() []byte) (added int64, err error) {
-	l.pin(h, b)
-	if b.kind == sealedManifest {
-		l.mu.Lock()
-		l.own[b] = struct{}{}
-		l.mu.Unlock()
-	}
+func (l *ledger) put(ctx context.Context, b id, encode func() []byte) (added int64, err error) {
 	finish, stored, err := l.begin(ctx, b)
 	if stored || err != nil {
 		return 0, err
@@ -179,10 +135,9 @@ func (l *ledger) claim(b id) (finish func(size int64)) {
 		defer l.mu.Unlock()
 		if size > 0 {
 			l.stored[b] = size
-			if _, doubted := l.doubted[b]; doubted && len(l.renewed) < maxRenewed {
-				l.renewed[b] = struct{}{}
-			}
 			delete(l.doubted, b)
+			delete(l.leftovers, b)
+			delete(l.condemned, b)
 		}
 		delete(l.busy, b)
 		close(done)
@@ -198,118 +153,102 @@ func (l *ledger) doubt(b id) {
 	l.doubted[b] = struct{}{}
 }
 
-// maxRenewed bounds what is kept of chunks that were put again. If there are more,
-// any may be one.
-const maxRenewed = 1 << 16
-
-// mayBeRenewed reports whether a chunk may have been put again by this process: it may
-// belong to older snapshots than its time says.
-func (l *ledger) mayBeRenewed(b id) bool {
+// leave says that nobody needs what a failed Add has put, unless others do.
+func (l *ledger) leave(chunks []id) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, renewed := l.renewed[b]
-	return renewed || len(l.renewed) >= maxRenewed
+	for _, b := range chunks {
+		if _, stored := l.stored[b]; stored {
+			l.leftovers[b] = struct{}{}
+		}
+	}
 }
 
-// remove deletes a blob unless it is needed, and tells whether it did.
+// isGarbage reports whether a chunk was put by a failed Add, or condemned.
+func (l *ledger) isGarbage(b id) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, left := l.leftovers[b]
+	return left || l.condemned[b] != nil
+}
+
+// beginRound begins a collection. leases are those of the saves under way.
+func (l *ledger) beginRound(leases map[string]struct{}) *verdict {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.round++
+	for _, s := range l.condemned {
+		v := s.verdict
+		switch {
+		case v.passed == l.round: // with another chunk
+		case v.known:
+			maps.DeleteFunc(v.leases, func(lease string, _ struct{}) bool { _, on := leases[lease]; return !on })
+		default:
+			v.known, v.leases = true, maps.Clone(leases)
+		}
+		v.passed = l.round
+	}
+	return &verdict{passed: l.round}
+}
+
+// condemn has no Add that begins from now on rely on a chunk. It reports whether the
+// chunk may be removed already, as it was condemned in an earlier round.
+func (l *ledger) condemn(b id, v *verdict) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.condemned[b]; s != nil {
+		s.seen = l.round
+		return s.known && len(s.leases) == 0
+	}
+	if l.busy[b] == nil { // otherwise it is being put, and is another chunk then
+		delete(l.stored, b)
+		l.condemned[b] = &sentence{v, l.round}
+	}
+	return false
+}
+
+// acquit has Adds rely on a chunk again that a snapshot uses after all.
+func (l *ledger) acquit(b id, size int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.leftovers, b)
+	if l.condemned[b] == nil {
+		return
+	}
+	delete(l.condemned, b)
+	if _, doubted := l.doubted[b]; !doubted {
+		l.stored[b] = size
+	}
+}
+
+// remove deletes a chunk that is still condemned, and reports whether it did.
 func (l *ledger) remove(ctx context.Context, b id) (bool, error) {
 	l.mu.Lock()
-	if l.pins[b] > 0 || l.busy[b] != nil {
+	if l.condemned[b] == nil || l.busy[b] != nil {
 		l.mu.Unlock()
 		return false, nil
 	}
-	// It may be gone even if Delete fails.
-	delete(l.stored, b)
-	delete(l.doubted, b)
-	delete(l.own, b)
 	finish := l.claim(b)
 	l.mu.Unlock()
-	defer finish(0)
-	if err := l.blobs.Delete(ctx, b.String()); err != nil {
-		return false, err
+	err := l.blobs.Delete(ctx, b.String())
+	if err == nil {
+		l.mu.Lock()
+		delete(l.doubted, b)
+		delete(l.leftovers, b)
+		delete(l.condemned, b)
+		l.mu.Unlock()
 	}
-	return true, nil
+	finish(0)
+	return err == nil, err
 }
 
-// pinned tells whether an Add needs a blob.
-func (l *ledger) pinned(b id) bool {
+// endRound forgets the chunks that are not stored any more.
+func (l *ledger) endRound() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.pins[b] > 0
-}
-
-// ownManifest reports whether this process has put a manifest.
-func (l *ledger) ownManifest(b id) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, own := l.own[b]
-	return own
-}
-
-// recorded says that a manifest is named: if it is not any more some day, the names
-// were lost.
-func (l *ledger) recorded(b id) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.own, b)
-}
-
-// settle keeps the pins of an Add that succeeded, and names the lease by which
-// they are kept: its caller has yet to record the snapshot, and a GC may run that
-// began before.
-func (l *ledger) settle(h *hold) (lease string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	h.added, h.lease = time.Now(), rand.Text()
-	l.fresh = append(l.fresh, h)
-	return h.lease
-}
-
-// expire ends the grace of snapshots that were added before a time. While a GC
-// runs or waits none ends: what it keeps was decided when it was called.
-func (l *ledger) expire(before time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.collecting == 0 {
-		l.expireLocked(before)
-	}
-}
-
-// expireLocked ends the leases that are over or too old; mu is held.
-func (l *ledger) expireLocked(before time.Time) {
-	l.fresh = slices.DeleteFunc(l.fresh, func(h *hold) bool {
-		_, over := l.over[h.lease]
-		if !over && h.added.After(before) {
-			return false
-		}
-		l.unpin(h)
-		return true
+	maps.DeleteFunc(l.condemned, func(b id, s *sentence) bool { return s.seen != l.round && l.busy[b] == nil })
+	maps.DeleteFunc(l.leftovers, func(b id, _ struct{}) bool {
+		_, stored := l.stored[b]
+		return !stored && l.condemned[b] == nil
 	})
-	clear(l.over)
-}
-
-// enter announces a GC, start begins it when it is its turn, and leave ends it.
-// Leases that have ended do so with the first GC that runs alone: what another
-// keeps was maybe decided before their snapshots were recorded.
-func (l *ledger) enter() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.collecting++
-}
-
-func (l *ledger) start(before time.Time, ended []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, lease := range ended {
-		l.over[lease] = struct{}{}
-	}
-	if l.collecting == 1 {
-		l.expireLocked(before)
-	}
-}
-
-func (l *ledger) leave() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.collecting--
 }

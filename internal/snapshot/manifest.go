@@ -20,6 +20,7 @@ const (
 	maxFiles    = 64
 	maxName     = 128
 	maxFormat   = 256
+	maxLease    = 64
 	// maxFileSize keeps sums of sizes far from overflow.
 	maxFileSize = 1 << 44
 )
@@ -29,7 +30,10 @@ type manifest struct {
 	Version int `json:"version"`
 	// Format is the caller's; "" in snapshots of earlier versions.
 	Format string `json:"format,omitempty"`
-	Files  []file `json:"files"`
+	// Lease names the save, so no two manifests are the same; "" in snapshots of
+	// earlier versions.
+	Lease string `json:"lease,omitempty"`
+	Files []file `json:"files"`
 	// sealed says that the manifest was sealed, and so that its chunks are.
 	sealed bool
 }
@@ -71,6 +75,9 @@ func parseManifest(raw []byte) (manifest, error) {
 	}
 	if len(m.Format) > maxFormat {
 		return m, fmt.Errorf("a manifest with a format of %d bytes: the most is %d", len(m.Format), maxFormat)
+	}
+	if len(m.Lease) > maxLease {
+		return m, fmt.Errorf("a manifest with a lease of %d bytes: the most is %d", len(m.Lease), maxLease)
 	}
 	if len(m.Files) > maxFiles {
 		return m, fmt.Errorf("a manifest of %d files: the most is %d", len(m.Files), maxFiles)

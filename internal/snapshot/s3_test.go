@@ -39,19 +39,20 @@ func TestOverS3(t *testing.T) {
 	third := tree{"pages.img": random(3, 1<<20)}
 	dir := third.write(t, filepath.Join(l.dir, "third"))
 	l.open() // as a process that starts meanwhile
-	if _, err := l.Add(t.Context(), dir, ""); skerry.CodeOf(err) != skerry.CodeUnavailable {
+	if _, err := l.db.save(t.Context(), l.Store, dir); skerry.CodeOf(err) != skerry.CodeUnavailable {
 		t.Errorf("Add without storage: %v", err)
 	}
 	third.check(t, dir)
-	if freed, err := l.GC(t.Context(), nil); err == nil || freed != 0 {
-		t.Errorf("GC without storage freed %d, %v", freed, err)
+	if freed, err := l.db.collect(t.Context(), l.Store); err == nil || freed != 0 {
+		t.Errorf("a collection without storage freed %d, %v", freed, err)
 	}
 
 	server.Start(t)
-	last, err := l.Add(context.Background(), dir, "")
+	last, err := l.db.save(context.Background(), l.Store, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.db.name(last)
 	l.loads(next.Manifest, second)
 	l.collects([]string{next.Manifest, last.Manifest})
 	l.loads(last.Manifest, third)

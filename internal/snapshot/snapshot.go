@@ -21,15 +21,10 @@
 //	chunk/<sha256 of the plain bytes>
 //	manifest/<sha256 of the blob>
 //
-// A snapshot that the database does not know is marked by an empty blob. Its
-// time is when this was found:
-//
-//	unknown/<name of the snapshot>
-//
 // A sealed snapshot is known by "sealed-" and its manifest's name, an earlier
 // one by the name alone. A snapshot's chunks are sealed if its manifest is.
 //
-// A manifest is JSON: {"version":1,"files":[{"name","size","sum","chunks":
+// A manifest is JSON: {"version":1,"format","lease","files":[{"name","size","sum","chunks":
 // [{"sum","size"},…]},…]}, files in the order of their names. A chunk's sum is
 // its SHA-256. A file's sum is the XXH64, as 16 hex digits, of the XXH64s of
 // its chunks, 8 bytes each, little-endian: it is for cached files, which it
@@ -38,7 +33,7 @@
 //
 // A manifest is written when all its chunks are. So whatever ends the process,
 // a manifest that is there can be brought back; chunks that no manifest names
-// are removed by GC.
+// are removed by Collect.
 //
 // # Cache
 //
@@ -47,7 +42,6 @@
 //	CACHE/<manifest>.<random>/manifest   the manifest
 //	CACHE/<manifest>.<random>/files/     the folder
 //	CACHE/tmp/                           what is being made or removed
-//	CACHE/unrecorded/<snapshot>          an empty file, see unrecorded.go
 //
 // A cached manifest and its files are not sealed: a sandbox's kernel reads them.
 //
@@ -57,8 +51,10 @@
 //
 // # Ownership
 //
-// One process, with one Store, owns the blobs and the cache. What keeps GC and
-// Adds that run at the same time apart is in memory (ledger.go).
+// One process, with one Store, owns the blobs and the cache. Which snapshots there
+// are, which chunks each uses and which saves are under way is in the caller's
+// database; what is stored and may be relied on is in memory (ledger.go). Collect
+// brings the two together.
 package snapshot
 
 import (
@@ -80,12 +76,12 @@ import (
 	"github.com/skerry-dev/skerry/internal/blob"
 )
 
-// DefaultGrace is how long a lease lasts that nobody ends, unless Options say
-// otherwise.
+// DefaultGrace is how long blobs are spared that no snapshot has named, unless
+// Options say otherwise.
 const DefaultGrace = time.Hour
 
-// DefaultKeepUnknown is as long as drives are kept that the database does not
-// know: time to notice that it was restored from an old backup.
+// DefaultKeepUnknown is how long snapshots are kept that the database does not
+// know, as long as such drives: time to notice that it was restored from an old backup.
 const DefaultKeepUnknown = 30 * 24 * time.Hour
 
 // maxInFlight is how many chunks are held in memory at once, by all Adds and
@@ -105,11 +101,11 @@ type Options struct {
 	// CacheBytes bounds the files in the cache. Folders that are in use may
 	// exceed it.
 	CacheBytes int64
-	// Grace is how long a lease lasts that is not ended: more than a caller of
-	// Add takes to record the snapshot. 0 is DefaultGrace; less is none.
+	// Grace is how long Collect spares blobs that no snapshot has named. 0 is
+	// DefaultGrace; less is none.
 	Grace time.Duration
-	// KeepUnknown is how long GC sets snapshots aside that its caller does not
-	// know; see GC. 0 is not at all.
+	// KeepUnknown is how long Collect sets snapshots aside that its caller does not
+	// know. 0 is not at all.
 	KeepUnknown time.Duration
 	// Reserve, if set, reserves room on the disk of CacheDir for a folder that is
 	// fetched.
@@ -126,11 +122,9 @@ type Store struct {
 	cache  *cache
 	ledger *ledger
 	loads  flights
-	// unrecorded are the snapshots that a crash may have kept from being recorded.
-	unrecorded unrecorded
 	// slots are taken by the chunks in memory.
 	slots *semaphore.Weighted
-	// collecting is held by the one GC that runs.
+	// collecting is held by the one Collect that runs.
 	collecting chan struct{}
 }
 
@@ -155,15 +149,11 @@ func Open(opt Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	unrecorded, err := openUnrecorded(cache.dir)
-	if err != nil {
-		return nil, fmt.Errorf("open snapshots: %w", err)
-	}
 	if opt.Reserve == nil {
 		opt.Reserve = func(int64) (func(), error) { return func() {}, nil }
 	}
 	return &Store{
-		opt: opt, codec: codec, seal: seal, cache: cache, ledger: newLedger(opt.Blobs), unrecorded: unrecorded,
+		opt: opt, codec: codec, seal: seal, cache: cache, ledger: newLedger(opt.Blobs),
 		slots: semaphore.NewWeighted(maxInFlight), collecting: make(chan struct{}, 1),
 	}, nil
 }

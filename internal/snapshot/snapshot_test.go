@@ -8,9 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
-	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/blob"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
@@ -63,11 +61,12 @@ type lab struct {
 	dir   string
 	blobs blob.Store
 	opt   Options
+	db    *database
 	*Store
 }
 
 func newLab(t testing.TB) *lab {
-	l := &lab{TB: t, dir: t.TempDir()}
+	l := &lab{TB: t, dir: t.TempDir(), db: newDatabase()}
 	dir, err := blob.OpenDir(filepath.Join(l.dir, "blobs"))
 	if err != nil {
 		t.Fatal(err)
@@ -79,14 +78,6 @@ func newLab(t testing.TB) *lab {
 	}
 	l.open()
 	return l
-}
-
-// recorded is what a database tells of snapshots that it has.
-func recorded(names []string) (list []skerry.Manifest) {
-	for _, name := range names {
-		list = append(list, skerry.Manifest{Name: name, CreatedAt: skerry.At(time.Now())})
-	}
-	return list
 }
 
 // open opens the store again, as a new process would.
@@ -108,13 +99,33 @@ func (l *lab) emptyCache() {
 	l.open()
 }
 
-func (l *lab) add(tr tree) nodeapi.SavedFiles {
+// save adds a tree, which has a lease from then on.
+func (l *lab) save(tr tree) nodeapi.SavedFiles {
 	l.Helper()
-	ref, err := l.Add(context.Background(), tr.write(l, filepath.Join(l.dir, randomName())), "")
+	ref, err := l.db.save(context.Background(), l.Store, tr.write(l, filepath.Join(l.dir, randomName())))
 	if err != nil {
 		l.Fatal(err)
 	}
 	return ref
+}
+
+// add adds a snapshot of a tree.
+func (l *lab) add(tr tree) nodeapi.SavedFiles {
+	l.Helper()
+	ref := l.save(tr)
+	l.db.name(ref)
+	return ref
+}
+
+// gc deletes all snapshots but those of the manifests, and collects.
+func (l *lab) gc(keep ...string) (freed int64) {
+	l.Helper()
+	l.db.keep(keep)
+	freed, err := l.db.collect(context.Background(), l.Store)
+	if err != nil {
+		l.Error(err)
+	}
+	return freed
 }
 
 // loads fails unless a snapshot is brought back as it was.

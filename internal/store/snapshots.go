@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"time"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -161,17 +160,4 @@ func (s *Store) ForgetSnapshots(ctx context.Context, before skerry.Time) error {
 		_, err := t.exec(ctx, "DELETE FROM snapshots WHERE status = ? AND updated_at < ?", string(skerry.SnapshotDeleted), before.Millis())
 		return err
 	}), "forget snapshots")
-}
-
-// Manifests returns the manifests of all snapshots that are remembered, deleted
-// ones too.
-func (s *Store) Manifests(ctx context.Context) ([]skerry.Manifest, error) {
-	all, err := list(ctx, &s.engine, func(row scanner) (m skerry.Manifest, err error) {
-		var created int64
-		err = row.Scan(&m.Name, &created, &m.Deleted)
-		m.CreatedAt = skerry.At(time.UnixMilli(created))
-		return m, err
-	}, `SELECT manifest, MAX(created_at), MIN(CASE WHEN status = ? THEN 0 ELSE 1 END)
-		FROM snapshots WHERE manifest <> '' GROUP BY manifest`, string(skerry.SnapshotCreated))
-	return all, wrap(err, "list manifests")
 }

@@ -1,41 +1,147 @@
 package store
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// TestManifests has manifests that one or several snapshots name.
-func TestManifests(t *testing.T) { onEach(t, testManifests) }
+// TestRecords has manifests that one or several snapshots name, that none names any
+// more, and whose chunks are not known.
+func TestRecords(t *testing.T) { onEach(t, testRecords) }
 
-func testManifests(t *testing.T, openIn opener) {
+func testRecords(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
+	ctx := t.Context()
 	start := time.Now().Truncate(time.Millisecond)
+	at := func(seconds time.Duration) skerry.Time { return skerry.At(start.Add(seconds * time.Second)) }
 	for i, snap := range []skerry.Snapshot{
-		{Manifest: "one", Status: skerry.SnapshotDeleted},
-		{Manifest: "two", Status: skerry.SnapshotCreated},
-		{Manifest: "two", Status: skerry.SnapshotDeleted},
-		{Manifest: "three", Status: skerry.SnapshotCreated},
+		{ID: "snap_1", Manifest: "deleted", Status: skerry.SnapshotDeleted},
+		{ID: "snap_2", Manifest: "shared", Status: skerry.SnapshotCreated},
+		{ID: "snap_3", Manifest: "shared", Status: skerry.SnapshotDeleted},
+		{ID: "snap_4", Manifest: "created", Status: skerry.SnapshotCreated},
+		{ID: "snap_5", Manifest: "forgotten", Status: skerry.SnapshotDeleted, UpdatedAt: skerry.FromMillis(1)},
+		{ID: "snap_6", Manifest: "of an earlier version", Status: skerry.SnapshotCreated},
 	} {
-		snap.ID, snap.CreatedAt = skerry.NewID(skerry.PrefixSnapshot), skerry.At(start.Add(time.Duration(i)*time.Second))
-		if err := addSnapshot(t.Context(), s, &snap); err != nil {
+		snap.CreatedAt = at(time.Duration(i))
+		if snap.UpdatedAt.IsZero() {
+			snap.UpdatedAt = snap.CreatedAt
+		}
+		if err := addSnapshot(ctx, s, &snap); err != nil {
 			t.Fatal(err)
 		}
 	}
-	list, err := s.Manifests(t.Context())
-	if err != nil {
+	if err := s.ForgetSnapshots(ctx, skerry.FromMillis(2)); err != nil {
 		t.Fatal(err)
 	}
-	slices.SortFunc(list, func(a, b skerry.Manifest) int { return strings.Compare(a.Name, b.Name) })
-	at := func(seconds time.Duration) skerry.Time { return skerry.At(start.Add(seconds * time.Second)) }
-	want := []skerry.Manifest{{Name: "one", CreatedAt: at(0), Deleted: true}, {Name: "three", CreatedAt: at(3)}, {Name: "two", CreatedAt: at(2)}}
-	if !slices.EqualFunc(list, want, func(a, b skerry.Manifest) bool {
-		return a.Name == b.Name && a.CreatedAt.Equal(b.CreatedAt.Time) && a.Deleted == b.Deleted
-	}) {
-		t.Errorf("manifests are %+v, want %+v", list, want)
+	if _, err := s.write.ExecContext(ctx, "DELETE FROM manifests WHERE name = 'of an earlier version'"); err != nil {
+		t.Fatal(err)
+	}
+	read := func() []nodeapi.Manifest {
+		t.Helper()
+		r, err := s.Records(ctx, at(0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.SortFunc(r.Manifests, func(a, b nodeapi.Manifest) int { return strings.Compare(a.Name, b.Name) })
+		return r.Manifests
+	}
+	chunks := func(id string) []byte { return []byte("chunks of " + id) }
+	want := []nodeapi.Manifest{
+		{Name: "created", CreatedAt: at(3), Chunks: chunks("snap_4")},
+		{Name: "deleted", CreatedAt: at(0), Deleted: true, Chunks: chunks("snap_1")},
+		{Name: "forgotten", CreatedAt: at(4), Deleted: true, Chunks: chunks("snap_5")},
+		{Name: "of an earlier version", CreatedAt: at(5)},
+		{Name: "shared", CreatedAt: at(2), Chunks: chunks("snap_2")},
+	}
+	if got := read(); !reflect.DeepEqual(got, want) {
+		t.Errorf("manifests are\n%+v, want\n%+v", got, want)
+	}
+	learned := []nodeapi.Manifest{
+		{Name: "created", CreatedAt: at(9), Chunks: chunks("nothing")}, // known already
+		{Name: "of an earlier version", CreatedAt: at(9), Chunks: chunks("snap_6")},
+		{Name: "unknown", CreatedAt: at(7), UnknownSince: at(8)},
+	}
+	for range 2 {
+		if err := s.RecordCollection(ctx, at(9), nil, nodeapi.Collected{Learned: learned, Gone: []string{"deleted", "forgotten", "shared"}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want[3].Chunks = chunks("snap_6")
+	want[1].Chunks = nil
+	want = append(slices.Delete(want, 2, 3), learned[2]) // "shared" stays: a snapshot names it
+	if got := read(); !reflect.DeepEqual(got, want) {
+		t.Errorf("after a collection manifests are\n%+v, want\n%+v", got, want)
+	}
+	learned[2].Chunks = chunks("the unknown")
+	if err := s.RecordCollection(ctx, at(9), nil, nodeapi.Collected{Learned: learned[2:]}); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); !reflect.DeepEqual(got[len(got)-1], learned[2]) {
+		t.Errorf("what was learned later is %+v", got[len(got)-1])
+	}
+}
+
+// TestLeases has saves that are named, that end otherwise, and that nobody ends.
+func TestLeases(t *testing.T) { onEach(t, testLeases) }
+
+func testLeases(t *testing.T, openIn opener) {
+	s := openIn(t, t.TempDir())
+	ctx := t.Context()
+	now := skerry.At(time.Now())
+	in := func(d time.Duration) skerry.Time { return skerry.At(now.Add(d)) }
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect := func(at skerry.Time, on, over []string) {
+		t.Helper()
+		r, err := s.Records(ctx, at)
+		slices.Sort(r.Leases)
+		slices.Sort(r.Over)
+		if err != nil || !slices.Equal(r.Leases, on) || !slices.Equal(r.Over, over) {
+			t.Errorf("leases are %v and over are %v, want %v and %v; %v", r.Leases, r.Over, on, over, err)
+		}
+	}
+	add := func(lease string) error {
+		snap := &skerry.Snapshot{ID: "snap_" + lease, Scope: scope, Status: skerry.SnapshotCreated, Manifest: lease}
+		_, _, err := s.AddSnapshot(ctx, snap, nodeapi.SavedFiles{Lease: lease, Chunks: []byte(lease)}, "", nil)
+		return err
+	}
+	for i, lease := range []string{"named", "failed", "late", "slow"} {
+		for range 2 {
+			ok(s.AddLease(ctx, lease, now, in(time.Duration(i+1)*time.Hour)))
+		}
+	}
+	ok(add("named"))
+	ok(s.EndLease(ctx, "failed"))
+	ok(s.EndLease(ctx, "named")) // it has ended otherwise
+	expect(now, []string{"late", "slow"}, []string{"failed"})
+	expect(in(3*time.Hour), []string{"slow"}, []string{"failed", "late"})
+	for _, lease := range []string{"failed", "late", "none"} {
+		if err := add(lease); skerry.CodeOf(err) != skerry.CodeConflict {
+			t.Errorf("a snapshot whose lease is %s: %v", lease, err)
+		}
+		if _, err := s.Snapshot(ctx, scope, "snap_"+lease); skerry.CodeOf(err) != skerry.CodeNotFound {
+			t.Errorf("a snapshot whose lease is %s is there: %v", lease, err)
+		}
+	}
+	over := []string{"failed", "slow"}
+	ok(s.RecordCollection(ctx, in(time.Hour), over, nodeapi.Collected{}))
+	expect(now, []string{"slow"}, []string{"failed", "late"}) // its time has not passed
+	ok(s.RecordCollection(ctx, in(5*time.Hour), over, nodeapi.Collected{}))
+	expect(now, []string{"slow"}, []string{"late"}) // as a collection began before it was over
+	ok(s.EndLeases(ctx))
+	expect(now, nil, []string{"late", "slow"})
+	r, err := s.Records(ctx, now)
+	if err != nil || len(r.Manifests) != 1 || r.Manifests[0].Name != "named" || string(r.Manifests[0].Chunks) != "named" {
+		t.Errorf("manifests are %+v, %v", r.Manifests, err)
 	}
 }

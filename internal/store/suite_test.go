@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/store/pgtest"
 )
 
@@ -104,6 +105,13 @@ func optionsIn(t testing.TB, dir string) PostgresOptions {
 
 // addSnapshot writes a snapshot that changes nothing else.
 func addSnapshot(ctx context.Context, s *Store, snap *skerry.Snapshot) error {
-	_, _, err := s.AddSnapshot(ctx, snap, "", nil)
+	_, _, err := s.AddSnapshot(ctx, snap, savedFor(ctx, s, snap), "", nil)
 	return err
+}
+
+// savedFor begins a save, which is that of a snapshot. If it cannot, to add the
+// snapshot fails.
+func savedFor(ctx context.Context, s *Store, snap *skerry.Snapshot) nodeapi.SavedFiles {
+	_ = s.AddLease(ctx, snap.ID, skerry.FromMillis(1), skerry.FromMillis(2))
+	return nodeapi.SavedFiles{Manifest: snap.Manifest, Lease: snap.ID, Chunks: []byte("chunks of " + snap.ID)}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // The calls in this file change a document from what is stored. They read it,
@@ -149,11 +150,12 @@ func (s *Store) AddSession(ctx context.Context, sandboxID string, start func(*sk
 // AddSnapshot writes a new snapshot, together with the change that it makes to
 // the session that it was taken of and to its sandbox, and returns when that
 // survives a loss of power. Without a session (""), it writes the snapshot
-// alone, and both results are nil.
-func (s *Store) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (sandbox *skerry.Sandbox, session *skerry.Session, err error) {
+// alone, and both results are nil. The lease of the saved files ends with it; if it
+// has ended before, that is CodeConflict and nothing is written.
+func (s *Store) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, saved nodeapi.SavedFiles, sessionID string, change func(*skerry.Sandbox, *skerry.Session) error) (sandbox *skerry.Sandbox, session *skerry.Session, err error) {
 	err = retry(ctx, "the session", func() error {
 		if sessionID == "" {
-			return s.updateDurably(ctx, func(ctx context.Context, t tx) error { return insertSnapshot(ctx, t, snap) })
+			return s.updateDurably(ctx, func(ctx context.Context, t tx) error { return insertSaved(ctx, t, snap, saved) })
 		}
 		p, err := s.changedPair(ctx, sessionID, change)
 		if err != nil {
@@ -161,7 +163,7 @@ func (s *Store) AddSnapshot(ctx context.Context, snap *skerry.Snapshot, sessionI
 		}
 		sandbox, session = p.sandbox.Sandbox, p.session
 		return s.updateDurably(ctx, func(ctx context.Context, t tx) error {
-			if err := insertSnapshot(ctx, t, snap); err != nil {
+			if err := insertSaved(ctx, t, snap, saved); err != nil {
 				return err
 			}
 			return s.savePair(ctx, t, p)

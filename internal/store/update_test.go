@@ -132,7 +132,7 @@ func testUpdateSeesAConcurrentChange(t *testing.T, openIn opener) {
 		{"AddSnapshot", touchSession, func(m *meddler) error {
 			added++
 			snap := &skerry.Snapshot{ID: fmt.Sprint("snap_more", added), Scope: scope, Status: skerry.SnapshotCreated}
-			_, _, err := s.AddSnapshot(ctx, snap, session, func(b *skerry.Sandbox, _ *skerry.Session) error { return mark(m, b) })
+			_, _, err := s.AddSnapshot(ctx, snap, savedFor(ctx, s, snap), session, func(b *skerry.Sandbox, _ *skerry.Session) error { return mark(m, b) })
 			return err
 		}, func() (bool, error) {
 			_, err := s.Snapshot(ctx, scope, fmt.Sprint("snap_more", added))
@@ -242,7 +242,7 @@ func testUpdateOfWhatIsGone(t *testing.T, openIn opener) {
 		},
 		"AddSnapshot": func() error {
 			snap := &skerry.Snapshot{ID: "snap_1", Scope: scope, Status: skerry.SnapshotCreated}
-			_, _, err := s.AddSnapshot(ctx, snap, sandbox.CurrentSessionID, func(*skerry.Sandbox, *skerry.Session) error { return never() })
+			_, _, err := s.AddSnapshot(ctx, snap, savedFor(ctx, s, snap), sandbox.CurrentSessionID, func(*skerry.Sandbox, *skerry.Session) error { return never() })
 			return err
 		},
 		"UpdateSnapshot": func() error {
@@ -325,7 +325,7 @@ func testAddedTwice(t *testing.T, openIn opener) {
 		}
 		snap := fullSnapshot()
 		snap.ID = "snap_of_session"
-		got, _, err := s.AddSnapshot(ctx, snap, run.ID, func(b *skerry.Sandbox, r *skerry.Session) error {
+		got, _, err := s.AddSnapshot(ctx, snap, savedFor(ctx, s, snap), run.ID, func(b *skerry.Sandbox, r *skerry.Session) error {
 			b.TotalEgressBytes++
 			b.CurrentSnapshotID = snap.ID
 			return nil

@@ -104,8 +104,8 @@ func (c *checked) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (
 	return saved, err
 }
 
-func (c *checked) Keep(ctx context.Context, id string) (nodeapi.SavedFiles, error) {
-	saved, err := c.Node.Keep(ctx, id)
+func (c *checked) Keep(ctx context.Context, id, lease string) (nodeapi.SavedFiles, error) {
+	saved, err := c.Node.Keep(ctx, id, lease)
 	c.error(ctx, "Keep", err)
 	return saved, err
 }

@@ -3,6 +3,8 @@ package nodetest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"slices"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -27,13 +29,20 @@ func from(manifest string) func(*nodeapi.SessionSpec) {
 	return func(spec *nodeapi.SessionSpec) { spec.Snapshot = manifest }
 }
 
+// saving gives a save a lease of its own.
+func saving(how nodeapi.Saving) nodeapi.Saving {
+	how.Lease = rand.Text()
+	return how
+}
+
 // snapshot saves files, also of a session that is paused, and starts from them.
 func (s *suite) snapshot() {
 	id := s.start()
 	s.run(id, "echo saved > file")
-	saved, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{})
+	how := saving(nodeapi.Saving{})
+	saved, err := s.Node.Snapshot(s.ctx, id, how)
 	s.ok(err)
-	if saved.Manifest == "" || saved.Lease == "" || saved.Size <= 0 {
+	if saved.Manifest == "" || saved.Lease != how.Lease || saved.Size <= 0 {
 		s.Errorf("saved is %+v", saved)
 	}
 	s.run(id, "echo changed > file")
@@ -41,7 +50,7 @@ func (s *suite) snapshot() {
 		s.Errorf("the next session has %q", got)
 	}
 	s.ok(s.Node.Pause(s.ctx, id))
-	held, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{Hold: true})
+	held, err := s.Node.Snapshot(s.ctx, id, saving(nodeapi.Saving{Hold: true}))
 	s.ok(err)
 	s.ok(s.Node.Resume(s.ctx, id))
 	if got := s.run(id, "cat file"); got != "changed\n" {
@@ -50,7 +59,7 @@ func (s *suite) snapshot() {
 	if got := s.run(s.start(from(held.Manifest)), "cat file"); got != "changed\n" {
 		s.Errorf("the session from the second snapshot has %q", got)
 	}
-	_, err = s.Node.Snapshot(s.ctx, id, nodeapi.Saving{Hold: true})
+	_, err = s.Node.Snapshot(s.ctx, id, saving(nodeapi.Saving{Hold: true}))
 	s.ok(err)
 	s.stop(id)
 }
@@ -59,51 +68,71 @@ func (s *suite) snapshot() {
 func (s *suite) snapshotEnds() {
 	id := s.start()
 	s.Step(Save, func(string) error { return errStep })
-	_, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{})
+	_, err := s.Node.Snapshot(s.ctx, id, saving(nodeapi.Saving{}))
 	s.code("Snapshot", err, errStep.Code)
 	s.Step(Save, nil)
 	s.run(id, "true") // the session goes on
 
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.Step(Save, func(string) error { cancel(); <-ctx.Done(); return errStep })
-	if _, err := s.Node.Snapshot(ctx, id, nodeapi.Saving{Hold: true}); err == nil {
+	if _, err := s.Node.Snapshot(ctx, id, saving(nodeapi.Saving{Hold: true})); err == nil {
 		s.Error("a save that was cancelled is no error")
 	}
 	s.Step(Save, nil)
 	s.run(id, "true")
-	_, err = s.Node.Snapshot(s.ctx, id, nodeapi.Saving{})
+	_, err = s.Node.Snapshot(s.ctx, id, saving(nodeapi.Saving{}))
 	s.ok(err)
 }
 
-// collect removes the saved files that nothing names.
+// collect removes the saved files that are deleted, and those of saves that failed.
 func (s *suite) collect() {
 	id := s.start()
-	s.run(id, "echo one > file")
-	one, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{})
-	s.ok(err)
-	s.run(id, "echo two > file")
-	two, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{})
-	s.ok(err)
-	known := []skerry.Manifest{
-		{Name: one.Manifest, CreatedAt: skerry.At(time.Now()), Deleted: true}, {Name: two.Manifest, CreatedAt: skerry.At(time.Now())},
+	save := func(text, lease string) nodeapi.SavedFiles {
+		s.run(id, "echo "+text+" > file")
+		saved, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{Lease: lease})
+		s.ok(err)
+		return saved
 	}
-	_, err = s.Collector.GC(s.ctx, known)
-	s.ok(err)
+	one, two, three := save("one", "1"), save("two", "2"), save("three", "3")
+	s.collected(nodeapi.Records{Leases: []string{"1", "2", "3"}})
 	s.start(from(one.Manifest)) // by its lease
-	_, err = s.Collector.GC(s.ctx, known, one.Lease, two.Lease)
-	s.ok(err)
+	now := skerry.At(time.Now())
+	known := []nodeapi.Manifest{
+		{Name: one.Manifest, CreatedAt: now, Deleted: true, Chunks: one.Chunks}, {Name: two.Manifest, CreatedAt: now, Chunks: two.Chunks},
+	}
+	c := s.collected(nodeapi.Records{Over: []string{"3"}, Manifests: known})
+	if !slices.Contains(c.Gone, one.Manifest) || slices.Contains(c.Gone, two.Manifest) {
+		s.Errorf("gone are %v, not %s", c.Gone, one.Manifest)
+	}
 	if got := s.run(s.start(from(two.Manifest)), "cat file"); got != "two\n" {
 		s.Errorf("what was kept has %q", got)
 	}
-	if err := s.Node.Start(s.ctx, s.spec(from(one.Manifest))); err == nil {
-		s.Error("a session starts from files that were collected")
+	for _, gone := range []nodeapi.SavedFiles{one, three} {
+		if err := s.Node.Start(s.ctx, s.spec(from(gone.Manifest))); err == nil {
+			s.Error("a session starts from files that were collected")
+		}
 	}
+}
+
+// collected collects until nothing waits any more.
+func (s *suite) collected(known nodeapi.Records) (c nodeapi.Collected) {
+	s.Helper()
+	for range 3 {
+		var err error
+		c, err = s.Collector.Collect(s.ctx, known)
+		s.ok(err)
+		if c.Waiting == 0 {
+			return c
+		}
+	}
+	s.Errorf("%d blobs wait", c.Waiting)
+	return c
 }
 
 // memory saves what a session runs.
 func (s *suite) memory() {
 	id := s.start()
-	saved, err := s.Node.Snapshot(s.ctx, id, nodeapi.Saving{Memory: true})
+	saved, err := s.Node.Snapshot(s.ctx, id, saving(nodeapi.Saving{Memory: true}))
 	if s.lacks(Memory) {
 		if err == nil {
 			s.Error("what the implementation is said to lack works")
@@ -133,7 +162,7 @@ func (s *suite) fork() {
 	if got := s.run(spec.ID, "cat file"); got != "here\n" {
 		s.Errorf("the fork has %q", got)
 	}
-	saved, err := s.Node.Keep(s.ctx, spec.Capture)
+	saved, err := s.Node.Keep(s.ctx, spec.Capture, rand.Text())
 	s.ok(err)
 	if got := s.run(s.start(from(saved.Manifest)), "cat file"); got != "here\n" {
 		s.Errorf("the capture has %q", got)

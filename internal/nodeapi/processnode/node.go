@@ -65,7 +65,7 @@ type Node struct {
 	// past are the sessions that have ended and are not forgotten.
 	past   map[string]*session
 	starts int
-	// leased are the manifests that have a lease, by lease.
+	// leased are the leases of manifests.
 	leased   map[string]string
 	networks map[string]nodeapi.NetworkSpec
 }
@@ -274,13 +274,12 @@ func (n *Node) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) 
 	}
 	defer func() {
 		if err != nil {
-			n.spare(spec.Capture, false)
 			err = errors.Join(err, os.RemoveAll(n.sessionDir(spec.ID)))
+			if spec.ForkOf != "" {
+				err = errors.Join(err, n.Discard(ctx, spec.Capture))
+			}
 		}
 	}()
-	if spec.ForkOf != "" { // until Keep or Discard
-		n.spare(spec.Capture, true)
-	}
 	if err := n.makeRoot(spec); err != nil {
 		return err
 	}
@@ -617,7 +616,16 @@ func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec)
 	for _, id := range others {
 		n.Lose(id, "")
 	}
-	return adopted, nil
+	// What a fork started from, and was not kept.
+	for _, manifest := range n.SavedFiles() {
+		n.mu.Lock()
+		_, kept := n.leased[manifest]
+		n.mu.Unlock()
+		if !kept {
+			err = errors.Join(err, n.Discard(ctx, manifest))
+		}
+	}
+	return adopted, err
 }
 
 // Retain implements nodeapi.Sessions.

@@ -288,7 +288,7 @@ func TestSavedFilesAndDrives(t *testing.T) {
 	mounts := []nodeapi.DriveMount{{Path: "/vercel/sandbox/data", DriveID: "drv_1"}}
 	s := start(t, n, nodeapi.SessionSpec{Mounts: mounts})
 	run(t, n, s, "echo saved > file; ln -s file link; echo kept > data/file")
-	saved, err := n.Snapshot(t.Context(), s, nodeapi.Saving{})
+	saved, err := n.Snapshot(t.Context(), s, nodeapi.Saving{Lease: "lease"})
 	if err != nil || saved.Size != 6 {
 		t.Fatalf("%+v, %v", saved, err)
 	}
@@ -299,11 +299,11 @@ func TestSavedFilesAndDrives(t *testing.T) {
 	if got := run(t, n, again, "cat link data/file; readlink link"); got != "saved\nlater\nfile\n" {
 		t.Errorf("a session from saved files has %q", got)
 	}
-	if freed, err := n.GC(t.Context(), nil); err != nil || freed != 0 {
-		t.Errorf("%d collected under a lease, %v", freed, err)
+	if c, err := n.Collect(t.Context(), nodeapi.Records{Leases: []string{"lease"}}); err != nil || c.Freed != 0 {
+		t.Errorf("%d collected under a lease, %v", c.Freed, err)
 	}
-	if freed, err := n.GC(t.Context(), nil, saved.Lease); err != nil || freed != 1 || len(n.SavedFiles()) != 0 {
-		t.Errorf("%d collected after the end of the lease, %v", freed, err)
+	if c, err := n.Collect(t.Context(), nodeapi.Records{Over: []string{"lease"}}); err != nil || c.Freed != 1 || len(n.SavedFiles()) != 0 {
+		t.Errorf("%d collected after the end of the lease, %v", c.Freed, err)
 	}
 	fork := start(t, n, nodeapi.SessionSpec{ForkOf: s, Capture: "m_capture"})
 	if got := run(t, n, fork, "cat file"); got != "saved\n" {
@@ -393,9 +393,9 @@ func TestHooks(t *testing.T) {
 	calls := map[Point]func() error{
 		Start: func() error { return n.Start(t.Context(), nodeapi.SessionSpec{ID: "sbx_other"}) },
 		Exec:  func() error { _, err := n.Exec(t.Context(), s, nodeapi.CommandSpec{}, false); return err },
-		Save:  func() error { _, err := n.Snapshot(t.Context(), s, nodeapi.Saving{}); return err },
-		Saved: func() error { _, err := n.Snapshot(t.Context(), s, nodeapi.Saving{}); return err },
-		Keep:  func() error { _, err := n.Keep(t.Context(), "m_x"); return err },
+		Save:  func() error { _, err := n.Snapshot(t.Context(), s, nodeapi.Saving{Lease: "lease"}); return err },
+		Saved: func() error { _, err := n.Snapshot(t.Context(), s, nodeapi.Saving{Lease: "lease"}); return err },
+		Keep:  func() error { _, err := n.Keep(t.Context(), "m_x", "lease"); return err },
 		Stop:  func() error { _, err := n.Stop(t.Context(), s); return err },
 	}
 	for p, call := range calls {
@@ -420,7 +420,7 @@ func TestLosses(t *testing.T) {
 	if loss, err := eventlog.AwaitLoss(t.Context(), n, s); err != nil || loss != (nodeapi.Loss{Reason: "its agent was lost", Savable: true}) {
 		t.Errorf("%+v, %v", loss, err)
 	}
-	if _, err := n.Snapshot(t.Context(), s, nodeapi.Saving{}); err != nil {
+	if _, err := n.Snapshot(t.Context(), s, nodeapi.Saving{Lease: "lease"}); err != nil {
 		t.Error(err)
 	}
 	s = start(t, n, nodeapi.SessionSpec{})

@@ -50,10 +50,10 @@ func (n *Node) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (_ n
 	if err := n.reach(ctx, Save, id); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
-	manifest := skerry.NewID("m_")
-	// A collection spares files that are being saved.
-	n.spare(manifest, true)
-	defer n.spare(manifest, false)
+	manifest, err := n.newSaved(how.Lease)
+	if err != nil {
+		return nodeapi.SavedFiles{}, err
+	}
 	if err := n.copyRoot(s, manifest); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
@@ -65,31 +65,31 @@ func (n *Node) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (_ n
 			return nodeapi.SavedFiles{}, err
 		}
 	}
-	return n.lease(manifest)
+	return n.saved(manifest)
 }
 
-// spare keeps a collection from saved files that have no lease yet, or lets it.
-func (n *Node) spare(manifest string, spared bool) {
+// newSaved returns the name of files that are to be saved for a lease.
+func (n *Node) newSaved(lease string) (manifest string, err error) {
+	if lease == "" {
+		return "", errors.New("a save without a lease")
+	}
+	manifest = skerry.NewID("m_")
+	n.setLease(manifest, lease)
+	return manifest, nil
+}
+
+func (n *Node) setLease(manifest, lease string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if spared {
-		n.leased[manifest] = manifest
-	} else {
-		delete(n.leased, manifest)
-	}
+	n.leased[manifest] = lease
 }
 
-// lease returns saved files with a new lease.
-func (n *Node) lease(manifest string) (nodeapi.SavedFiles, error) {
+// saved returns files that are saved.
+func (n *Node) saved(manifest string) (nodeapi.SavedFiles, error) {
 	size, err := treeSize(n.savedDir(manifest))
-	if err != nil {
-		return nodeapi.SavedFiles{}, err
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	lease := skerry.NewID("l_")
-	n.leased[lease] = manifest
-	return nodeapi.SavedFiles{Manifest: manifest, Size: size, Added: size, Lease: lease}, nil
+	return nodeapi.SavedFiles{Manifest: manifest, Lease: n.leased[manifest], Size: size, Added: size}, err
 }
 
 // treeSize returns the size of the regular files in a folder.
@@ -108,46 +108,48 @@ func treeSize(dir string) (size int64, err error) {
 }
 
 // Keep implements nodeapi.Saver.
-func (n *Node) Keep(ctx context.Context, id string) (_ nodeapi.SavedFiles, err error) {
+func (n *Node) Keep(ctx context.Context, id, lease string) (_ nodeapi.SavedFiles, err error) {
 	defer edge(ctx, &err)
 	if err := n.reach(ctx, Keep, id); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
-	defer n.spare(id, false)
-	return n.lease(id)
+	n.setLease(id, lease)
+	return n.saved(id)
 }
 
 // Discard implements nodeapi.Saver.
 func (n *Node) Discard(ctx context.Context, id string) (err error) {
 	defer edge(ctx, &err)
-	n.spare(id, false)
+	n.mu.Lock()
+	delete(n.leased, id)
+	n.mu.Unlock()
 	return os.RemoveAll(n.savedDir(id))
 }
 
-// GC implements nodeapi.Collector; it returns the number of manifests removed.
-func (n *Node) GC(ctx context.Context, known []skerry.Manifest, ended ...string) (_ int64, err error) {
+// Collect implements nodeapi.Collector; it counts the manifests removed.
+func (n *Node) Collect(ctx context.Context, known nodeapi.Records) (c nodeapi.Collected, err error) {
 	defer edge(ctx, &err)
 	n.mu.Lock()
-	for _, lease := range ended {
-		delete(n.leased, lease)
-	}
-	keep := slices.Collect(maps.Values(n.leased))
+	leased := maps.Clone(n.leased)
 	n.mu.Unlock()
-	for _, m := range known {
-		if !m.Deleted {
-			keep = append(keep, m.Name)
+	remove := map[string]bool{}
+	for manifest, lease := range leased {
+		remove[manifest] = slices.Contains(known.Over, lease)
+	}
+	for _, m := range known.Manifests {
+		if remove[m.Name] = m.Deleted; m.Deleted {
+			c.Gone = append(c.Gone, m.Name)
 		}
 	}
-	var freed int64
-	for _, m := range n.SavedFiles() {
-		if !slices.Contains(keep, m) {
-			if err := os.RemoveAll(n.savedDir(m)); err != nil {
-				return freed, err
+	for _, manifest := range n.SavedFiles() {
+		if remove[manifest] {
+			if err := os.RemoveAll(n.savedDir(manifest)); err != nil {
+				return c, err
 			}
-			freed++
+			c.Freed++
 		}
 	}
-	return freed, nil
+	return c, nil
 }
 
 // CreateDrive implements nodeapi.Drives.

@@ -353,8 +353,8 @@ func (c *Client) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (n
 }
 
 // Keep implements nodeapi.Node.
-func (c *Client) Keep(ctx context.Context, captureID string) (nodeapi.SavedFiles, error) {
-	return invoke[nodeapi.SavedFiles](ctx, c, "keep", idArgs{captureID}, maxHead)
+func (c *Client) Keep(ctx context.Context, captureID, lease string) (nodeapi.SavedFiles, error) {
+	return invoke[nodeapi.SavedFiles](ctx, c, "keep", keepCaptureArgs{captureID, lease}, maxHead)
 }
 
 // Discard implements nodeapi.Node.
@@ -362,9 +362,9 @@ func (c *Client) Discard(ctx context.Context, captureID string) error {
 	return c.do(ctx, "discard", idArgs{captureID})
 }
 
-// GC implements nodeapi.Collector.
-func (c *Client) GC(ctx context.Context, known []skerry.Manifest, ended ...string) (int64, error) {
-	return invoke[int64](ctx, c, "gc", gcArgs{known, ended}, maxList)
+// Collect implements nodeapi.Collector.
+func (c *Client) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Collected, error) {
+	return invoke[nodeapi.Collected](ctx, c, "collect", known, maxList)
 }
 
 // CreateDrive implements nodeapi.Node.

@@ -405,11 +405,8 @@ type (
 		ID  string
 		How nodeapi.Saving
 	}
-	gcArgs struct {
-		Known []skerry.Manifest
-		Ended []string
-	}
-	driveArgs struct {
+	keepCaptureArgs struct{ ID, Lease string }
+	driveArgs       struct {
 		ID, From string
 		Size     int64
 	}

@@ -262,15 +262,15 @@ func init() { // the server's own methods are among them
 		"snapshot": method(func(ctx context.Context, s *Server, in snapshotArgs) (nodeapi.SavedFiles, error) {
 			return s.cfg.Node.Snapshot(ctx, in.ID, in.How)
 		}),
-		"keep": method(func(ctx context.Context, s *Server, in idArgs) (nodeapi.SavedFiles, error) {
-			return s.cfg.Node.Keep(ctx, in.ID)
+		"keep": method(func(ctx context.Context, s *Server, in keepCaptureArgs) (nodeapi.SavedFiles, error) {
+			return s.cfg.Node.Keep(ctx, in.ID, in.Lease)
 		}),
 		"discard": act(func(ctx context.Context, n nodeapi.Node, in idArgs) error { return n.Discard(ctx, in.ID) }),
-		"gc": listing(func(ctx context.Context, s *Server, in gcArgs) (int64, error) {
+		"collect": listing(func(ctx context.Context, s *Server, known nodeapi.Records) (nodeapi.Collected, error) {
 			if s.cfg.Collector == nil {
-				return 0, skerry.Errorf(skerry.CodeNotImplemented, "this node collects no saved files")
+				return nodeapi.Collected{}, skerry.Errorf(skerry.CodeNotImplemented, "this node collects no saved files")
 			}
-			return s.cfg.Collector.GC(ctx, in.Known, in.Ended...)
+			return s.cfg.Collector.Collect(ctx, known)
 		}),
 
 		"drive/create": act(func(ctx context.Context, n nodeapi.Node, in driveArgs) error {

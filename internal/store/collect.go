@@ -1,0 +1,139 @@
+package store
+
+import (
+	"context"
+	"slices"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
+)
+
+// A save has a lease from before its first byte is stored until the transaction
+// that names its files. So whoever removes what is not needed knows of each save
+// under way, in whichever process. A lease that ends without that stays as ended
+// until a collection has removed what the save has left.
+
+// AddLease writes the lease of a save. One that was added already is no error.
+func (s *Store) AddLease(ctx context.Context, id string, now, expires skerry.Time) error {
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "INSERT INTO leases (id, created_at, expires_at, ended) VALUES (?, ?, ?, 0) ON CONFLICT (id) DO NOTHING",
+			id, now.Millis(), expires.Millis())
+		return err
+	}), "begin a save")
+}
+
+// EndLease ends the lease of a save that nothing will name. One that is not there
+// is no error.
+func (s *Store) EndLease(ctx context.Context, id string) error {
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "UPDATE leases SET ended = 1 WHERE id = ?", id)
+		return err
+	}), "end a save")
+}
+
+// EndLeases ends all leases. It is for a process that starts: no save of an earlier
+// one will be named.
+func (s *Store) EndLeases(ctx context.Context) error {
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "UPDATE leases SET ended = 1 WHERE ended = 0")
+		return err
+	}), "end the saves of an earlier process")
+}
+
+// insertSaved writes a snapshot with the chunks of its manifest, and ends the lease
+// of its save.
+func insertSaved(ctx context.Context, t tx, snap *skerry.Snapshot, saved nodeapi.SavedFiles) error {
+	if err := insertSnapshot(ctx, t, snap); err != nil {
+		return err
+	}
+	ended, err := t.exec(ctx, "DELETE FROM leases WHERE id = ? AND ended = 0", saved.Lease)
+	if err != nil {
+		return err
+	}
+	if n, err := ended.RowsAffected(); err != nil {
+		return err
+	} else if n == 0 {
+		return skerry.Errorf(skerry.CodeConflict, "the snapshot took too long: what it was saved with may have been removed")
+	}
+	return insertManifest(ctx, t, nodeapi.Manifest{Name: snap.Manifest, CreatedAt: snap.CreatedAt, Chunks: saved.Chunks})
+}
+
+// insertManifest writes what is known of a manifest, or adds its chunks.
+func insertManifest(ctx context.Context, t tx, m nodeapi.Manifest) error {
+	_, err := t.exec(ctx, `INSERT INTO manifests (name, created_at, unknown_since, chunks) VALUES (?, ?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET chunks = excluded.chunks WHERE manifests.chunks IS NULL`,
+		m.Name, m.CreatedAt.Millis(), m.UnknownSince.Millis(), m.Chunks)
+	return err
+}
+
+// Records returns what a collection begins with. Leases that have expired are
+// ended.
+func (s *Store) Records(ctx context.Context, now skerry.Time) (r nodeapi.Records, err error) {
+	defer func() { err = wrap(err, "read what is saved") }()
+	err = s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "UPDATE leases SET ended = 1 WHERE ended = 0 AND expires_at <= ?", now.Millis())
+		return err
+	})
+	if err != nil {
+		return r, err
+	}
+	type lease struct {
+		id    string
+		ended bool
+	}
+	leases, err := list(ctx, &s.engine, func(row scanner) (l lease, err error) { return l, row.Scan(&l.id, &l.ended) }, "SELECT id, ended FROM leases")
+	if err != nil {
+		return r, err
+	}
+	for _, l := range leases {
+		if l.ended {
+			r.Over = append(r.Over, l.id)
+		} else {
+			r.Leases = append(r.Leases, l.id)
+		}
+	}
+	// After the leases: a snapshot that is added meanwhile is in one of the two.
+	r.Manifests, err = list(ctx, &s.engine, func(row scanner) (m nodeapi.Manifest, err error) {
+		var created, unknown int64
+		err = row.Scan(&m.Name, &created, &m.Deleted, &unknown, &m.Chunks)
+		m.CreatedAt, m.UnknownSince = skerry.FromMillis(created), skerry.FromMillis(unknown)
+		return m, err
+	}, `SELECT named.manifest, named.created, named.deleted, 0, manifests.chunks FROM
+			(SELECT manifest, MAX(created_at) AS created, MIN(CASE WHEN status = ? THEN 0 ELSE 1 END) AS deleted
+			FROM snapshots WHERE manifest <> '' GROUP BY manifest) AS named
+			LEFT JOIN manifests ON manifests.name = named.manifest
+		UNION ALL
+		SELECT name, created_at, CASE WHEN unknown_since = 0 THEN 1 ELSE 0 END, unknown_since, chunks FROM manifests
+			WHERE NOT EXISTS (SELECT 1 FROM snapshots WHERE snapshots.manifest = manifests.name)`, string(skerry.SnapshotCreated))
+	return r, err
+}
+
+// RecordCollection writes what a collection has found out that was given the leases
+// over. They are forgotten when their time has passed: a save that was given up may
+// store something still.
+func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, over []string, c nodeapi.Collected) error {
+	if len(over)+len(c.Learned)+len(c.Gone) == 0 {
+		return nil
+	}
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		for _, m := range c.Learned {
+			if err := insertManifest(ctx, t, m); err != nil {
+				return err
+			}
+		}
+		// In the order that others would lock them in, too.
+		for _, name := range slices.Sorted(slices.Values(c.Gone)) {
+			// What became known again meanwhile stays.
+			if _, err := t.exec(ctx, "DELETE FROM manifests WHERE name = ? AND NOT EXISTS (SELECT 1 FROM snapshots WHERE manifest = ? AND status = ?)",
+				name, name, string(skerry.SnapshotCreated)); err != nil {
+				return err
+			}
+		}
+		for _, id := range over {
+			if _, err := t.exec(ctx, "DELETE FROM leases WHERE id = ? AND ended = 1 AND expires_at <= ?", id, now.Millis()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}), "record a collection")
+}

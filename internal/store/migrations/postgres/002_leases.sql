@@ -1,0 +1,20 @@
+-- +goose Up
+-- A lease is a save under way, or one that ended (1) without being named: what it has
+-- left is to be removed. See collect.go.
+CREATE TABLE leases (
+    id         TEXT COLLATE "C" PRIMARY KEY,
+    created_at BIGINT NOT NULL,
+    expires_at BIGINT NOT NULL,
+    ended      BIGINT NOT NULL
+);
+
+-- chunks are the parts of the storage that a manifest uses, in a form of its
+-- collector; NULL if they are not known. unknown_since is 0 unless a collection has
+-- found the manifest and no snapshot named it.
+CREATE TABLE manifests (
+    name          TEXT COLLATE "C" PRIMARY KEY,
+    created_at    BIGINT NOT NULL,
+    unknown_since BIGINT NOT NULL,
+    chunks        BYTEA
+);
+CREATE INDEX snapshots_manifest ON snapshots (manifest);
