@@ -59,7 +59,9 @@ func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec)
 	for _, s := range sessions {
 		if s != nil {
 			adopted = append(adopted, s.id)
-			leases = append(leases, s.lease.ID())
+			if s.lease != nil {
+				leases = append(leases, s.lease.ID())
+			}
 		}
 	}
 	if err := n.cfg.Networks.Recover(ctx, leases); err != nil {
@@ -165,31 +167,12 @@ func (n *Node) sweep(adopted []string) error {
 }
 
 // adopt takes over a session whose machine runs. It returns when the agent has
-// answered, or when late is closed. Without an agent the session is lost, but not
-// before its files can be saved.
+// answered, or when late is closed. Without an agent, its state or its network the
+// session is lost, but not before its files can be saved.
 func (s *session) adopt(ctx context.Context, network nodeapi.NetworkSpec, late <-chan struct{}) error {
-	b, err := os.ReadFile(filepath.Join(s.dir, stateFile))
+	logs, err := s.takeOver(ctx, network)
 	if err != nil {
-		return fmt.Errorf("it has no state: %w", err)
-	}
-	var st state
-	if err := json.Unmarshal(b, &st); err != nil {
-		return fmt.Errorf("its state is damaged: %w", err)
-	}
-	s.agent, s.drives = st.Agent, st.Drives
-	s.trust.own = st.OwnTrust
-	if st.Deadline != 0 {
-		s.deadline = time.Now().Add(time.Until(time.UnixMilli(st.Deadline)))
-	}
-	if s.lease, err = s.node.cfg.Networks.Adopt(ctx, st.Lease); err != nil {
-		return fmt.Errorf("its network is gone: %w", err)
-	}
-	if err := s.takeNetwork(ctx, network); err != nil {
-		return err
-	}
-	logs, err := s.openLogs()
-	if err != nil {
-		return err
+		return s.adoptToSave(ctx, err)
 	}
 	s.loadEnds()
 	s.attached = make(chan struct{})
@@ -206,6 +189,49 @@ func (s *session) adopt(ctx context.Context, network nodeapi.NetworkSpec, late <
 		s.node.cfg.Log.Warn("a guest agent is late to answer a new server", "session", s.id)
 	}
 	return nil
+}
+
+// adoptToSave takes over a session that cannot go on because of an error. It is
+// paused: its network may not be governed any more.
+func (s *session) adoptToSave(ctx context.Context, why error) error {
+	ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
+	defer cancel()
+	if err := s.freeze(ctx); err != nil {
+		return errors.Join(why, err)
+	}
+	s.node.cfg.Log.Error("cannot go on with a session of an earlier process", "session", s.id, "error", why)
+	s.mu.Lock()
+	s.reason, s.agentLost = "the new server process could not take over the sandbox", true
+	s.mu.Unlock()
+	close(s.ended)
+	return s.node.add(s)
+}
+
+// takeOver takes over what the session holds besides its machine, and opens the output
+// of its commands.
+func (s *session) takeOver(ctx context.Context, network nodeapi.NetworkSpec) (map[string]*output.Log, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, stateFile))
+	if err != nil {
+		return nil, fmt.Errorf("it has no state: %w", err)
+	}
+	var st state
+	if err := json.Unmarshal(b, &st); err != nil {
+		return nil, fmt.Errorf("its state is damaged: %w", err)
+	}
+	s.agent, s.drives = st.Agent, st.Drives
+	s.trust.own = st.OwnTrust
+	if st.Deadline != 0 {
+		s.deadline = time.Now().Add(time.Until(time.UnixMilli(st.Deadline)))
+	}
+	lease, err := s.node.cfg.Networks.Adopt(ctx, st.Lease)
+	if err != nil { // an interface that holds nil is not nil
+		return nil, fmt.Errorf("its network is gone: %w", err)
+	}
+	s.lease = lease
+	if err := s.takeNetwork(ctx, network); err != nil {
+		return nil, err
+	}
+	return s.openLogs()
 }
 
 // attach connects to the agent of an adopted session. The session then begins, or

@@ -29,6 +29,7 @@ type earlier struct {
 	done chan struct{}
 	// What the machine's saves and pauses fail with.
 	write, pause, resume error
+	stands               bool // it is paused
 	// read has the command that is started say how much of its input it has
 	// read in all.
 	read chan int64
@@ -85,8 +86,14 @@ func (m *earlier) Save(_ context.Context, dir string, how driver.Saving) error {
 	return err
 }
 
-func (m *earlier) Pause(context.Context) error  { return m.pause }
-func (m *earlier) Resume(context.Context) error { return m.resume }
+func (m *earlier) Pause(context.Context) error {
+	m.stands = m.pause == nil
+	return m.pause
+}
+func (m *earlier) Resume(context.Context) error {
+	m.stands = m.resume != nil
+	return m.resume
+}
 
 func (m *earlier) Attach(context.Context) (net.Conn, error) {
 	host, agent := net.Pipe()
@@ -493,6 +500,63 @@ func TestRecoverWhosePolicyFails(t *testing.T) {
 	}
 	if err := n.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// lostNetworks cannot take over the networks of an earlier process.
+type lostNetworks struct{ noNetworks }
+
+func (lostNetworks) Adopt(context.Context, string) (nodeapi.Lease, error) { return nil, errBusy }
+
+// TestRecoverToSave has sessions that cannot be taken over: they are paused and lost,
+// and can be saved before they end.
+func TestRecoverToSave(t *testing.T) {
+	for name, spoil := range map[string]func(n *Node, m *earlier) error{
+		"no network": func(n *Node, _ *earlier) error { n.cfg.Networks = lostNetworks{}; return nil },
+		"a network that cannot be closed": func(n *Node, _ *earlier) error {
+			networks := &failingNetworks{}
+			networks.stuck.Store(true)
+			n.cfg.Networks = networks
+			return nil
+		},
+		"damaged state": func(n *Node, m *earlier) error {
+			return os.WriteFile(filepath.Join(n.cfg.Dir, m.id, stateFile), []byte("{"), 0o600)
+		},
+		"no state":      func(n *Node, m *earlier) error { return os.Remove(filepath.Join(n.cfg.Dir, m.id, stateFile)) },
+		"no output log": func(n *Node, m *earlier) error { return os.Remove(filepath.Join(n.cfg.Dir, m.id, "output")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &earlier{keys: []string{}}
+			n, keep := nodeAfter(t, t.TempDir(), time.Minute, m)
+			if err := spoil(n, m); err != nil {
+				t.Fatal(err)
+			}
+			n.cfg.Snapshots = shelf{fails: errBusy}
+			if adopted, err := n.Recover(t.Context(), keep); err != nil || !slices.Equal(adopted, []string{m.id}) || !m.stands {
+				t.Fatalf("taken over are %v, %v; paused: %t", adopted, err, m.stands)
+			}
+			loss, err := eventlog.AwaitLoss(t.Context(), n, m.id)
+			if err != nil || !loss.Savable || loss.Reason == "" {
+				t.Errorf("lost as %+v, %v", loss, err)
+			}
+			how := nodeapi.Saving{Hold: true, Lease: "lease"}
+			if _, err := n.Snapshot(t.Context(), m.id, how); err == nil || !m.stands {
+				t.Errorf("a save that fails: %v; paused: %t", err, m.stands)
+			}
+			n.cfg.Snapshots = shelf{}
+			if saved, err := n.Snapshot(t.Context(), m.id, how); err != nil || saved.Manifest == "" {
+				t.Errorf("saved as %+v, %v", saved, err)
+			}
+			if err := n.SetDeadline(t.Context(), m.id, time.Hour); err != nil {
+				t.Errorf("a deadline: %v", err)
+			}
+			if _, err := n.Stop(t.Context(), m.id); err != nil || !m.hasStopped() {
+				t.Errorf("stop: %v", err)
+			}
+			if err := n.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -157,7 +157,10 @@ type state struct {
 }
 
 func (s *session) saveState() error {
-	st := state{Lease: s.lease.ID(), Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own}
+	st := state{Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own}
+	if s.lease != nil {
+		st.Lease = s.lease.ID()
+	}
 	s.mu.Lock()
 	if !s.deadline.IsZero() {
 		st.Deadline = s.deadline.UnixMilli()

@@ -90,6 +90,7 @@ func (s *session) snapshot(ctx context.Context, how nodeapi.Saving) (nodeapi.Sav
 	}
 	// What is written is written once more when it is stored.
 	defer save.end()
+	_, paused := s.standstills()
 	if err := s.machine.Save(ctx, save.dir, driver.Saving{Memory: how.Memory, Hold: how.Hold}); err != nil {
 		return nodeapi.SavedFiles{}, errors.Join(err, os.RemoveAll(save.dir))
 	}
@@ -100,7 +101,7 @@ func (s *session) snapshot(ctx context.Context, how nodeapi.Saving) (nodeapi.Sav
 		s.setFrozen(true)
 	}
 	saved, err := s.node.keep(ctx, save.dir, s.machine.Format(how.Memory).String(), how.Lease)
-	if err != nil && how.Hold {
+	if err != nil && how.Hold && !paused {
 		err = errors.Join(err, s.thaw())
 	}
 	return saved, err
