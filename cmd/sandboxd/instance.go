@@ -123,7 +123,7 @@ func newStatus() *cobra.Command {
 	var logOnly bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show whether and at which URL the server is running (exit status 1 if not)",
+		Short: "Show whether and at which URL the server is running (exit status 1 if it is not, or cannot work)",
 		Args:  usage.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			state := stateDir(cmd)
@@ -143,6 +143,9 @@ func newStatus() *cobra.Command {
 				url = "an unknown address" // it is starting or ending, or has another version
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "running at %s, process %d, state in %s\n", url, pid, state)
+			if err := ask(cmd.Context(), state, http.MethodGet, "/health", nil, nil); err != nil && !errors.Is(err, errNoSocket) {
+				return fmt.Errorf("the server cannot work at the moment: %w", err)
+			}
 			return nil
 		},
 	}

@@ -43,10 +43,13 @@ func inFolder(dir, name string, f func(path string) error) error {
 // listens removes its file.
 func listenUnix(dir, name string) (ln *net.UnixListener, err error) {
 	path := filepath.Join(dir, name)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	// A new socket has the mode of the umask. So it is made where nobody else comes.
+	hidden, err := os.MkdirTemp(dir, "socket-")
+	if err != nil {
 		return nil, err
 	}
-	err = inFolder(dir, name, func(short string) error {
+	defer func() { err = errors.Join(err, os.RemoveAll(hidden)) }()
+	err = inFolder(hidden, name, func(short string) error {
 		ln, err = net.ListenUnix("unix", &net.UnixAddr{Name: short, Net: "unix"})
 		return err
 	})
@@ -54,7 +57,8 @@ func listenUnix(dir, name string) (ln *net.UnixListener, err error) {
 		return nil, fmt.Errorf("listen at %s: %w", path, err)
 	}
 	ln.SetUnlinkOnClose(false) // by that path it could not
-	if err := os.Chmod(path, 0o600); err != nil {
+	made := filepath.Join(hidden, name)
+	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
 		return nil, errors.Join(err, ln.Close())
 	}
 	return ln, nil

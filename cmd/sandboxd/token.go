@@ -182,12 +182,22 @@ func (t remoteTokens) revoke(ctx context.Context, id string) error {
 	return ask(ctx, string(t), "POST", "/tokens/revoke", id, nil)
 }
 
+// healthTimeout is how long the database may take to answer before the server counts
+// as not working.
+const healthTimeout = 5 * time.Second
+
 // socketHandler answers what is asked of a running server.
 func socketHandler(end *ending, accounts *auth.Auth, db *store.Store, url string) http.Handler {
 	t := localTokens{accounts}
 	mux := http.NewServeMux()
 	mux.Handle("POST /stop", answering(end.handle))
 	mux.Handle("GET /url", answering(func(context.Context, struct{}) (string, error) { return url, nil }))
+	mux.Handle("GET /health", answering(func(ctx context.Context, _ struct{}) (struct{}, error) {
+		ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+		defer cancel()
+		_, err := db.Images(ctx)
+		return struct{}{}, err
+	}))
 	mux.Handle("POST /tokens", answering(t.create))
 	mux.Handle("GET /tokens", answering(func(ctx context.Context, _ struct{}) ([]store.Token, error) { return t.list(ctx) }))
 	mux.Handle("POST /tokens/revoke", answering(func(ctx context.Context, id string) (struct{}, error) { return struct{}{}, t.revoke(ctx, id) }))

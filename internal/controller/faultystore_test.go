@@ -257,8 +257,8 @@ func (f *faultyStore) ForgetSnapshots(ctx context.Context, before skerry.Time) e
 	return f.call("ForgetSnapshots", true, func() error { return f.Store.ForgetSnapshots(ctx, before) })
 }
 
-func (f *faultyStore) AddLease(ctx context.Context, id string, now, expires skerry.Time) error {
-	return f.call("AddLease", true, func() error { return f.Store.AddLease(ctx, id, now, expires) })
+func (f *faultyStore) AddLease(ctx context.Context, id string, expires skerry.Time) error {
+	return f.call("AddLease", true, func() error { return f.Store.AddLease(ctx, id, expires) })
 }
 
 func (f *faultyStore) EndLease(ctx context.Context, id string) error {
@@ -269,9 +269,9 @@ func (f *faultyStore) EndLeases(ctx context.Context) error {
 	return f.call("EndLeases", true, func() error { return f.Store.EndLeases(ctx) })
 }
 
-func (f *faultyStore) Records(ctx context.Context, now skerry.Time) (a nodeapi.Records, err error) {
-	err = f.call("Records", false, func() (err error) {
-		a, err = f.Store.Records(ctx, now)
+func (f *faultyStore) BeginCollection(ctx context.Context, now skerry.Time) (a nodeapi.Records, err error) {
+	err = f.call("BeginCollection", true, func() (err error) {
+		a, err = f.Store.BeginCollection(ctx, now)
 		return err
 	})
 	if err != nil {
@@ -280,8 +280,8 @@ func (f *faultyStore) Records(ctx context.Context, now skerry.Time) (a nodeapi.R
 	return a, nil
 }
 
-func (f *faultyStore) RecordCollection(ctx context.Context, now skerry.Time, over []string, c nodeapi.Collected) error {
-	return f.call("RecordCollection", true, func() error { return f.Store.RecordCollection(ctx, now, over, c) })
+func (f *faultyStore) RecordCollection(ctx context.Context, now skerry.Time, ended []string, c nodeapi.Collected) error {
+	return f.call("RecordCollection", true, func() error { return f.Store.RecordCollection(ctx, now, ended, c) })
 }
 
 func (f *faultyStore) CreateDrive(ctx context.Context, d *skerry.Drive) error {

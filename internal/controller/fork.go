@@ -93,7 +93,7 @@ func (c *sandboxes) forkMemory(ctx context.Context, sandbox *skerry.Sandbox, s *
 	if err == nil {
 		err = c.spawn(func() {
 			defer done()
-			c.keep(from)
+			c.recordForkSnapshot(from)
 		})
 		if err == nil {
 			return fork, nil
@@ -104,8 +104,8 @@ func (c *sandboxes) forkMemory(ctx context.Context, sandbox *skerry.Sandbox, s *
 	return nil, err
 }
 
-// keep makes the snapshot that a memory fork has started from already.
-func (c *sandboxes) keep(from basis) {
+// recordForkSnapshot makes the snapshot that a memory fork has started from already.
+func (c *sandboxes) recordForkSnapshot(from basis) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), c.cfg.SaveTimeout)
 	defer cancel()
 	snap := from.snapshot
@@ -113,7 +113,7 @@ func (c *sandboxes) keep(from basis) {
 	var files nodeapi.SavedFiles
 	if err == nil {
 		if files, err = c.node.Keep(ctx, snap.ID, lease); err != nil {
-			c.snapshots.endSave(lease, err)
+			c.snapshots.saveFailed(lease, err)
 		}
 	}
 	if err != nil {
@@ -127,13 +127,13 @@ func (c *sandboxes) keep(from basis) {
 			return err // or it was added, and the answer lost
 		}
 		_, _, err := c.store.AddSnapshot(ctx, snap, files, "", nil)
-		if skerry.CodeOf(err) == skerry.CodeConflict { // that does not change
-			c.log.Error("cannot record the snapshot of a fork", "snapshot", snap.ID, "session", snap.SourceSessionID, "error", err)
-			return nil
-		}
 		return err
 	}
-	if err := c.try(add); err != nil {
+	switch err := c.try(add); {
+	case skerry.CodeOf(err) == skerry.CodeConflict: // its lease has ended; that does not change
+		c.log.Error("cannot record the snapshot of a fork", "snapshot", snap.ID, "session", snap.SourceSessionID, "error", err)
+		return
+	case err != nil:
 		c.keepTrying("record the snapshot of a fork", err, add, nil)
 		return
 	}

@@ -129,7 +129,7 @@ func (s *session) save(e *ending, how saving, lease string) (nodeapi.SavedFiles,
 	})
 	ended := func(r saved) (nodeapi.SavedFiles, error) {
 		if r.err != nil {
-			s.snapshots.endSave(lease, r.err)
+			s.snapshots.saveFailed(lease, r.err)
 		}
 		return r.files, r.err
 	}
@@ -144,7 +144,7 @@ func (s *session) save(e *ending, how saving, lease string) (nodeapi.SavedFiles,
 	case r := <-done:
 		return ended(r)
 	case <-time.After(s.cfg.abandonAfter):
-		s.work.Go(func() { s.snapshots.endSave(lease, (<-done).err) })
+		s.work.Go(func() { s.snapshots.saveFailed(lease, (<-done).err) })
 		return nodeapi.SavedFiles{}, errSaveHangs
 	}
 }

@@ -10,31 +10,31 @@ import (
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// leaseTime is after which time a save counts as given up, if it is not known how it
-// ended: its node could not be reached. All others end their leases themselves, and
-// a server that starts ends those of the one before.
+// leaseTime is after which time a save counts as failed if nobody knows how it ended,
+// because its node could not be reached. Other saves end their leases themselves, and
+// a server that starts ends those of the server before it.
 const leaseTime = 24 * time.Hour
 
-// beginSave writes the lease of a save. The save has it until AddSnapshot names its
-// files or end is called. Until then a collection spares what the save relies on.
+// beginSave writes the lease of a save. It lasts until AddSnapshot names the files or
+// endLease is called, and keeps a collection from removing what the save relies on.
 func (s *snapshots) beginSave(ctx context.Context) (lease string, err error) {
 	lease = rand.Text()
-	now := time.Now()
-	err = s.store.AddLease(ctx, lease, skerry.At(now), skerry.At(now.Add(leaseTime)))
+	err = s.store.AddLease(ctx, lease, skerry.At(time.Now().Add(leaseTime)))
 	if err != nil && mayBeWritten(err) {
 		s.endLease(lease)
 	}
 	return lease, err
 }
 
-// endSave ends the lease of a save that has returned err, and whose files nothing
-// names or will. Nobody knows whether one goes on whose node cannot be reached.
-func (s *snapshots) endSave(lease string, err error) {
+// saveFailed ends the lease of a save that failed with err. If its node cannot be
+// reached, nobody knows whether it goes on, and the lease expires.
+func (s *snapshots) saveFailed(lease string, err error) {
 	if !errors.Is(err, nodeapi.ErrUnreachable) {
 		s.endLease(lease)
 	}
 }
 
+// endLease ends the lease of a save whose files nothing names.
 func (s *snapshots) endLease(lease string) {
 	s.untilDone("end a save that failed", func(ctx context.Context) error { return s.store.EndLease(ctx, lease) })
 	s.collectSoon()

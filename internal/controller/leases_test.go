@@ -105,22 +105,47 @@ func TestLeaseExpires(t *testing.T) {
 	l.node.On(processnode.Save, nil)
 	leases := func(after time.Duration, on, over int) {
 		t.Helper()
-		known, err := l.store.Records(t.Context(), skerry.At(time.Now().Add(after)))
-		if err != nil || len(known.Leases) != on || len(known.Over) != over {
-			t.Errorf("%d leases are on and %d over, want %d and %d; %v", len(known.Leases), len(known.Over), on, over, err)
+		known, err := l.store.BeginCollection(t.Context(), skerry.At(time.Now().Add(after)))
+		if err != nil || len(known.Active) != on || len(known.Ended) != over {
+			t.Errorf("%d leases are active and %d have ended, want %d and %d; %v", len(known.Active), len(known.Ended), on, over, err)
 		}
 	}
 	leases(0, 2, 0)
 	leases(leaseTime-time.Minute, 2, 0)
 	l.restart()
 	leases(0, 0, 2)
-	lease, err := l.beginSave(t.Context())
-	if err != nil {
+	if _, err := l.beginSave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	leases(0, 1, 2)
 	leases(leaseTime+time.Second, 0, 3)
-	if n := len(lease); n < 16 {
-		t.Errorf("a lease of %d letters", n)
+}
+
+// waitingCollector leaves chunks to a later collection, some times.
+type waitingCollector struct {
+	nodeapi.Collector
+	calls, waits int
+}
+
+func (c *waitingCollector) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Collected, error) {
+	found, err := c.Collector.Collect(ctx, known)
+	if c.calls++; c.calls <= c.waits {
+		found.Waiting = 3
+	}
+	return found, err
+}
+
+// TestCollectionWaits has collections leave something to later ones.
+func TestCollectionWaits(t *testing.T) {
+	for waits, want := range map[int]struct {
+		calls int
+		more  bool
+	}{0: {1, false}, 1: {2, false}, 2: {2, true}, 9: {2, true}} {
+		l := newLab(t)
+		c := &waitingCollector{Collector: l.node, waits: waits}
+		l.snapshots.collector = c
+		if more, err := l.collect(t.Context()); err != nil || more != want.more || c.calls != want.calls {
+			t.Errorf("after %d that wait: %d calls, more is %t, %v", waits, c.calls, more, err)
+		}
 	}
 }

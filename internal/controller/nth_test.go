@@ -280,7 +280,7 @@ func transitions() []transition {
 			return err
 		}, func(l *lab) {
 			l.eventually("the older snapshot to be deleted", func() bool {
-				known, err := l.store.Records(l.t.Context(), skerry.At(time.Now()))
+				known, err := l.store.BeginCollection(l.t.Context(), skerry.At(time.Now()))
 				return err == nil && len(named(known)) == 1
 			})
 		}},
@@ -550,9 +550,9 @@ func (l *lab) disagreement(ingress *listIngress) string {
 	if _, err := l.collect(ctx); err != nil {
 		return err.Error()
 	}
-	saves, err := l.store.Records(ctx, skerry.At(time.Now()))
-	if err == nil && len(saves.Leases) > 0 {
-		return fmt.Sprintf("saves are under way: %v", saves.Leases)
+	saves, err := l.store.BeginCollection(ctx, skerry.At(time.Now()))
+	if err == nil && len(saves.Active) > 0 {
+		return fmt.Sprintf("saves are under way: %v", saves.Active)
 	}
 	saved := l.node.SavedFiles()
 	slices.Sort(saved)

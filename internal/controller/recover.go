@@ -16,13 +16,13 @@ import (
 // are adopted, the others get the end that they came to. It is called once,
 // before anything else. A session that was being saved continues, and is stopped
 // again. What cannot be recovered is logged, and delays nothing else: Recover
-// fails only if it cannot know what runs.
+// fails only if it cannot know what runs, or cannot end the leases of earlier saves.
 func (c *Controller) Recover(ctx context.Context) error {
 	runs, err := c.cfg.Store.LiveSessions(ctx)
 	if err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}
-	// Before there are new ones.
+	// The saves of the server before have failed. New ones begin later.
 	if err := c.snapshots.store.EndLeases(ctx); err != nil {
 		return fmt.Errorf("recover: %w", err)
 	}

@@ -13,8 +13,7 @@ import (
 const (
 	sweepEvery   = time.Minute
 	collectAfter = 5 * time.Second
-	// collectEvery is how often they are removed at least: what failed saves have
-	// left is spared for a while.
+	// collectEvery is how often they are removed at least.
 	collectEvery = time.Hour
 	// rememberDeleted is how long whoever asks for a deleted snapshot is told
 	// that it was.
@@ -188,7 +187,7 @@ func (s *snapshots) collect(ctx context.Context) (more bool, err error) {
 	// The first collection finds what is not needed, the second removes it.
 	for range 2 {
 		now := skerry.At(time.Now())
-		known, err := s.store.Records(ctx, now)
+		known, err := s.store.BeginCollection(ctx, now)
 		if err != nil {
 			return false, err
 		}
@@ -199,7 +198,7 @@ func (s *snapshots) collect(ctx context.Context) (more bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if err := s.store.RecordCollection(ctx, now, known.Over, found); err != nil {
+		if err := s.store.RecordCollection(ctx, now, known.Ended, found); err != nil {
 			return false, err
 		}
 		if more = found.Waiting > 0; !more {

@@ -30,7 +30,7 @@ func (s *session) saveAndStop(e *ending, how saving, asked skerry.Time) error {
 		return err
 	}
 	if asked := s.ask(context.Background(), func() { e.snapshot, err = s.commit(files, how) }); asked != nil || err != nil {
-		s.snapshots.endSave(lease, nil)
+		s.snapshots.endLease(lease)
 		return firstError(asked, err)
 	}
 	return nil
@@ -130,18 +130,18 @@ func (c *sessions) snapshotRunning(ctx context.Context, s *session) (*skerry.Sna
 	}
 	files, err := c.node.Snapshot(ctx, s.id, nodeapi.Saving{Lease: lease})
 	if err != nil {
-		c.snapshots.endSave(lease, err)
+		c.snapshots.saveFailed(lease, err)
 		return nil, c.failure(ctx, s, err)
 	}
 	sandbox, err := c.store.Sandbox(ctx, s.sandboxID)
 	if err != nil {
-		c.snapshots.endSave(lease, nil)
+		c.snapshots.endLease(lease)
 		return nil, err
 	}
 	run := s.state()
 	snap := newSnapshot(sandbox, &run, files, saving{method: skerry.CreatedForFork})
 	if _, _, err := c.store.AddSnapshot(ctx, snap, files, "", nil); err != nil {
-		c.snapshots.endSave(lease, nil)
+		c.snapshots.endLease(lease)
 		if mayBeWritten(err) {
 			c.snapshots.deleteFork(s.scope, snap.ID)
 		}

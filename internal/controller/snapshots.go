@@ -25,15 +25,15 @@ type snapshotStore interface {
 	TouchSnapshot(ctx context.Context, id string, now skerry.Time) error
 	ExpiredSnapshots(ctx context.Context, now skerry.Time) ([]skerry.Snapshot, error)
 	ForgetSnapshots(ctx context.Context, before skerry.Time) error
-	// AddLease begins a save, EndLease ends one whose files nothing will name, and
-	// EndLeases all of them.
-	AddLease(ctx context.Context, id string, now, expires skerry.Time) error
+	// AddLease writes the lease of a save. EndLease ends the lease of one whose files
+	// nothing will name, EndLeases those of all.
+	AddLease(ctx context.Context, id string, expires skerry.Time) error
 	EndLease(ctx context.Context, id string) error
 	EndLeases(ctx context.Context) error
-	// Records is what a collection begins with, RecordCollection writes what it came
-	// to.
-	Records(ctx context.Context, now skerry.Time) (nodeapi.Records, error)
-	RecordCollection(ctx context.Context, now skerry.Time, over []string, c nodeapi.Collected) error
+	// BeginCollection returns what a collection needs to know, RecordCollection writes
+	// its result.
+	BeginCollection(ctx context.Context, now skerry.Time) (nodeapi.Records, error)
+	RecordCollection(ctx context.Context, now skerry.Time, ended []string, c nodeapi.Collected) error
 }
 
 // snapshots reads and deletes snapshots, and removes the bytes of those that

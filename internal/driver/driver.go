@@ -1,4 +1,4 @@
-// Package driver is the seam between a node and a way to isolate: a Driver
+// Package driver is the interface between a node and a way to isolate: a Driver
 // starts machines, each of which runs the guest agent of one session and
 // nothing else of ours. A driver knows nothing of commands, names or tenants.
 package driver
@@ -19,7 +19,7 @@ type Driver interface {
 	// Capabilities are what the driver can do beyond starting machines and saving
 	// their files. A call that needs more than that fails.
 	Capabilities() Capabilities
-	// Format is what Source.Files is to be of, or Source.Memory.
+	// Format returns the format that Source.Files must have, or Source.Memory.
 	Format(memory bool) Format
 	// Start starts a machine. Its guest agent is reached by Attach. If Start fails,
 	// or ctx ends, nothing is left behind.
@@ -90,12 +90,13 @@ type Source struct {
 	// and MemoryBytes must be as they were (CodeBadRequest), and so must the
 	// driver's version (skerry.CodeSnapshotIncompatible).
 	Memory string
-	// Fork is another machine, which runs. RootFS and so on must be the same.
+	// Fork is a running machine. The rest of the specification must be the same as
+	// its own.
 	Fork *Fork
 }
 
-// Runs reports whether the machine goes on with processes that ran before. Its
-// guest agent has lost its connection then, and is to be renewed.
+// Runs reports whether the machine continues processes that ran before. Their guest
+// agent has lost its connection, and the caller must renew it.
 func (s Source) Runs() bool { return s.Memory != "" || s.Fork != nil }
 
 // Fork is a running machine that another one starts from. It goes on itself.
@@ -116,8 +117,8 @@ type Interface struct {
 	// Name its name there. A namespace of a veth holds no other.
 	NetNS string
 	Name  string
-	// Address is the machine's, Gateway where its packets go, MTU 0 the interface's
-	// own.
+	// Address is the machine's address, Gateway its default gateway. MTU 0 is the
+	// interface's own MTU.
 	Address netip.Prefix
 	Gateway netip.Addr
 	MTU     int
@@ -133,8 +134,8 @@ const (
 	Tap InterfaceKind = "tap"
 )
 
-// Volume shows something of the host's to a machine. Nothing that is in it is
-// ever executed, followed or opened as a device by the host.
+// Volume is a part of the host's filesystem that a machine sees. The host never
+// executes, follows or opens as a device anything that is in it.
 type Volume struct {
 	Kind VolumeKind
 	// Path is where the machine sees the volume: absolute, and not at, above or
@@ -150,9 +151,8 @@ type Volume struct {
 type VolumeKind string
 
 const (
-	// Tree is a detached mount of the host's (open_tree(2), fsmount(2)). The
-	// machine's is the only place it is attached to, so it goes with the machine,
-	// whatever ends that.
+	// Tree is a detached mount of the host's (open_tree(2), fsmount(2)). It is attached
+	// in the machine only, so it disappears when the machine ends.
 	Tree VolumeKind = "tree"
 	// Disk is a file with an ext4 filesystem, which only the machine's kernel
 	// mounts.
@@ -170,8 +170,8 @@ func (e *VolumeError) Error() string { return fmt.Sprintf("volume at %s: %v", e.
 func (e *VolumeError) Unwrap() error { return e.Err }
 
 // UnsavableError says that a machine cannot be saved as it is: its kernel does
-// not answer, or what it holds cannot be written down. Other failures of a save
-// are the host's: a full disk, for example.
+// not answer, or its state cannot be serialized. Other failures of a save are the
+// host's: a full disk, for example.
 type UnsavableError struct {
 	// Why is a sentence for the sandbox's user: it has no path of the host.
 	Why string
@@ -183,11 +183,11 @@ func (e *UnsavableError) Error() string {
 }
 func (e *UnsavableError) Unwrap() error { return e.Err }
 
-// Saving is what a Save shall do.
+// Saving are the options of a Save.
 type Saving struct {
 	// Memory saves the memory and the processes too, and not only the files, as far
 	// as they differ from the image. The machine's connections go on; a machine that
-	// starts from what was saved finds itself cut off.
+	// starts from what was saved has none.
 	Memory bool
 	// Hold leaves the machine paused, so that nothing happens in it that is not
 	// saved.
@@ -197,9 +197,8 @@ type Saving struct {
 // Machine is a running isolated machine.
 type Machine interface {
 	ID() string
-	// Attach opens a connection to the guest agent: the first one, or a new one in
-	// place of that which was lost, as the caller has closed it or it was an earlier
-	// process's.
+	// Attach opens a connection to the guest agent: the first one, or a new one if the
+	// caller has closed the last one or an earlier process had it.
 	Attach(ctx context.Context) (net.Conn, error)
 	// Done is closed when the machine has ended, for whatever reason.
 	Done() <-chan struct{}
@@ -207,9 +206,9 @@ type Machine interface {
 	// Done.
 	Reason() string
 	// Save writes the machine into dir, an empty folder on a filesystem with room
-	// for it. All is of one moment, in which nothing in the machine runs; it goes on
-	// afterwards. Nothing that runs in the machine takes part. A machine that is
-	// paused is paused afterwards. If Save fails, what is in dir is of no use, and
+	// for it. The files are those of one moment, in which nothing in the machine runs; it
+	// continues afterwards. Nothing that runs in the machine takes part. A machine that is
+	// paused is paused afterwards. If Save fails, the content of dir is undefined, and
 	// the machine is as before. It fails with an UnsavableError if the machine is
 	// why.
 	Save(ctx context.Context, dir string, how Saving) error
@@ -228,11 +227,11 @@ type Machine interface {
 	// Memory reads how close the machine is to running out of memory.
 	Memory() (Memory, error)
 	// PinnedMemory returns the bytes that the machine holds and that the host's
-	// kernel cannot take back from it. Up to enough it may return more than that,
-	// which costs less.
+	// kernel cannot take back from it. A result of at most enough may be too high,
+	// which is cheaper to compute.
 	PinnedMemory(enough int64) (int64, error)
-	// Confine makes the host's kernel kill in the machine already when it holds this
-	// much, if that is less than its limit; 0 ends that.
+	// Confine lowers the amount of memory at which the host's kernel kills processes of
+	// the machine; 0 restores the machine's limit.
 	Confine(bytes int64) error
 	// Relieve ends the process that holds most of the machine's memory, without
 	// the guest agent's help, and returns what the machine says about it.
@@ -248,8 +247,8 @@ type Machine interface {
 type Usage struct {
 	CPU         time.Duration
 	MemoryBytes int64
-	// OOMKills counts what the host's kernel killed in the machine for want of
-	// memory.
+	// OOMKills is the number of processes of the machine that the host's kernel killed
+	// because memory ran out.
 	OOMKills int64
 }
 
@@ -258,7 +257,8 @@ type Memory struct {
 	// Used is what they hold, without what the host's kernel can take
 	// back from them. It is exact only near the limit.
 	Used int64
-	// Limit is where the host's kernel begins to kill in the machine; 0 is not
-	// known. Size is what the machine takes for its memory, a little less.
+	// Limit is the amount at which the host's kernel begins to kill processes of the
+	// machine; 0 if it is not known. Size is the memory that the machine sees, a little
+	// less.
 	Limit, Size int64
 }

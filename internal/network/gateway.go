@@ -161,8 +161,8 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		}
 	}
 	pass := verdict(expr.VerdictReturn)
-	// Closed networks have no web server that the proxy could reach.
-	add(&nftables.Chain{Name: chainPastClosed, Table: t},
+	// Packets to closed networks are not redirected: the forward chain refuses them.
+	add(&nftables.Chain{Name: chainSkipPrivate, Table: t},
 		append(destinationsWithin(r.private, pass), destinationsWithin(closedPrefixes, verdict(expr.VerdictAccept))...)...)
 	add(&nftables.Chain{Name: "to-proxy", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest},
 		join(ifPrefixIsNot(expr.MetaKeyIIFNAME, r.ifPrefix), pass),
@@ -172,7 +172,7 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		// For any name server address that a program uses.
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 53), dnat(g.addr, g.tc)),
 		join(isIPv4(), portIs(unix.IPPROTO_UDP, 53), dnat(g.addr, g.dns)),
-		through(chainPastClosed),
+		through(chainSkipPrivate),
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 80), dnat(g.addr, g.web)),
 		join(isIPv4(), portIs(unix.IPPROTO_TCP, 443), dnat(g.addr, g.web)),
 	)
@@ -204,7 +204,7 @@ func (r *rules) addGatewayChains(c *nftables.Conn, t *nftables.Table) {
 		)...)
 }
 
-const chainPastClosed = "past-closed"
+const chainSkipPrivate = "skip-private"
 
 // portIs matches a destination port.
 func portIs(protocol byte, port uint16) []expr.Any {

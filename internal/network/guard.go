@@ -180,7 +180,9 @@ func idsAreForeign(path string) bool {
 }
 
 // threads remembers the threads of this process that have changed the rules lately.
-// One may have ended when its change is reported.
+// One may have ended when its change is reported, and then /proc does not have it. If
+// another program gets the id of such a thread, the guard finds its changes with the
+// check every guardEvery.
 type threads struct {
 	mu     sync.Mutex
 	recent [64]int
@@ -196,8 +198,8 @@ func (t *threads) note(id int) {
 	}
 }
 
-// has reports whether a thread is of this process. Other installations in the process
-// are not asked: their tables are others.
+// has reports whether a thread is one of these. Another installation in this process
+// changes its own table only.
 func (t *threads) has(id uint32) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -47,7 +47,9 @@ func rangesSet(t *nftables.Table, name string) *nftables.Set {
 	}
 }
 
-// policySets returns all four sets, in the order of verdicts.elements.
+// policySets returns all four sets, in the order of verdicts.elements. While a table is
+// replaced, the kernel publishes the ranges of one set after the other, in this order:
+// what is denied comes before what is allowed.
 func policySets(t *nftables.Table) []*nftables.Set {
 	return []*nftables.Set{openSet(t), customSet(t), deniedSet(t), allowedSet(t)}
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -385,5 +386,26 @@ func TestShut(t *testing.T) {
 	setPolicy(t, l, skerry.AllowAll())
 	if _, err := dial(t, l, labAddr+":"+labPort); err != nil {
 		t.Errorf("with the next policy: %v", err)
+	}
+}
+
+// TestSamePolicyChangesNothing sets a policy again, which must not touch its elements.
+func TestSamePolicyChangesNothing(t *testing.T) {
+	keys := func(list []nftables.SetElement) (all []string) {
+		for _, e := range list {
+			all = append(all, string(e.Key)+"-"+string(e.KeyEnd))
+		}
+		return all
+	}
+	element := func(key, end string) nftables.SetElement {
+		return nftables.SetElement{Key: []byte(key), KeyEnd: []byte(end)}
+	}
+	old := []nftables.SetElement{element("a", "b"), element("c", "d"), element("e", "")}
+	next := []nftables.SetElement{element("a", "b"), element("c", "x"), element("f", "")}
+	if gone, added := keys(without(old, next)), keys(without(next, old)); !slices.Equal(gone, []string{"c-d", "e-"}) || !slices.Equal(added, []string{"c-x", "f-"}) {
+		t.Errorf("%q go and %q are added", gone, added)
+	}
+	if rest := without(old, old); rest != nil {
+		t.Errorf("%q of the same go", keys(rest))
 	}
 }

@@ -148,8 +148,9 @@ func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) erro
 	return r.restore()
 }
 
-// ackBuffer has room for the answers to all parts of a transaction: some 300 of about
-// 1 KiB.
+// ackBuffer is the size of the socket's receive buffer for the answers to all parts of a
+// transaction. There may be 300 and more, each of which takes about 1 KiB of the
+// kernel's memory. The default of 208 KiB is too little.
 const ackBuffer = 4 << 20
 
 // restore recreates the table from what is remembered of it.

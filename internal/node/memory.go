@@ -9,7 +9,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// Keep implements nodeapi.Node.
+// Keep implements nodeapi.Saver.
 func (n *Node) Keep(ctx context.Context, captureID, lease string) (_ nodeapi.SavedFiles, err error) {
 	defer edge(ctx, &err)
 	dir, err := n.captured(captureID)

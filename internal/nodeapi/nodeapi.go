@@ -33,8 +33,8 @@
 // A call whose outcome is not known can be repeated. All calls but these may be made
 // any number of times, with the same effect as once: Start and Exec refuse an id that is
 // in use with CodeConflict, so a repetition tells whether the first call succeeded;
-// WriteStdin is repeated with an offset; Snapshot saves again, and the lease of the
-// lost answer expires. Stop and Forget continue where a failed attempt stopped.
+// WriteStdin is repeated with an offset; a repetition of Snapshot needs another lease,
+// and the first one expires. Stop and Forget continue where a failed attempt stopped.
 //
 // # Values
 //
@@ -126,18 +126,18 @@ type Collector interface {
 }
 
 // Records are what the store knows of saved files. The leases were read first: a
-// save that ended meanwhile is among the leases or among the manifests.
+// save whose snapshot is recorded meanwhile is in Active, in Manifests, or in both.
 type Records struct {
-	// Leases are those of saves that may be under way, Over those of saves whose
-	// files nothing will name.
-	Leases, Over []string
-	Manifests    []Manifest
+	// Active are the leases of saves that may be in progress, Ended those of saves
+	// whose files nothing will name.
+	Active, Ended []string
+	Manifests     []Manifest
 }
 
 // Manifest is what the store knows of one save's files.
 type Manifest struct {
 	Name string
-	// CreatedAt is the time of the newest snapshot that names it.
+	// CreatedAt is the time of the newest snapshot that names it, or of the manifest.
 	CreatedAt skerry.Time
 	// Deleted says that all snapshots that name it are deleted.
 	Deleted bool
@@ -152,8 +152,7 @@ type Manifest struct {
 type Collected struct {
 	// Freed is how many bytes were removed.
 	Freed int64
-	// Waiting is how many blobs the next collection may remove: if no save began
-	// before this one and is still under way, it removes them.
+	// Waiting is the number of blobs that a later collection can remove.
 	Waiting int
 	// Learned are manifests of which the store knows less. It records them.
 	Learned []Manifest

@@ -24,9 +24,9 @@ import (
 // snapshot will survive a loss of power. The folder then belongs to the cache
 // and is no longer where it was; nobody may write to its files.
 //
-// Load tells the format, which says what the folder is for. lease names the save, and
-// no other: the caller's database has it before Add is called, and until it names the
-// snapshot. It gets SavedFiles.Chunks to record them with the snapshot; see Collect.
+// Load tells the format, which says what the folder is for. lease identifies this save
+// only. The caller's database must have it from before the call until the snapshot is
+// recorded, together with SavedFiles.Chunks; see Collect.
 //
 // If Add fails, the folder is as it was and there is no snapshot. A disk that
 // is full is a skerry.CodeDiskFull, all else that keeps it from being stored a
@@ -77,7 +77,7 @@ func (s *Store) add(ctx context.Context, dir, format, lease string) (saved nodea
 	return nodeapi.SavedFiles{Manifest: name.ref(), Lease: lease, Chunks: s.chunksOf(m), Size: m.size(), Added: a.added.Load() + int64(len(blob))}, nil
 }
 
-// adding is an Add under way.
+// adding is an Add in progress.
 type adding struct {
 	*Store
 	added atomic.Int64

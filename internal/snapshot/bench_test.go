@@ -17,7 +17,7 @@ import (
 const benchSize = 100 << 20
 
 // benchTree is 100 MB, every second of which compresses as what people keep in
-// sandboxes does: sources and programs, each from the begin of a page on.
+// sandboxes does: sources and programs, each starting at a page boundary.
 func benchTree(b *testing.B) tree {
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
@@ -129,7 +129,7 @@ func BenchmarkAddChanged(b *testing.B) {
 
 func benchAdd(m *meter, l *lab, tr tree) {
 	dir := tr.write(m, filepath.Join(l.dir, randomName()))
-	// What the writing of the folder left to write is not Add's.
+	// Sync now, so that Add is not charged for writing the folder.
 	syscall.Sync()
 	m.start()
 	ref, err := l.db.save(context.Background(), l.Store, dir)

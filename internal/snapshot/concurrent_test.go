@@ -115,9 +115,9 @@ func TestCollectionDuringAdd(t *testing.T) {
 	l.collects([]string{ref.Manifest})
 }
 
-// TestSaveBeforeTheVerdict has saves rely on chunks that nothing uses any more, at
+// TestSaveDuringCollections has saves rely on chunks that nothing uses any more, at
 // each point of the two collections that remove these.
-func TestSaveBeforeTheVerdict(t *testing.T) {
+func TestSaveDuringCollections(t *testing.T) {
 	tr := tree{"pages.img": random(1, 1<<20)}
 	for _, collections := range []int{0, 1, 2} {
 		for _, named := range []int{0, 1, 2, 3} {
@@ -159,8 +159,8 @@ func (l *lab) emptyCacheOf(manifest string) {
 	l.cache.retain(func(other id) bool { return other != name })
 }
 
-// TestWhatSavesHoldUp has a save under way keep what it may rely on, and nothing that
-// was condemned before it began.
+// TestWhatSavesHoldUp has a save in progress keep what it may rely on, and nothing that
+// was marked before it began.
 func TestWhatSavesHoldUp(t *testing.T) {
 	l := newLab(t)
 	l.add(tree{"pages.img": random(1, minChunk)})
@@ -175,17 +175,17 @@ func TestWhatSavesHoldUp(t *testing.T) {
 	l.db.keep(nil)
 	early := l.db.begin()
 	if c := collect(); c.Waiting != 1 || len(c.Gone) != 0 {
-		t.Errorf("the first collection came to %+v", c)
+		t.Errorf("the first collection returned %+v", c)
 	}
 	for range 2 {
 		if c := collect(); c.Waiting != 1 {
-			t.Errorf("a save is under way, and a collection came to %+v", c)
+			t.Errorf("a save is in progress, and a collection returned %+v", c)
 		}
 		l.db.begin() // it holds up nothing
 	}
 	l.db.end(early)
 	if c := collect(); c.Waiting != 0 || c.Freed < minChunk || len(c.Gone) != 1 {
-		t.Errorf("the last collection came to %+v", c)
+		t.Errorf("the last collection returned %+v", c)
 	}
 }
 
@@ -222,7 +222,7 @@ func TestGrace(t *testing.T) {
 	}
 }
 
-// TestLease has a snapshot spared until its lease is over, and another of the same
+// TestLease has a snapshot spared until its lease has ended, and another of the same
 // content for as long as its own lasts.
 func TestLease(t *testing.T) {
 	l := newLab(t)

@@ -4,7 +4,7 @@ import "github.com/cespare/xxhash/v2"
 
 // Chunks end where the content of a page says so, so that a change moves the
 // boundaries around it and no others, also if it makes the file longer.
-// Boundaries are at multiples of a page from the file's begin, as what the
+// Boundaries are at multiples of a page from the file's start, as what the
 // sandbox's kernel writes is pages.
 const (
 	pageSize = 4 << 10
@@ -18,10 +18,10 @@ const (
 	cutEvery = 192
 )
 
-// cutBelow is what the hash of a page that ends a chunk is less than.
+// cutBelow is a limit: a page whose hash is less ends the chunk.
 const cutBelow = ^uint64(0) / cutEvery
 
-// cutAfter looks in data, the begin of a chunk, for the page that ends it. It
+// cutAfter looks in data, the start of a chunk, for the page that ends it. It
 // looks at pages from offset from on. It returns the length of the chunk, or 0
 // if data has no end.
 func cutAfter(data []byte, from int) int {

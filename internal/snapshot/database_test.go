@@ -12,7 +12,7 @@ import (
 // database is what a caller's database has of snapshots.
 type database struct {
 	mu        sync.Mutex
-	leases    map[string]bool // true if it is over
+	leases    map[string]bool // true if it has ended
 	manifests map[string]nodeapi.Manifest
 }
 
@@ -87,11 +87,11 @@ func (d *database) forget(name string) {
 func (d *database) records() (r nodeapi.Records) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for lease, over := range d.leases {
-		if over {
-			r.Over = append(r.Over, lease)
+	for lease, ended := range d.leases {
+		if ended {
+			r.Ended = append(r.Ended, lease)
 		} else {
-			r.Leases = append(r.Leases, lease)
+			r.Active = append(r.Active, lease)
 		}
 	}
 	for _, m := range d.manifests {

@@ -28,7 +28,7 @@ const (
 
 var hows = map[how]string{refuse: "refuses", half: "fails when done", die: "dies", dieDone: "dies when done"}
 
-var errFault = errors.New("the blob store is out of order")
+var errFault = errors.New("an injected failure of the blob store")
 
 // faulty is a blob store whose n-th call fails.
 type faulty struct {
@@ -128,8 +128,8 @@ func (l *lab) referenced(manifests []string) map[string]bool {
 	return keys
 }
 
-// collects fails unless collections leave exactly what the snapshots need and tells
-// truly how much it freed.
+// collects fails unless collections leave exactly what the snapshots need and
+// report the number of bytes freed.
 func (l *lab) collects(keep []string) {
 	l.Helper()
 	_, before := l.stored()

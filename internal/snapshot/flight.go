@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// flights are the loads under way: one of each snapshot.
+// flights are the loads in progress, one for each snapshot.
 type flights struct {
 	mu  sync.Mutex
 	all map[id]*flight
@@ -92,7 +92,7 @@ func (fs *flights) leave(ctx context.Context, name id, f *flight) (*entry, error
 	return nil, ctx.Err()
 }
 
-// forget makes the next who asks start anew; mu is held.
+// forget makes the next caller start a new load; mu is held.
 func (fs *flights) forget(name id, f *flight) {
 	if fs.all[name] == f {
 		delete(fs.all, name)

@@ -17,27 +17,26 @@ import (
 )
 
 // Collect removes the snapshots that are deleted, and the chunks that no snapshot
-// uses. known is what the caller's database has: all its manifests, and the leases
-// of the saves under way. Leases must be read before manifests, so that a snapshot
-// that is recorded meanwhile is in one of the two.
+// uses. known is what the caller's database has: the leases of saves, and all
+// manifests. Leases must be read before manifests, so that a save whose snapshot is
+// recorded meanwhile is in at least one of the two.
 //
-// A chunk is removed in two steps. The first collection that finds it unused
-// condemns it: an Add that begins later stores it again. The first that finds it
-// unused still, and no lease left of those that there were in between, removes it.
-// So no Add waits for a collection, and none relies on a chunk that is removed.
-// Collected.Waiting tells how many chunks the next collection may remove.
+// A chunk is removed in two steps. The first collection that finds it unused marks it:
+// an Add that begins later stores it again instead of relying on it. A later
+// collection removes it if it is still unused, and if all saves have ended that were
+// active at the start of the collection after the mark. So no Add waits for a
+// collection, and no Add relies on a chunk that is removed.
 //
-// Chunks that no snapshot ever named are spared for Options.Grace: they are those of
-// saves that failed. So are manifests.
+// Chunks that no snapshot has ever named are kept until they are Options.Grace old,
+// except those of an Add of this process that failed.
 //
-// A manifest that known does not have is removed if the lease of its save is over.
-// Others are set aside for Options.KeepUnknown: they may be newer than a backup that
-// the database was restored from. They are in Collected.Learned, for the caller to
-// record.
+// A manifest that known does not have is removed if its save has ended without naming
+// it. Others are kept for Options.KeepUnknown: they may be newer than a backup that the
+// database was restored from. They are in Collected.Learned, for the caller to record.
 //
-// Blobs are listed and not read, but for manifests whose chunks known does not have.
-// What is found out about those is in Collected.Learned too. One that cannot be read
-// keeps all chunks that are as old as its snapshot or older.
+// Blobs are listed and not read, except manifests whose chunks known does not have;
+// these are in Collected.Learned as well. If one cannot be read, all chunks that are
+// as old as its snapshot or older are kept.
 //
 // A second Collect waits for the first.
 func (s *Store) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Collected, error) {
@@ -47,17 +46,15 @@ func (s *Store) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Col
 	case <-ctx.Done():
 		return nodeapi.Collected{}, ctx.Err()
 	}
-	if err := s.ledger.index(ctx); err != nil {
-		return nodeapi.Collected{}, fmt.Errorf("collect snapshots: %w", err)
-	}
 	c := &collection{
 		Store: s, now: time.Now(), known: map[id]nodeapi.Manifest{}, loading: map[id]bool{},
-		live: set(known.Leases), over: set(known.Over), needed: map[uint64]struct{}{}, given: map[uint64]struct{}{},
+		active: set(known.Active), ended: set(known.Ended), used: map[uint64]struct{}{}, released: map[uint64]struct{}{}, waiting: map[uint64]struct{}{},
 	}
-	if err := c.run(ctx, known.Manifests); err != nil {
-		return nodeapi.Collected{Freed: c.freed.Load()}, fmt.Errorf("collect snapshots: %w", err)
-	}
+	err := c.run(ctx, known.Manifests)
 	c.result.Freed = c.freed.Load()
+	if err != nil {
+		return nodeapi.Collected{Freed: c.result.Freed}, fmt.Errorf("collect snapshots: %w", err)
+	}
 	return c.result, nil
 }
 
@@ -70,135 +67,138 @@ func set(names []string) map[string]struct{} {
 }
 
 const (
-	// heldSlack is how much later than its snapshot's time a chunk may have
-	// been put: a save takes time, and a storage has a clock of its own.
-	heldSlack = 24 * time.Hour
+	// ageSlack is how much later than its snapshot's time a chunk may have been put: a
+	// save takes time, and a storage has a clock of its own.
+	ageSlack = 24 * time.Hour
 	// maxReported bounds the log entries of one collection about unreadable
 	// manifests.
 	maxReported = 10
 )
 
-// collection is a Collect under way.
+// collection is a Collect in progress.
 type collection struct {
 	*Store
-	now        time.Time
-	known      map[id]nodeapi.Manifest
-	loading    map[id]bool
-	live, over map[string]struct{}
-	freed      atomic.Int64
+	now           time.Time
+	known         map[id]nodeapi.Manifest
+	loading       map[id]bool
+	active, ended map[string]struct{} // leases
+	freed         atomic.Int64
 
 	mu     sync.Mutex
 	result nodeapi.Collected
-	// needed are the keys of the chunks that snapshots use, given those of the
-	// chunks of snapshots that are removed.
-	needed, given map[uint64]struct{}
+	// used are the keys of the chunks that snapshots use, released those of the
+	// chunks of manifests that are removed, and waiting those of the chunks that are
+	// left to a later collection.
+	used, released, waiting map[uint64]struct{}
 	// removed are the manifests to remove.
-	removed []blob.Info
-	// unreadable counts the manifests that could not be read. The chunks that
-	// were put before heldBefore may be theirs.
+	removed []stored
+	// unreadable counts the manifests that could not be read. Chunks that were put
+	// before keepBefore may be theirs.
 	unreadable int
-	heldBefore time.Time
+	keepBefore time.Time
+}
+
+// stored is a blob of the listing.
+type stored struct {
+	id
+	blob.Info
 }
 
 func (c *collection) run(ctx context.Context, known []nodeapi.Manifest) error {
+	if err := c.ledger.index(ctx); err != nil {
+		return err
+	}
 	for _, name := range c.loads.running() {
 		c.loading[name] = true
 	}
-	var read []candidate
-	for _, m := range known {
-		name, err := parseRef(m.Name)
-		if err != nil {
-			if !m.Deleted {
-				c.hold(m.Name, m.CreatedAt.Time, err)
-			}
-			continue
-		}
-		if m.UnknownSince.IsZero() || c.now.Sub(m.UnknownSince.Time) <= c.opt.KeepUnknown {
-			m.UnknownSince = skerry.Time{}
-		} else {
-			m.Deleted = true
-		}
-		c.known[name] = m
-		if m.Chunks != nil {
-			err = c.use(m.Chunks, c.keeps(name))
-		} else if c.keeps(name) {
-			read = append(read, candidate{id: name, made: m.CreatedAt.Time})
-		}
-		if err != nil {
-			c.hold(m.Name, m.CreatedAt.Time, err)
-		}
-	}
-	manifests, err := c.manifests(ctx)
+	unread := c.takeKnown(known)
+	unknown, err := c.takeStored(ctx)
 	if err != nil {
 		return err
 	}
-	for _, info := range manifests {
-		b, err := parseKey(info.Key)
-		if err != nil {
-			c.opt.Log.Warn("a blob that is no part of a snapshot", "blob", info.Key)
-			continue
-		}
-		if _, known := c.known[b]; !known {
-			read = append(read, candidate{id: b, made: info.ModTime, stored: info})
-		} else if !c.keeps(b) {
-			c.removed = append(c.removed, info)
-		}
-	}
-	if err := c.readAll(ctx, read); err != nil {
+	if err := c.readAll(ctx, unread, c.learn); err != nil {
 		return err
 	}
-	// Manifests first: what is left of them is whole, whatever happens now.
+	if err := c.readAll(ctx, unknown, c.classify); err != nil {
+		return err
+	}
+	// Manifests first: so every snapshot that is left is complete, whatever happens.
 	if err := c.removeManifests(ctx); err != nil {
 		return err
 	}
-	round := c.ledger.beginRound(c.live)
+	c.ledger.beginRound(c.active)
 	for _, k := range []kind{sealedChunk, plainChunk} {
-		if err := c.sweep(ctx, k, round); err != nil {
+		if err := c.sweep(ctx, k); err != nil {
 			return err
 		}
 	}
 	c.ledger.endRound()
-	if c.result.Waiting == 0 {
-		for name, m := range c.known {
-			if m.Deleted && m.Chunks != nil && !c.loading[name] {
-				c.result.Gone = append(c.result.Gone, m.Name)
-			}
-		}
-	}
+	c.result.Waiting = len(c.waiting)
+	c.findGone()
 	return nil
 }
 
-// keeps reports whether a manifest that is known stays: one that is deleted does
-// while it is loaded.
+// takeKnown notes what the database has, and returns the manifests whose chunks it
+// does not have.
+func (c *collection) takeKnown(known []nodeapi.Manifest) (unread []stored) {
+	for _, m := range known {
+		name, err := parseRef(m.Name)
+		if err != nil {
+			if !m.Deleted {
+				c.keepOlder(m.Name, m.CreatedAt.Time, err)
+			}
+			continue
+		}
+		if !m.UnknownSince.IsZero() && c.now.Sub(m.UnknownSince.Time) > c.opt.KeepUnknown {
+			m.Deleted = true
+		}
+		c.known[name] = m
+		switch {
+		case m.Chunks != nil:
+			if err := c.note(m.Chunks, c.keeps(name)); err != nil {
+				c.keepOlder(m.Name, m.CreatedAt.Time, err)
+			}
+		case c.keeps(name) && m.UnknownSince.IsZero():
+			unread = append(unread, stored{id: name})
+		}
+	}
+	return unread
+}
+
+// keeps reports whether a known manifest stays: a deleted one does while it is loaded.
 func (c *collection) keeps(name id) bool { return !c.known[name].Deleted || c.loading[name] }
 
-// manifests lists those that are stored.
-func (c *collection) manifests(ctx context.Context) (list []blob.Info, err error) {
+// takeStored lists the manifests, notes those to remove, and returns those of which
+// too little is known to decide.
+func (c *collection) takeStored(ctx context.Context) (unknown []stored, err error) {
 	for _, k := range []kind{sealedManifest, plainManifest} {
 		for info, err := range c.opt.Blobs.List(ctx, k.prefix()) {
 			if err != nil {
 				return nil, err
 			}
-			list = append(list, info)
+			b, err := parseKey(info.Key)
+			if err != nil {
+				c.opt.Log.Warn("a blob that is no part of a snapshot", "blob", info.Key)
+				continue
+			}
+			m, known := c.known[b]
+			switch {
+			case known && !c.keeps(b):
+				c.removed = append(c.removed, stored{b, info})
+			case !known, !m.UnknownSince.IsZero() && m.Chunks == nil:
+				unknown = append(unknown, stored{b, info})
+			}
 		}
 	}
-	return list, nil
+	return unknown, nil
 }
 
-// candidate is a manifest that is to be read.
-type candidate struct {
-	id
-	// made is when its snapshot was made.
-	made time.Time
-	// stored is its blob, if it is not known.
-	stored blob.Info
-}
-
-// readAll reads manifests of which known does not tell enough.
-func (c *collection) readAll(ctx context.Context, candidates []candidate) error {
+// readAll reads manifests and calls f with each, or with why it cannot be read. mu is
+// held meanwhile.
+func (c *collection) readAll(ctx context.Context, manifests []stored, f func(stored, manifest, error)) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(maxInFlight)
-	for _, b := range candidates {
+	for _, b := range manifests {
 		group.Go(func() error {
 			_, m, err := c.manifest(groupCtx, b.id)
 			if groupCtx.Err() != nil {
@@ -206,79 +206,81 @@ func (c *collection) readAll(ctx context.Context, candidates []candidate) error 
 			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			if b.stored.Key == "" {
-				c.learn(b, m, err)
-			} else {
-				c.judge(b, m, err)
-			}
+			f(b, m, err)
 			return nil
 		})
 	}
 	return group.Wait()
 }
 
-// learn notes the chunks of a manifest that is known; mu is held.
-func (c *collection) learn(b candidate, m manifest, err error) {
+// learn notes the chunks of a manifest that a snapshot names.
+func (c *collection) learn(b stored, m manifest, err error) {
+	made := c.known[b.id].CreatedAt
 	if err != nil {
-		c.hold(b.ref(), b.made, err)
+		c.keepOlder(b.ref(), made.Time, err)
 		return
 	}
 	chunks := c.chunksOf(m)
-	_ = c.use(chunks, true) // it has the right form
-	c.result.Learned = append(c.result.Learned, nodeapi.Manifest{Name: b.ref(), CreatedAt: skerry.At(b.made), Chunks: chunks})
+	_ = c.note(chunks, true) // it has the right form
+	c.result.Learned = append(c.result.Learned, nodeapi.Manifest{Name: b.ref(), CreatedAt: made, Chunks: chunks})
 }
 
-// judge decides about a manifest that is not known; mu is held.
-func (c *collection) judge(b candidate, m manifest, err error) {
-	if err != nil && errors.Is(err, blob.ErrNotFound) {
-		return // it was removed since
+// classify decides about a manifest that no snapshot names.
+func (c *collection) classify(b stored, m manifest, err error) {
+	if errors.Is(err, blob.ErrNotFound) {
+		return // it was removed in the meantime
 	}
-	_, live := c.live[m.Lease]
-	_, over := c.over[m.Lease]
-	young := c.now.Sub(b.made) < c.opt.Grace
-	unknown := !over && !live && !young
+	_, active := c.active[m.Lease]
+	_, ended := c.ended[m.Lease]
+	young := c.now.Sub(b.ModTime) < c.opt.Grace // its save may have begun after the leases were read
+	lost := isDamage(err) || err == nil && !active && !young
 	switch {
-	case c.loading[b.id], live, young && !over:
-		// Without a lease it may be one of a save that began since.
-	case over, c.opt.KeepUnknown <= 0:
-		_ = c.use(c.chunksOf(m), false)
-		c.removed = append(c.removed, b.stored)
+	case ended && !c.loading[b.id], lost && c.opt.KeepUnknown <= 0:
+		_ = c.note(c.chunksOf(m), false)
+		c.removed = append(c.removed, b)
 		return
+	case err != nil:
+		c.keepOlder(b.ref(), b.ModTime, err)
+	default:
+		_ = c.note(c.chunksOf(m), true)
 	}
-	if err != nil {
-		c.hold(b.ref(), b.made, err)
-	} else {
-		_ = c.use(c.chunksOf(m), true)
-	}
-	if unknown {
-		c.opt.Log.Error("setting a snapshot aside that the database does not know", "manifest", b.ref(), "stored", b.made, "for", c.opt.KeepUnknown)
-		learned := nodeapi.Manifest{Name: b.ref(), CreatedAt: skerry.At(b.made), UnknownSince: skerry.At(c.now)}
-		if err == nil {
-			learned.Chunks = c.chunksOf(m)
-		}
-		c.result.Learned = append(c.result.Learned, learned)
+	if lost && !young && !ended {
+		c.keepUnknown(b, m, err)
 	}
 }
 
-// hold keeps all chunks that a snapshot may use whose manifest cannot be read.
-func (c *collection) hold(name string, made time.Time, err error) {
+// keepUnknown tells the caller of a manifest that its database does not have.
+func (c *collection) keepUnknown(b stored, m manifest, err error) {
+	found := nodeapi.Manifest{Name: b.ref(), CreatedAt: skerry.At(b.ModTime), UnknownSince: skerry.At(c.now)}
+	if err == nil {
+		found.Chunks = c.chunksOf(m)
+	} else if _, known := c.known[b.id]; known {
+		return // it is no better than before
+	}
+	c.opt.Log.Error("a snapshot that the database does not know is kept", "manifest", b.ref(), "stored", b.ModTime, "for", c.opt.KeepUnknown)
+	c.result.Learned = append(c.result.Learned, found)
+}
+
+// keepOlder keeps all chunks that a snapshot may use whose manifest cannot be read.
+func (c *collection) keepOlder(name string, made time.Time, err error) {
 	if c.unreadable++; c.unreadable <= maxReported {
-		c.opt.Log.Error("cannot read the manifest of a snapshot; chunks as old as it are not collected until it can be read or is deleted",
+		c.opt.Log.Error("cannot read the manifest of a snapshot; chunks as old as it are kept until it can be read or is deleted",
 			"manifest", name, "created", made, "error", err)
 	}
 	if made.IsZero() {
 		made = c.now
 	}
-	if until := made.Add(heldSlack); until.After(c.heldBefore) {
-		c.heldBefore = until
+	if until := made.Add(ageSlack); until.After(c.keepBefore) {
+		c.keepBefore = until
 	}
 }
 
 // chunksForm begins a list of chunks.
 const chunksForm = 1
 
-// keySize is the bytes of a chunk in such a list: the first of its name. Two chunks
-// that have them in common are kept as one, which costs room and loses nothing.
+// keySize is the length of a chunk's key in such a list: the first bytes of its name.
+// Two chunks with the same key are kept or removed together, so a collision only keeps
+// a chunk too long.
 const keySize = 8
 
 // chunksOf lists the chunks of a manifest for a database.
@@ -300,22 +302,27 @@ func (s *Store) chunksOf(m manifest) []byte {
 // key is what a list of chunks has of a chunk.
 func (b id) key() uint64 { return binary.BigEndian.Uint64(b.sum[:keySize]) }
 
-// use notes a list of chunks as needed, or as given back.
-func (c *collection) use(list []byte, needed bool) error {
+// note notes a list of chunks as used, or as released.
+func (c *collection) note(list []byte, used bool) error {
+	keys := c.released
+	if used {
+		keys = c.used
+	}
+	return eachKey(list, func(key uint64) { keys[key] = struct{}{} })
+}
+
+// eachKey calls f for each chunk of a list.
+func eachKey(list []byte, f func(key uint64)) error {
 	if len(list) == 0 || list[0] != chunksForm || len(list[1:])%keySize != 0 {
 		return errors.New("its list of chunks in the database is damaged")
 	}
-	keys := c.given
-	if needed {
-		keys = c.needed
-	}
 	for list = list[1:]; len(list) > 0; list = list[keySize:] {
-		keys[binary.BigEndian.Uint64(list)] = struct{}{}
+		f(binary.BigEndian.Uint64(list))
 	}
 	return nil
 }
 
-// removeManifests removes those of snapshots that are deleted, from the cache too.
+// removeManifests removes manifests, from the cache too.
 func (c *collection) removeManifests(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(maxInFlight)
@@ -323,16 +330,12 @@ func (c *collection) removeManifests(ctx context.Context) error {
 	for name := range c.known {
 		gone[name] = !c.keeps(name)
 	}
-	for _, info := range c.removed {
-		name, err := parseKey(info.Key)
-		if err != nil {
-			return err
-		}
-		gone[name] = true
+	for _, b := range c.removed {
+		gone[b.id] = true
 		group.Go(func() error {
-			err := c.opt.Blobs.Delete(groupCtx, info.Key)
+			err := c.opt.Blobs.Delete(groupCtx, b.Key)
 			if err == nil {
-				c.freed.Add(info.Size)
+				c.freed.Add(b.Size)
 			}
 			return err
 		})
@@ -341,12 +344,12 @@ func (c *collection) removeManifests(ctx context.Context) error {
 	return group.Wait()
 }
 
-// sweep condemns the chunks that are not needed, and removes those that were
-// condemned earlier.
-func (c *collection) sweep(ctx context.Context, k kind, round *verdict) error {
+// sweep marks the chunks that are not used, and removes those that were marked
+// earlier.
+func (c *collection) sweep(ctx context.Context, k kind) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(maxInFlight)
-	held := 0
+	kept := 0
 	for info, err := range c.opt.Blobs.List(ctx, k.prefix()) {
 		if err != nil {
 			return errors.Join(err, group.Wait())
@@ -356,34 +359,56 @@ func (c *collection) sweep(ctx context.Context, k kind, round *verdict) error {
 			c.opt.Log.Warn("a blob that is no part of a snapshot", "blob", info.Key)
 			continue
 		}
-		if _, needed := c.needed[b.key()]; needed {
-			c.ledger.acquit(b, info.Size)
+		if _, used := c.used[b.key()]; used {
+			c.ledger.unmark(b)
 			continue
 		}
-		if c.unreadable > 0 && info.ModTime.Before(c.heldBefore) {
-			held++
+		if c.unreadable > 0 && info.ModTime.Before(c.keepBefore) {
+			kept++
 			continue
 		}
-		if _, given := c.given[b.key()]; !given && c.now.Sub(info.ModTime) < c.opt.Grace && !c.ledger.isGarbage(b) {
-			continue
-		}
-		if !c.ledger.condemn(b, round) {
-			c.result.Waiting++
-			continue
-		}
-		group.Go(func() error {
-			removed, err := c.ledger.remove(groupCtx, b)
-			if removed {
-				c.freed.Add(info.Size)
+		_, released := c.released[b.key()]
+		switch c.ledger.markUnused(b, released || c.now.Sub(info.ModTime) >= c.opt.Grace) {
+		case tooYoung:
+			// A save that is active may have put it. That save's end asks for a collection.
+			if len(c.active) == 0 {
+				c.waiting[b.key()] = struct{}{}
 			}
-			return err
-		})
+		case marked:
+			c.waiting[b.key()] = struct{}{}
+		case removable:
+			group.Go(func() error {
+				removed, err := c.ledger.remove(groupCtx, b)
+				if removed {
+					c.freed.Add(info.Size)
+				}
+				return err
+			})
+		}
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if held > 0 {
-		c.opt.Log.Warn("chunks are not collected because of manifests that cannot be read", "chunks", held, "manifests", c.unreadable)
+	if kept > 0 {
+		c.opt.Log.Warn("chunks are not collected because of manifests that cannot be read", "chunks", kept, "manifests", c.unreadable)
 	}
 	return nil
+}
+
+// findGone finds the manifests of which nothing is left. The list of chunks of one that
+// still has chunks is needed: it tells a later collection that they are released.
+func (c *collection) findGone() {
+	for name, m := range c.known {
+		if !m.Deleted || c.loading[name] || m.Chunks == nil && m.UnknownSince.IsZero() {
+			continue
+		}
+		left := false
+		_ = eachKey(m.Chunks, func(key uint64) { // a damaged list tells nothing
+			_, waits := c.waiting[key]
+			left = left || waits
+		})
+		if !left {
+			c.result.Gone = append(c.result.Gone, m.Name)
+		}
+	}
 }

@@ -8,51 +8,54 @@ import (
 	"github.com/skerry-dev/skerry/internal/blob"
 )
 
-// ledger knows which chunks an Add may rely on, as they are stored and not
-// condemned; see Collect. A chunk that is being put or removed is busy, and whoever
+// ledger knows which chunks an Add may rely on: those that are stored and not marked
+// as unused; see Collect. A chunk that is being put or removed is busy, and whoever
 // wants to do either waits.
 type ledger struct {
 	blobs blob.Store
-	// indexing is held by whoever reads which chunks are stored.
+	// indexing locks the listing of the stored chunks.
 	indexing chan struct{}
 
 	mu      sync.Mutex
 	indexed bool
-	stored  map[id]int64 // sizes of blobs
+	stored  map[id]struct{}
 	// doubted are chunks that were found missing or damaged and have not been
 	// put again.
 	doubted map[id]struct{}
 	busy    map[id]chan struct{} // closed when no longer
 	// leftovers are the chunks that Adds have put that failed afterwards.
 	leftovers map[id]struct{}
-	condemned map[id]*sentence
-	round     uint64
+	// marks are the chunks that were found unused. round is the collection's number.
+	marks map[id]*mark
+	round uint64
+	batch *batch
 }
 
-// sentence is that of a chunk that was found unused.
-type sentence struct {
-	*verdict
-	// seen is the last round that the chunk was listed in.
+// mark is that of an unused chunk.
+type mark struct {
+	*batch
+	// seen is the last round that listed the chunk.
 	seen uint64
 }
 
-// verdict is what chunks have in common that one round condemned: the leases that
-// must end first. They are known with the next round.
-type verdict struct {
-	passed uint64
-	known  bool
-	leases map[string]struct{}
+// batch is what the chunks have in common that one round has marked: the leases that
+// must end before they are removed. They are read at the start of the next round. A
+// save that began before the mark, and may rely on the chunk, is among them, or it has
+// ended by then: with a snapshot that uses the chunk, or with nothing.
+type batch struct {
+	updated uint64 // the last round that has updated leases
+	leases  map[string]struct{}
 }
 
 func newLedger(blobs blob.Store) *ledger {
 	return &ledger{
 		blobs: blobs, indexing: make(chan struct{}, 1),
-		stored: map[id]int64{}, doubted: map[id]struct{}{}, busy: map[id]chan struct{}{},
-		leftovers: map[id]struct{}{}, condemned: map[id]*sentence{},
+		stored: map[id]struct{}{}, doubted: map[id]struct{}{}, busy: map[id]chan struct{}{},
+		leftovers: map[id]struct{}{}, marks: map[id]*mark{},
 	}
 }
 
-// index finds out which chunks are stored, once. It is not done by Open, so
+// index lists the stored chunks, once. It is not done by Open, so
 // that a process can start while its blobs are out of reach.
 func (l *ledger) index(ctx context.Context) error {
 	select {
@@ -67,14 +70,14 @@ func (l *ledger) index(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	stored := map[id]int64{}
+	stored := map[id]struct{}{}
 	prefix := sealedChunk.prefix()
 	for info, err := range l.blobs.List(ctx, prefix) {
 		if err != nil {
 			return err
 		}
 		if sum, err := parseSum(info.Key[len(prefix):]); err == nil {
-			stored[id{kind: sealedChunk, sum: sum}] = info.Size
+			stored[id{kind: sealedChunk, sum: sum}] = struct{}{}
 		}
 	}
 	l.mu.Lock()
@@ -86,8 +89,8 @@ func (l *ledger) index(ctx context.Context) error {
 	return nil
 }
 
-// put sees to it that a blob is stored. It calls encode only if it is not, and
-// returns the bytes that were stored.
+// put stores a chunk unless it is stored already. It calls encode only if it is not,
+// and returns the number of bytes that it has stored.
 func (l *ledger) put(ctx context.Context, b id, encode func() []byte) (added int64, err error) {
 	finish, stored, err := l.begin(ctx, b)
 	if stored || err != nil {
@@ -95,18 +98,16 @@ func (l *ledger) put(ctx context.Context, b id, encode func() []byte) (added int
 	}
 	data := encode()
 	err = l.blobs.Put(ctx, b.String(), data)
+	finish(err == nil)
 	if err != nil {
-		finish(0)
 		return 0, err
 	}
-	finish(int64(len(data)))
 	return int64(len(data)), nil
 }
 
-// begin waits until nobody else puts or removes a blob. If it is not stored
-// then, it is the caller's to put: finish tells how large it is now, 0 if that
-// failed.
-func (l *ledger) begin(ctx context.Context, b id) (finish func(size int64), stored bool, err error) {
+// begin waits until nobody else puts or removes a chunk. If it is not stored then, it
+// is the caller's to put; finish tells whether that succeeded.
+func (l *ledger) begin(ctx context.Context, b id) (finish func(stored bool), stored bool, err error) {
 	for {
 		l.mu.Lock()
 		_, stored = l.stored[b]
@@ -126,18 +127,18 @@ func (l *ledger) begin(ctx context.Context, b id) (finish func(size int64), stor
 	}
 }
 
-// claim makes a blob busy; mu is held.
-func (l *ledger) claim(b id) (finish func(size int64)) {
+// claim makes a chunk busy; mu is held.
+func (l *ledger) claim(b id) (finish func(stored bool)) {
 	done := make(chan struct{})
 	l.busy[b] = done
-	return func(size int64) {
+	return func(stored bool) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if size > 0 {
-			l.stored[b] = size
+		if stored {
+			l.stored[b] = struct{}{}
 			delete(l.doubted, b)
 			delete(l.leftovers, b)
-			delete(l.condemned, b)
+			delete(l.marks, b)
 		}
 		delete(l.busy, b)
 		close(done)
@@ -153,7 +154,8 @@ func (l *ledger) doubt(b id) {
 	l.doubted[b] = struct{}{}
 }
 
-// leave says that nobody needs what a failed Add has put, unless others do.
+// leave notes the chunks that a failed Add has put: they are unused unless another
+// snapshot has come to use them.
 func (l *ledger) leave(chunks []id) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -164,91 +166,101 @@ func (l *ledger) leave(chunks []id) {
 	}
 }
 
-// isGarbage reports whether a chunk was put by a failed Add, or condemned.
-func (l *ledger) isGarbage(b id) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, left := l.leftovers[b]
-	return left || l.condemned[b] != nil
-}
-
-// beginRound begins a collection. leases are those of the saves under way.
-func (l *ledger) beginRound(leases map[string]struct{}) *verdict {
+// beginRound begins a collection. active are the leases of the saves in progress.
+func (l *ledger) beginRound(active map[string]struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.round++
-	for _, s := range l.condemned {
-		v := s.verdict
-		switch {
-		case v.passed == l.round: // with another chunk
-		case v.known:
-			maps.DeleteFunc(v.leases, func(lease string, _ struct{}) bool { _, on := leases[lease]; return !on })
-		default:
-			v.known, v.leases = true, maps.Clone(leases)
+	l.batch = &batch{updated: l.round}
+	for _, m := range l.marks {
+		if m.updated == l.round {
+			continue // with another chunk of its batch
 		}
-		v.passed = l.round
+		m.updated = l.round
+		if m.leases == nil {
+			m.leases = maps.Clone(active)
+		} else {
+			maps.DeleteFunc(m.leases, func(lease string, _ struct{}) bool { _, on := active[lease]; return !on })
+		}
 	}
-	return &verdict{passed: l.round}
 }
 
-// condemn has no Add that begins from now on rely on a chunk. It reports whether the
-// chunk may be removed already, as it was condemned in an earlier round.
-func (l *ledger) condemn(b id, v *verdict) bool {
+// Results of markUnused.
+type markResult int
+
+const (
+	// tooYoung is a chunk that is kept for Options.Grace.
+	tooYoung markResult = iota
+	// marked is a chunk on which Adds rely no more.
+	marked
+	// removable is one that no save relies on either.
+	removable
+)
+
+// markUnused marks a chunk, unless it is too young: then it must be a leftover, or
+// marked already.
+func (l *ledger) markUnused(b id, old bool) markResult {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if s := l.condemned[b]; s != nil {
-		s.seen = l.round
-		return s.known && len(s.leases) == 0
+	if m := l.marks[b]; m != nil {
+		m.seen = l.round
+		if m.leases != nil && len(m.leases) == 0 {
+			return removable
+		}
+		return marked
 	}
-	if l.busy[b] == nil { // otherwise it is being put, and is another chunk then
+	if _, left := l.leftovers[b]; !left && !old {
+		return tooYoung
+	}
+	if l.busy[b] == nil { // otherwise it is being put, and stored anew then
 		delete(l.stored, b)
-		l.condemned[b] = &sentence{v, l.round}
+		l.marks[b] = &mark{l.batch, l.round}
 	}
-	return false
+	return marked
 }
 
-// acquit has Adds rely on a chunk again that a snapshot uses after all.
-func (l *ledger) acquit(b id, size int64) {
+// unmark has Adds rely again on a chunk that a snapshot uses.
+func (l *ledger) unmark(b id) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.leftovers, b)
-	if l.condemned[b] == nil {
+	if l.marks[b] == nil {
 		return
 	}
-	delete(l.condemned, b)
+	delete(l.marks, b)
 	if _, doubted := l.doubted[b]; !doubted {
-		l.stored[b] = size
+		l.stored[b] = struct{}{}
 	}
 }
 
-// remove deletes a chunk that is still condemned, and reports whether it did.
+// remove deletes a chunk that is still marked, and reports whether it did.
 func (l *ledger) remove(ctx context.Context, b id) (bool, error) {
 	l.mu.Lock()
-	if l.condemned[b] == nil || l.busy[b] != nil {
+	if l.marks[b] == nil || l.busy[b] != nil {
 		l.mu.Unlock()
 		return false, nil
 	}
 	finish := l.claim(b)
 	l.mu.Unlock()
-	err := l.blobs.Delete(ctx, b.String())
-	if err == nil {
-		l.mu.Lock()
-		delete(l.doubted, b)
-		delete(l.leftovers, b)
-		delete(l.condemned, b)
-		l.mu.Unlock()
+	defer finish(false)
+	if err := l.blobs.Delete(ctx, b.String()); err != nil {
+		return false, err
 	}
-	finish(0)
-	return err == nil, err
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.doubted, b)
+	delete(l.leftovers, b)
+	delete(l.marks, b)
+	return true, nil
 }
 
 // endRound forgets the chunks that are not stored any more.
 func (l *ledger) endRound() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	maps.DeleteFunc(l.condemned, func(b id, s *sentence) bool { return s.seen != l.round && l.busy[b] == nil })
+	maps.DeleteFunc(l.marks, func(b id, m *mark) bool { return m.seen != l.round && l.busy[b] == nil })
 	maps.DeleteFunc(l.leftovers, func(b id, _ struct{}) bool {
 		_, stored := l.stored[b]
-		return !stored && l.condemned[b] == nil
+		return !stored && l.marks[b] == nil
 	})
 }

@@ -90,7 +90,7 @@ func (s *Store) load(ctx context.Context, name id, accept func(format string) er
 		return s.assemble(ctx, m, files)
 	})
 	if errors.Is(err, blob.ErrNotFound) {
-		// It is no damage if the snapshot was deleted meanwhile.
+		// A snapshot that was deleted in the meantime is not damaged.
 		if _, _, gone := s.manifest(ctx, name); gone != nil {
 			err = gone
 		}

@@ -52,7 +52,7 @@
 // # Ownership
 //
 // One process, with one Store, owns the blobs and the cache. Which snapshots there
-// are, which chunks each uses and which saves are under way is in the caller's
+// are, which chunks each uses and which saves are in progress is in the caller's
 // database; what is stored and may be relied on is in memory (ledger.go). Collect
 // brings the two together.
 package snapshot
@@ -76,12 +76,12 @@ import (
 	"github.com/skerry-dev/skerry/internal/blob"
 )
 
-// DefaultGrace is how long blobs are spared that no snapshot has named, unless
-// Options say otherwise.
-const DefaultGrace = time.Hour
+// DefaultGrace is the default of Options.Grace.
+const DefaultGrace = time.Minute
 
-// DefaultKeepUnknown is how long snapshots are kept that the database does not
-// know, as long as such drives: time to notice that it was restored from an old backup.
+// DefaultKeepUnknown is how long snapshots are kept that the database does not know,
+// the same as for drives. It gives the operator time to notice that the database was
+// restored from an old backup.
 const DefaultKeepUnknown = 30 * 24 * time.Hour
 
 // maxInFlight is how many chunks are held in memory at once, by all Adds and
@@ -101,8 +101,8 @@ type Options struct {
 	// CacheBytes bounds the files in the cache. Folders that are in use may
 	// exceed it.
 	CacheBytes int64
-	// Grace is how long Collect spares blobs that no snapshot has named. 0 is
-	// DefaultGrace; less is none.
+	// Grace is the age from which Collect may remove blobs that no snapshot has named
+	// and whose save it does not know to have failed. 0 is DefaultGrace; less is none.
 	Grace time.Duration
 	// KeepUnknown is how long Collect sets snapshots aside that its caller does not
 	// know. 0 is not at all.
@@ -204,8 +204,6 @@ type id struct {
 
 func (b id) String() string { return b.kind.prefix() + b.sum.String() }
 
-func (b id) isChunk() bool { return b.kind == sealedChunk || b.kind == plainChunk }
-
 // parseKey reads the key of a blob; it reverses String.
 func parseKey(key string) (id, error) {
 	for k := sealedChunk; k <= plainManifest; k++ {
@@ -247,6 +245,12 @@ func failure(doing string, err error) error {
 		return &skerry.Error{Code: skerry.CodeDiskFull, Message: doing + ": the disk is full", Err: err}
 	}
 	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// isDamage reports whether an error is about the snapshot, and not about its storage.
+func isDamage(err error) bool {
+	e, ok := errors.AsType[*skerry.Error](err)
+	return ok && e.Code == skerry.CodeInternal
 }
 
 // damaged is the error of a snapshot whose blob is missing or wrong.

@@ -16,9 +16,9 @@ import (
 // tree is a folder's files by name.
 type tree map[string][]byte
 
-// write makes the folder of a tree, next to the cache of a lab.
 func anyFormat(string) error { return nil }
 
+// write makes the folder of a tree, next to the cache of a lab.
 func (tr tree) write(t testing.TB, dir string) string {
 	t.Helper()
 	if err := os.Mkdir(dir, 0o700); err != nil {

@@ -8,16 +8,15 @@ import (
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// A save has a lease from before its first byte is stored until the transaction
-// that names its files. So whoever removes what is not needed knows of each save
-// under way, in whichever process. A lease that ends without that stays as ended
-// until a collection has removed what the save has left.
+// A save has a lease from before its first byte is stored until the transaction that
+// names its files. So a collection knows of each save in progress, in whichever
+// process. A lease that ends without that is kept, as ended, until its time has passed
+// and a collection has removed what the save has left.
 
 // AddLease writes the lease of a save. One that was added already is no error.
-func (s *Store) AddLease(ctx context.Context, id string, now, expires skerry.Time) error {
+func (s *Store) AddLease(ctx context.Context, id string, expires skerry.Time) error {
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
-		_, err := t.exec(ctx, "INSERT INTO leases (id, created_at, expires_at, ended) VALUES (?, ?, ?, 0) ON CONFLICT (id) DO NOTHING",
-			id, now.Millis(), expires.Millis())
+		_, err := t.exec(ctx, "INSERT INTO leases (id, expires_at, ended) VALUES (?, ?, 0) ON CONFLICT (id) DO NOTHING", id, expires.Millis())
 		return err
 	}), "begin a save")
 }
@@ -53,7 +52,7 @@ func insertSaved(ctx context.Context, t tx, snap *skerry.Snapshot, saved nodeapi
 	if n, err := ended.RowsAffected(); err != nil {
 		return err
 	} else if n == 0 {
-		return skerry.Errorf(skerry.CodeConflict, "the snapshot took too long: what it was saved with may have been removed")
+		return skerry.Errorf(skerry.CodeConflict, "the save's lease has ended, and its files may have been removed")
 	}
 	return insertManifest(ctx, t, nodeapi.Manifest{Name: snap.Manifest, CreatedAt: snap.CreatedAt, Chunks: saved.Chunks})
 }
@@ -66,9 +65,9 @@ func insertManifest(ctx context.Context, t tx, m nodeapi.Manifest) error {
 	return err
 }
 
-// Records returns what a collection begins with. Leases that have expired are
-// ended.
-func (s *Store) Records(ctx context.Context, now skerry.Time) (r nodeapi.Records, err error) {
+// BeginCollection ends the leases that have expired, and returns what a collection
+// needs to know.
+func (s *Store) BeginCollection(ctx context.Context, now skerry.Time) (r nodeapi.Records, err error) {
 	defer func() { err = wrap(err, "read what is saved") }()
 	err = s.update(ctx, func(ctx context.Context, t tx) error {
 		_, err := t.exec(ctx, "UPDATE leases SET ended = 1 WHERE ended = 0 AND expires_at <= ?", now.Millis())
@@ -87,9 +86,9 @@ func (s *Store) Records(ctx context.Context, now skerry.Time) (r nodeapi.Records
 	}
 	for _, l := range leases {
 		if l.ended {
-			r.Over = append(r.Over, l.id)
+			r.Ended = append(r.Ended, l.id)
 		} else {
-			r.Leases = append(r.Leases, l.id)
+			r.Active = append(r.Active, l.id)
 		}
 	}
 	// After the leases: a snapshot that is added meanwhile is in one of the two.
@@ -108,11 +107,11 @@ func (s *Store) Records(ctx context.Context, now skerry.Time) (r nodeapi.Records
 	return r, err
 }
 
-// RecordCollection writes what a collection has found out that was given the leases
-// over. They are forgotten when their time has passed: a save that was given up may
-// store something still.
-func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, over []string, c nodeapi.Collected) error {
-	if len(over)+len(c.Learned)+len(c.Gone) == 0 {
+// RecordCollection writes the result of a collection, and removes the leases that it
+// was given as ended and whose time has passed. Before that a save that was given up
+// may still store something.
+func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, ended []string, c nodeapi.Collected) error {
+	if len(ended)+len(c.Learned)+len(c.Gone) == 0 {
 		return nil
 	}
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
@@ -129,7 +128,7 @@ func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, over []st
 				return err
 			}
 		}
-		for _, id := range over {
+		for _, id := range ended {
 			if _, err := t.exec(ctx, "DELETE FROM leases WHERE id = ? AND ended = 1 AND expires_at <= ?", id, now.Millis()); err != nil {
 				return err
 			}

@@ -11,11 +11,11 @@ import (
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
-// TestRecords has manifests that one or several snapshots name, that none names any
+// TestCollections has manifests that one or several snapshots name, that none names any
 // more, and whose chunks are not known.
-func TestRecords(t *testing.T) { onEach(t, testRecords) }
+func TestCollections(t *testing.T) { onEach(t, testCollections) }
 
-func testRecords(t *testing.T, openIn opener) {
+func testCollections(t *testing.T, openIn opener) {
 	s := openIn(t, t.TempDir())
 	ctx := t.Context()
 	start := time.Now().Truncate(time.Millisecond)
@@ -44,7 +44,7 @@ func testRecords(t *testing.T, openIn opener) {
 	}
 	read := func() []nodeapi.Manifest {
 		t.Helper()
-		r, err := s.Records(ctx, at(0))
+		r, err := s.BeginCollection(ctx, at(0))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,11 +103,11 @@ func testLeases(t *testing.T, openIn opener) {
 	}
 	expect := func(at skerry.Time, on, over []string) {
 		t.Helper()
-		r, err := s.Records(ctx, at)
-		slices.Sort(r.Leases)
-		slices.Sort(r.Over)
-		if err != nil || !slices.Equal(r.Leases, on) || !slices.Equal(r.Over, over) {
-			t.Errorf("leases are %v and over are %v, want %v and %v; %v", r.Leases, r.Over, on, over, err)
+		r, err := s.BeginCollection(ctx, at)
+		slices.Sort(r.Active)
+		slices.Sort(r.Ended)
+		if err != nil || !slices.Equal(r.Active, on) || !slices.Equal(r.Ended, over) {
+			t.Errorf("leases are %v and over are %v, want %v and %v; %v", r.Active, r.Ended, on, over, err)
 		}
 	}
 	add := func(lease string) error {
@@ -117,7 +117,7 @@ func testLeases(t *testing.T, openIn opener) {
 	}
 	for i, lease := range []string{"named", "failed", "late", "slow"} {
 		for range 2 {
-			ok(s.AddLease(ctx, lease, now, in(time.Duration(i+1)*time.Hour)))
+			ok(s.AddLease(ctx, lease, in(time.Duration(i+1)*time.Hour)))
 		}
 	}
 	ok(add("named"))
@@ -140,7 +140,7 @@ func testLeases(t *testing.T, openIn opener) {
 	expect(now, []string{"slow"}, []string{"late"}) // as a collection began before it was over
 	ok(s.EndLeases(ctx))
 	expect(now, nil, []string{"late", "slow"})
-	r, err := s.Records(ctx, now)
+	r, err := s.BeginCollection(ctx, now)
 	if err != nil || len(r.Manifests) != 1 || r.Manifests[0].Name != "named" || string(r.Manifests[0].Chunks) != "named" {
 		t.Errorf("manifests are %+v, %v", r.Manifests, err)
 	}

@@ -112,6 +112,6 @@ func addSnapshot(ctx context.Context, s *Store, snap *skerry.Snapshot) error {
 // savedFor begins a save, which is that of a snapshot. If it cannot, to add the
 // snapshot fails.
 func savedFor(ctx context.Context, s *Store, snap *skerry.Snapshot) nodeapi.SavedFiles {
-	_ = s.AddLease(ctx, snap.ID, skerry.FromMillis(1), skerry.FromMillis(2))
+	_ = s.AddLease(ctx, snap.ID, skerry.FromMillis(2))
 	return nodeapi.SavedFiles{Manifest: snap.Manifest, Lease: snap.ID, Chunks: []byte("chunks of " + snap.ID)}
 }

@@ -75,8 +75,8 @@ func Run(t *testing.T, open func(t *testing.T) *Lab) {
 	}
 }
 
-// patience is more than anything takes, and impatience what is waited for what
-// must not happen.
+// patience bounds what must happen; impatience is how long the tests wait for what
+// must not.
 const (
 	patience   = time.Minute
 	impatience = 300 * time.Millisecond
@@ -135,7 +135,7 @@ func (b *box) stop(t *testing.T) {
 		t.Error(err)
 	}
 	if left := b.l.Left(t, b.ID()); len(left) > 0 {
-		t.Errorf("of machine %s is left: %v", b.ID(), left)
+		t.Errorf("machine %s has left %v", b.ID(), left)
 	}
 }
 
@@ -351,7 +351,7 @@ func fork(t *testing.T, l *Lab) {
 	child.goesOn("n", n)
 	b.goesOn("n", n)
 	l.start(t, "later", driver.Source{Memory: dir}).goesOn("n", n)
-	// A machine that has ended is nobody's parent.
+	// A machine that has ended cannot be forked.
 	l.Kill(t, b.Machine)
 	<-b.Done()
 	spec := l.Spec("orphan")
@@ -479,21 +479,21 @@ func end(t *testing.T, l *Lab) {
 	}
 }
 
-// hungAgent: an agent that hangs holds up nobody, and its machine is saved and
+// hungAgent: an agent that hangs blocks nobody else, and its machine is saved and
 // stopped all the same.
 func hungAgent(t *testing.T, l *Lab) {
 	b := l.start(t, "hung", driver.Source{})
 	b.says("", "write", "file", "kept")
 	b.command("stop-agent")
 	b.stands()
-	// Another host does not get to it, either.
+	// A second connection gets no answer either.
 	b.agent.Close()
 	if _, err := b.Attach(within(t, impatience)); err == nil {
 		t.Error("an agent that hangs is attached to")
 	}
 	dir := b.save(driver.Saving{})
 	b.all(time.Second)
-	l.start(t, "heir", driver.Source{Files: dir}).says("kept", "read", "file")
+	l.start(t, "successor", driver.Source{Files: dir}).says("kept", "read", "file")
 }
 
 // hungKernel: no call waits longer than its caller, and the machine is stopped.
@@ -624,7 +624,7 @@ func recovers(t *testing.T, l *Lab) {
 		t.Errorf("Recover() found %v", ids)
 	}
 	if left := l.Left(t, "dead"); len(left) > 0 {
-		t.Errorf("of the dead machine is left: %v", left)
+		t.Errorf("the dead machine has left %v", left)
 	}
 }
 

@@ -268,7 +268,7 @@ func (d *Driver) adopt(id string) (*Machine, error) {
 	}
 	m, err := d.open(id, st.PID, st.Pipes)
 	if err == nil && m.started != st.StartTime {
-		err = fmt.Errorf("process %d is another one", st.PID)
+		err = fmt.Errorf("process id %d belongs to another process now", st.PID)
 	}
 	if err != nil {
 		return nil, err

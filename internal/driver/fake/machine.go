@@ -49,7 +49,7 @@ func (d *Driver) open(id string, pid int, names pipes.Names) (*Machine, error) {
 	m := &Machine{d: d, id: id, pid: pid, names: names, pidfd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
 	m.started, err = startTime(pid)
 	if err == nil && ended(fd) {
-		// Its parent has not asked for its end yet, so that the kernel still has it.
+		// Its parent has not reaped it yet, so the kernel still has it.
 		err = fmt.Errorf("process %d has ended", pid)
 	}
 	if err != nil {

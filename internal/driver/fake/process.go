@@ -30,7 +30,7 @@ const (
 	agentDir     = "/.skerry"
 	agentProgram = agentDir + "/agent"
 
-	// markName is the variable that a machine's processes are known by. It has the
+	// markName is the environment variable that identifies a machine's processes. It has the
 	// machine's folder, as other drivers have machines of the same id.
 	markName = "skerry_fake_machine"
 
@@ -77,7 +77,7 @@ func machineMain(root string) error {
 		_, _ = io.Copy(io.Discard, os.NewFile(lifeFD, "life"))
 		_ = killMarked(ctx, os.Getenv(markName)) // this process, too
 	}()
-	// Orphans fall to this process, as they do to the first one of a kernel.
+	// This process adopts orphans, like PID 1.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return err
 	}

@@ -94,13 +94,13 @@ func (s *suite) collect() {
 		return saved
 	}
 	one, two, three := save("one", "1"), save("two", "2"), save("three", "3")
-	s.collected(nodeapi.Records{Leases: []string{"1", "2", "3"}})
+	s.collected(nodeapi.Records{Active: []string{"1", "2", "3"}})
 	s.start(from(one.Manifest)) // by its lease
 	now := skerry.At(time.Now())
 	known := []nodeapi.Manifest{
 		{Name: one.Manifest, CreatedAt: now, Deleted: true, Chunks: one.Chunks}, {Name: two.Manifest, CreatedAt: now, Chunks: two.Chunks},
 	}
-	c := s.collected(nodeapi.Records{Over: []string{"3"}, Manifests: known})
+	c := s.collected(nodeapi.Records{Ended: []string{"3"}, Manifests: known})
 	if !slices.Contains(c.Gone, one.Manifest) || slices.Contains(c.Gone, two.Manifest) {
 		s.Errorf("gone are %v, not %s", c.Gone, one.Manifest)
 	}

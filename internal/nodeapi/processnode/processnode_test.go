@@ -299,10 +299,10 @@ func TestSavedFilesAndDrives(t *testing.T) {
 	if got := run(t, n, again, "cat link data/file; readlink link"); got != "saved\nlater\nfile\n" {
 		t.Errorf("a session from saved files has %q", got)
 	}
-	if c, err := n.Collect(t.Context(), nodeapi.Records{Leases: []string{"lease"}}); err != nil || c.Freed != 0 {
+	if c, err := n.Collect(t.Context(), nodeapi.Records{Active: []string{"lease"}}); err != nil || c.Freed != 0 {
 		t.Errorf("%d collected under a lease, %v", c.Freed, err)
 	}
-	if c, err := n.Collect(t.Context(), nodeapi.Records{Over: []string{"lease"}}); err != nil || c.Freed != 1 || len(n.SavedFiles()) != 0 {
+	if c, err := n.Collect(t.Context(), nodeapi.Records{Ended: []string{"lease"}}); err != nil || c.Freed != 1 || len(n.SavedFiles()) != 0 {
 		t.Errorf("%d collected after the end of the lease, %v", c.Freed, err)
 	}
 	fork := start(t, n, nodeapi.SessionSpec{ForkOf: s, Capture: "m_capture"})

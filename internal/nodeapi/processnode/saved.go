@@ -68,10 +68,12 @@ func (n *Node) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (_ n
 	return n.saved(manifest)
 }
 
+var errNoLease = errors.New("a save without a lease")
+
 // newSaved returns the name of files that are to be saved for a lease.
 func (n *Node) newSaved(lease string) (manifest string, err error) {
 	if lease == "" {
-		return "", errors.New("a save without a lease")
+		return "", errNoLease
 	}
 	manifest = skerry.NewID("m_")
 	n.setLease(manifest, lease)
@@ -113,6 +115,9 @@ func (n *Node) Keep(ctx context.Context, id, lease string) (_ nodeapi.SavedFiles
 	if err := n.reach(ctx, Keep, id); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
+	if lease == "" {
+		return nodeapi.SavedFiles{}, errNoLease
+	}
 	n.setLease(id, lease)
 	return n.saved(id)
 }
@@ -134,7 +139,7 @@ func (n *Node) Collect(ctx context.Context, known nodeapi.Records) (c nodeapi.Co
 	n.mu.Unlock()
 	remove := map[string]bool{}
 	for manifest, lease := range leased {
-		remove[manifest] = slices.Contains(known.Over, lease)
+		remove[manifest] = slices.Contains(known.Ended, lease)
 	}
 	for _, m := range known.Manifests {
 		if remove[m.Name] = m.Deleted; m.Deleted {

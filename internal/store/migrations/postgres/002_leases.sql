@@ -1,9 +1,8 @@
 -- +goose Up
--- A lease is a save under way, or one that ended (1) without being named: what it has
--- left is to be removed. See collect.go.
+-- A lease is that of a save in progress, or of one that has ended (1) without a
+-- snapshot: what it has left is to be removed. See collect.go.
 CREATE TABLE leases (
     id         TEXT COLLATE "C" PRIMARY KEY,
-    created_at BIGINT NOT NULL,
     expires_at BIGINT NOT NULL,
     ended      BIGINT NOT NULL
 );
