@@ -261,8 +261,8 @@ func (f *faultyStore) AddLease(ctx context.Context, id string, expires skerry.Ti
 	return f.call("AddLease", true, func() error { return f.Store.AddLease(ctx, id, expires) })
 }
 
-func (f *faultyStore) EndLease(ctx context.Context, id string) error {
-	return f.call("EndLease", true, func() error { return f.Store.EndLease(ctx, id) })
+func (f *faultyStore) EndLease(ctx context.Context, id string, expires skerry.Time) error {
+	return f.call("EndLease", true, func() error { return f.Store.EndLease(ctx, id, expires) })
 }
 
 func (f *faultyStore) EndLeases(ctx context.Context) error {
@@ -280,8 +280,8 @@ func (f *faultyStore) BeginCollection(ctx context.Context, now skerry.Time) (a n
 	return a, nil
 }
 
-func (f *faultyStore) RecordCollection(ctx context.Context, now skerry.Time, ended []string, c nodeapi.Collected) error {
-	return f.call("RecordCollection", true, func() error { return f.Store.RecordCollection(ctx, now, ended, c) })
+func (f *faultyStore) RecordCollection(ctx context.Context, now skerry.Time, c nodeapi.Collected) error {
+	return f.call("RecordCollection", true, func() error { return f.Store.RecordCollection(ctx, now, c) })
 }
 
 func (f *faultyStore) CreateDrive(ctx context.Context, d *skerry.Drive) error {

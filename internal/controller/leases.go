@@ -36,6 +36,7 @@ func (s *snapshots) saveFailed(lease string, err error) {
 
 // endLease ends the lease of a save whose files nothing names.
 func (s *snapshots) endLease(lease string) {
-	s.untilDone("end a save that failed", func(ctx context.Context) error { return s.store.EndLease(ctx, lease) })
+	expires := skerry.At(time.Now().Add(leaseTime))
+	s.untilDone("end a save that failed", func(ctx context.Context) error { return s.store.EndLease(ctx, lease, expires) })
 	s.collectSoon()
 }

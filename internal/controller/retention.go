@@ -182,23 +182,30 @@ func (s *snapshots) expire(ctx context.Context) error {
 }
 
 // collect removes the bytes that no snapshot needs. It reports whether there is more
-// to remove when the saves have ended that are under way.
+// to remove later, for example when the saves have ended that are in progress.
 func (s *snapshots) collect(ctx context.Context) (more bool, err error) {
-	// The first collection finds what is not needed, the second removes it.
-	for range 2 {
+	// The first collection of a process tells its number, the next finds what is not
+	// needed, and the one after it removes that.
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	for range 3 {
 		now := skerry.At(time.Now())
 		known, err := s.store.BeginCollection(ctx, now)
 		if err != nil {
 			return false, err
 		}
+		known.Round = s.round
 		found, err := s.collector.Collect(ctx, known)
 		if found.Freed > 0 {
 			s.log.Info("removed the bytes of deleted snapshots", "bytes", found.Freed)
 		}
+		if found.Round != "" {
+			s.round = found.Round
+		}
 		if err != nil {
 			return false, err
 		}
-		if err := s.store.RecordCollection(ctx, now, known.Ended, found); err != nil {
+		if err := s.store.RecordCollection(ctx, now, found); err != nil {
 			return false, err
 		}
 		if more = found.Waiting > 0; !more {

@@ -28,12 +28,12 @@ type snapshotStore interface {
 	// AddLease writes the lease of a save. EndLease ends the lease of one whose files
 	// nothing will name, EndLeases those of all.
 	AddLease(ctx context.Context, id string, expires skerry.Time) error
-	EndLease(ctx context.Context, id string) error
+	EndLease(ctx context.Context, id string, expires skerry.Time) error
 	EndLeases(ctx context.Context) error
 	// BeginCollection returns what a collection needs to know, RecordCollection writes
 	// its result.
 	BeginCollection(ctx context.Context, now skerry.Time) (nodeapi.Records, error)
-	RecordCollection(ctx context.Context, now skerry.Time, ended []string, c nodeapi.Collected) error
+	RecordCollection(ctx context.Context, now skerry.Time, c nodeapi.Collected) error
 }
 
 // snapshots reads and deletes snapshots, and removes the bytes of those that
@@ -50,6 +50,9 @@ type snapshots struct {
 	collector nodeapi.Collector
 	// garbage asks for a collection of saved files.
 	garbage chan struct{}
+	// collecting lets one collection run at a time, and guards round, the last one.
+	collecting sync.Mutex
+	round      string
 
 	// announcing guards announced: the snapshots that are being made of a session
 	// that a fork has started from already. A channel is closed when its

@@ -185,17 +185,17 @@ func idsAreForeign(path string) bool {
 // check every guardEvery.
 type threads struct {
 	mu     sync.Mutex
-	recent [64]int
-	next   int
+	recent []int // the last is the newest
 }
+
+// maxThreads is more than are used between a change and its report.
+const maxThreads = 64
 
 func (t *threads) note(id int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !slices.Contains(t.recent[:], id) {
-		t.recent[t.next] = id
-		t.next = (t.next + 1) % len(t.recent)
-	}
+	t.recent = append(slices.DeleteFunc(t.recent, func(other int) bool { return other == id }), id)
+	t.recent = t.recent[max(0, len(t.recent)-maxThreads):]
 }
 
 // has reports whether a thread is one of these. Another installation in this process
@@ -203,7 +203,7 @@ func (t *threads) note(id int) {
 func (t *threads) has(id uint32) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return id != 0 && slices.Contains(t.recent[:], int(id))
+	return id != 0 && slices.Contains(t.recent, int(id))
 }
 
 // commit sends the changes to the kernel, which makes all of them or none.

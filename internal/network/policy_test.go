@@ -409,3 +409,23 @@ func TestSamePolicyChangesNothing(t *testing.T) {
 		t.Errorf("%q of the same go", keys(rest))
 	}
 }
+
+// TestManyPolicies has more networks in the policies of sandboxes than fit into the
+// kernel's default buffers, and the rules made anew.
+func TestManyPolicies(t *testing.T) {
+	p := newPool(t, func(c *Config) { c.unguarded = true })
+	for i := range uint32(100) {
+		_, sandbox := addresses(p.prefix, 2000+i)
+		v := verdicts{custom: true}
+		for n := range 128 {
+			first, last := netip.AddrFrom4([4]byte{20, byte(n), 0, 0}), netip.AddrFrom4([4]byte{20, byte(n), 7, 255})
+			v.allowed, v.denied = append(v.allowed, addressRange{first, last}), append(v.denied, addressRange{first, last})
+		}
+		if err := p.rules.judge(sandbox, verdicts{}, v); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if err := p.rules.remake(); err != nil {
+		t.Error(err)
+	}
+}

@@ -148,10 +148,11 @@ func (r *rules) install(existing []*Lease, carried map[netip.Addr]verdicts) erro
 	return r.restore()
 }
 
-// ackBuffer is the size of the socket's receive buffer for the answers to all parts of a
-// transaction. There may be 300 and more, each of which takes about 1 KiB of the
-// kernel's memory. The default of 208 KiB is too little.
-const ackBuffer = 4 << 20
+// batchBuffer limits the sizes of a transaction that recreates the table, which is one
+// message, and of the answers to its parts. A rule takes 1 KiB of the kernel's memory, a
+// network of a policy 100 bytes: so 2,000 sandboxes may have 256 networks each. The
+// kernel's default is 208 KiB.
+const batchBuffer = 64 << 20
 
 // restore recreates the table from what is remembered of it.
 func (r *rules) restore() error {
@@ -159,7 +160,9 @@ func (r *rules) restore() error {
 	if err != nil {
 		return err
 	}
-	c, err := nftables.New(nftables.WithSockOptions(func(conn *netlink.Conn) error { return conn.SetReadBuffer(ackBuffer) }))
+	c, err := nftables.New(nftables.WithSockOptions(func(conn *netlink.Conn) error {
+		return errors.Join(conn.SetReadBuffer(batchBuffer), conn.SetWriteBuffer(batchBuffer))
+	}))
 	if err != nil {
 		return err
 	}

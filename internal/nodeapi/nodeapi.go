@@ -128,6 +128,9 @@ type Collector interface {
 // Records are what the store knows of saved files. The leases were read first: a
 // save whose snapshot is recorded meanwhile is in Active, in Manifests, or in both.
 type Records struct {
+	// Round is the Collected.Round of the collection before, which had returned when
+	// the rest was read. If it is not, nothing is collected.
+	Round string
 	// Active are the leases of saves that may be in progress, Ended those of saves
 	// whose files nothing will name.
 	Active, Ended []string
@@ -150,6 +153,8 @@ type Manifest struct {
 
 // Collected is what a collection came to.
 type Collected struct {
+	// Round identifies the collection to the next one.
+	Round string
 	// Freed is how many bytes were removed.
 	Freed int64
 	// Waiting is the number of blobs that a later collection can remove.

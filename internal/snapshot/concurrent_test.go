@@ -131,6 +131,7 @@ func TestSaveDuringCollections(t *testing.T) {
 				}
 				l.db.record(c)
 			}
+			collect() // tells the round
 			for range collections {
 				collect()
 			}
@@ -150,6 +151,82 @@ func TestSaveDuringCollections(t *testing.T) {
 				t.Fatalf("with a save after %d collections that was named after %d more", collections, named)
 			}
 		}
+	}
+}
+
+// TestStaleRecords has a collection whose records were read before the last one has
+// returned, as of a caller that has lost its answer. A save begins in between.
+func TestStaleRecords(t *testing.T) {
+	l, h := newHooked(t)
+	l.opt.Grace = time.Hour
+	l.open()
+	tr := tree{"pages.img": random(1, 1<<20)}
+	l.add(tr)
+	l.db.keep(nil)
+	collect := func(known nodeapi.Records) nodeapi.Collected {
+		t.Helper()
+		c, err := l.Collect(t.Context(), known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	l.db.record(collect(l.db.records())) // tells the round
+	first, second := l.db.records(), l.db.records()
+	// The save relies on the chunks, and its manifest is not there yet.
+	atManifest, goOn := make(chan struct{}), make(chan struct{})
+	h.put = func(key string) {
+		if strings.HasPrefix(key, sealedManifest.prefix()) {
+			close(atManifest)
+			<-goOn
+		}
+	}
+	var ref nodeapi.SavedFiles
+	var wg sync.WaitGroup
+	wg.Go(func() { ref = l.save(tr) })
+	<-atManifest
+	if c := collect(first); c.Waiting == 0 || c.Round == first.Round {
+		t.Errorf("the first collection returned %+v", c)
+	}
+	for range 3 {
+		if c := collect(second); c.Freed != 0 || c.Waiting == 0 {
+			t.Errorf("a collection with stale records returned %+v", c)
+		}
+	}
+	close(goOn)
+	wg.Wait()
+	l.db.name(ref)
+	l.emptyCacheOf(ref.Manifest)
+	l.loads(ref.Manifest, tr)
+	h.put = nil
+	l.collects([]string{ref.Manifest})
+}
+
+// TestBusyServerForgets has some save in progress all the time, while snapshots are
+// deleted: what the database has of these does not grow.
+func TestBusyServerForgets(t *testing.T) {
+	l := newLab(t)
+	l.opt.Grace = time.Hour
+	l.open()
+	var before string
+	for i := range 20 {
+		ref := l.add(tree{"pages.img": random(uint64(i+1), 1000+i)})
+		l.db.edit(ref.Manifest, func(m *nodeapi.Manifest) { m.Deleted = true })
+		next := l.db.begin()
+		for range 2 {
+			c, err := l.Collect(t.Context(), l.db.records())
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.db.record(c)
+		}
+		if before != "" {
+			l.db.end(before)
+		}
+		before = next
+	}
+	if n := len(l.db.manifests); n > 5 {
+		t.Errorf("the database has %d manifests of deleted snapshots", n)
 	}
 }
 
@@ -174,6 +251,7 @@ func TestWhatSavesHoldUp(t *testing.T) {
 	}
 	l.db.keep(nil)
 	early := l.db.begin()
+	collect() // tells the round
 	if c := collect(); c.Waiting != 1 || len(c.Gone) != 0 {
 		t.Errorf("the first collection returned %+v", c)
 	}

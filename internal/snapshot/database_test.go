@@ -12,6 +12,7 @@ import (
 // database is what a caller's database has of snapshots.
 type database struct {
 	mu        sync.Mutex
+	round     string
 	leases    map[string]bool // true if it has ended
 	manifests map[string]nodeapi.Manifest
 }
@@ -87,6 +88,7 @@ func (d *database) forget(name string) {
 func (d *database) records() (r nodeapi.Records) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	r.Round = d.round
 	for lease, ended := range d.leases {
 		if ended {
 			r.Ended = append(r.Ended, lease)
@@ -103,6 +105,7 @@ func (d *database) records() (r nodeapi.Records) {
 func (d *database) record(c nodeapi.Collected) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.round = c.Round
 	for _, m := range c.Learned {
 		have, known := d.manifests[m.Name]
 		if known && have.Chunks == nil {
@@ -119,12 +122,15 @@ func (d *database) record(c nodeapi.Collected) {
 	}
 }
 
-// collect collects as often as there is more to remove, at most three times.
+// collect collects as often as there is more to remove, at most four times.
 func (d *database) collect(ctx context.Context, s *Store) (freed int64, err error) {
-	for range 3 {
+	for range 4 {
 		c, err := s.Collect(ctx, d.records())
 		freed += c.Freed
 		if err != nil {
+			d.mu.Lock()
+			d.round = c.Round
+			d.mu.Unlock()
 			return freed, err
 		}
 		d.record(c)

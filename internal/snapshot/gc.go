@@ -38,7 +38,9 @@ import (
 // these are in Collected.Learned as well. If one cannot be read, all chunks that are
 // as old as its snapshot or older are kept.
 //
-// A second Collect waits for the first.
+// A second Collect waits for the first. Its records may then be older than what the
+// first has marked. So each collection has a number, and one whose records were not
+// read after the last has returned does nothing but tell the number.
 func (s *Store) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Collected, error) {
 	select {
 	case s.collecting <- struct{}{}:
@@ -50,10 +52,14 @@ func (s *Store) Collect(ctx context.Context, known nodeapi.Records) (nodeapi.Col
 		Store: s, now: time.Now(), known: map[id]nodeapi.Manifest{}, loading: map[id]bool{},
 		active: set(known.Active), ended: set(known.Ended), used: map[uint64]struct{}{}, released: map[uint64]struct{}{}, waiting: map[uint64]struct{}{},
 	}
+	round, current := s.ledger.beginRound(known.Round, c.active)
+	if !current {
+		return nodeapi.Collected{Round: round, Waiting: 1}, nil
+	}
 	err := c.run(ctx, known.Manifests)
-	c.result.Freed = c.freed.Load()
+	c.result.Round, c.result.Freed = round, c.freed.Load()
 	if err != nil {
-		return nodeapi.Collected{Freed: c.result.Freed}, fmt.Errorf("collect snapshots: %w", err)
+		return nodeapi.Collected{Round: round, Freed: c.result.Freed}, fmt.Errorf("collect snapshots: %w", err)
 	}
 	return c.result, nil
 }
@@ -126,7 +132,6 @@ func (c *collection) run(ctx context.Context, known []nodeapi.Manifest) error {
 	if err := c.removeManifests(ctx); err != nil {
 		return err
 	}
-	c.ledger.beginRound(c.active)
 	for _, k := range []kind{sealedChunk, plainChunk} {
 		if err := c.sweep(ctx, k); err != nil {
 			return err

@@ -2,6 +2,8 @@ package snapshot
 
 import (
 	"context"
+	"crypto/rand"
+	"fmt"
 	"maps"
 	"sync"
 
@@ -29,6 +31,8 @@ type ledger struct {
 	marks map[id]*mark
 	round uint64
 	batch *batch
+	// name distinguishes the rounds of this process from those of others.
+	name string
 }
 
 // mark is that of an unused chunk.
@@ -51,7 +55,7 @@ func newLedger(blobs blob.Store) *ledger {
 	return &ledger{
 		blobs: blobs, indexing: make(chan struct{}, 1),
 		stored: map[id]struct{}{}, doubted: map[id]struct{}{}, busy: map[id]chan struct{}{},
-		leftovers: map[id]struct{}{}, marks: map[id]*mark{},
+		leftovers: map[id]struct{}{}, marks: map[id]*mark{}, name: rand.Text(),
 	}
 }
 
@@ -166,10 +170,15 @@ func (l *ledger) leave(chunks []id) {
 	}
 }
 
-// beginRound begins a collection. active are the leases of the saves in progress.
-func (l *ledger) beginRound(active map[string]struct{}) {
+// beginRound begins a collection and returns its name. active are the leases of the
+// saves in progress; they must have been read after the round named last. If they were
+// not, no collection begins, and the name of the last one is returned.
+func (l *ledger) beginRound(last string, active map[string]struct{}) (name string, current bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if last != l.roundName() {
+		return l.roundName(), false
+	}
 	l.round++
 	l.batch = &batch{updated: l.round}
 	for _, m := range l.marks {
@@ -183,7 +192,10 @@ func (l *ledger) beginRound(active map[string]struct{}) {
 			maps.DeleteFunc(m.leases, func(lease string, _ struct{}) bool { _, on := active[lease]; return !on })
 		}
 	}
+	return l.roundName(), true
 }
+
+func (l *ledger) roundName() string { return fmt.Sprintf("%s-%d", l.name, l.round) }
 
 // Results of markUnused.
 type markResult int

@@ -21,11 +21,11 @@ func (s *Store) AddLease(ctx context.Context, id string, expires skerry.Time) er
 	}), "begin a save")
 }
 
-// EndLease ends the lease of a save that nothing will name. One that is not there
-// is no error.
-func (s *Store) EndLease(ctx context.Context, id string) error {
+// EndLease ends the lease of a save that nothing will name. It is written as ended also
+// if it is not there: its AddLease may still be waiting to be committed.
+func (s *Store) EndLease(ctx context.Context, id string, expires skerry.Time) error {
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
-		_, err := t.exec(ctx, "UPDATE leases SET ended = 1 WHERE id = ?", id)
+		_, err := t.exec(ctx, "INSERT INTO leases (id, expires_at, ended) VALUES (?, ?, 1) ON CONFLICT (id) DO UPDATE SET ended = 1", id, expires.Millis())
 		return err
 	}), "end a save")
 }
@@ -107,13 +107,9 @@ func (s *Store) BeginCollection(ctx context.Context, now skerry.Time) (r nodeapi
 	return r, err
 }
 
-// RecordCollection writes the result of a collection, and removes the leases that it
-// was given as ended and whose time has passed. Before that a save that was given up
-// may still store something.
-func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, ended []string, c nodeapi.Collected) error {
-	if len(ended)+len(c.Learned)+len(c.Gone) == 0 {
-		return nil
-	}
+// RecordCollection writes the result of a collection, and removes the ended leases whose
+// time has passed. Before that a save that was given up may still store something.
+func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, c nodeapi.Collected) error {
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
 		for _, m := range c.Learned {
 			if err := insertManifest(ctx, t, m); err != nil {
@@ -122,17 +118,13 @@ func (s *Store) RecordCollection(ctx context.Context, now skerry.Time, ended []s
 		}
 		// In the order that others would lock them in, too.
 		for _, name := range slices.Sorted(slices.Values(c.Gone)) {
-			// What became known again meanwhile stays.
+			// What a snapshot names again in the meantime stays.
 			if _, err := t.exec(ctx, "DELETE FROM manifests WHERE name = ? AND NOT EXISTS (SELECT 1 FROM snapshots WHERE manifest = ? AND status = ?)",
 				name, name, string(skerry.SnapshotCreated)); err != nil {
 				return err
 			}
 		}
-		for _, id := range ended {
-			if _, err := t.exec(ctx, "DELETE FROM leases WHERE id = ? AND ended = 1 AND expires_at <= ?", id, now.Millis()); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err := t.exec(ctx, "DELETE FROM leases WHERE ended = 1 AND expires_at <= ?", now.Millis())
+		return err
 	}), "record a collection")
 }

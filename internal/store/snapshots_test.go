@@ -68,7 +68,7 @@ func testCollections(t *testing.T, openIn opener) {
 		{Name: "unknown", CreatedAt: at(7), UnknownSince: at(8)},
 	}
 	for range 2 {
-		if err := s.RecordCollection(ctx, at(9), nil, nodeapi.Collected{Learned: learned, Gone: []string{"deleted", "forgotten", "shared"}}); err != nil {
+		if err := s.RecordCollection(ctx, at(9), nodeapi.Collected{Learned: learned, Gone: []string{"deleted", "forgotten", "shared"}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -79,7 +79,7 @@ func testCollections(t *testing.T, openIn opener) {
 		t.Errorf("after a collection manifests are\n%+v, want\n%+v", got, want)
 	}
 	learned[2].Chunks = chunks("the unknown")
-	if err := s.RecordCollection(ctx, at(9), nil, nodeapi.Collected{Learned: learned[2:]}); err != nil {
+	if err := s.RecordCollection(ctx, at(9), nodeapi.Collected{Learned: learned[2:]}); err != nil {
 		t.Fatal(err)
 	}
 	if got := read(); !reflect.DeepEqual(got[len(got)-1], learned[2]) {
@@ -121,10 +121,11 @@ func testLeases(t *testing.T, openIn opener) {
 		}
 	}
 	ok(add("named"))
-	ok(s.EndLease(ctx, "failed"))
-	ok(s.EndLease(ctx, "named")) // it has ended otherwise
-	expect(now, []string{"late", "slow"}, []string{"failed"})
-	expect(in(3*time.Hour), []string{"slow"}, []string{"failed", "late"})
+	ok(s.EndLease(ctx, "failed", in(9*time.Hour)))
+	ok(s.EndLease(ctx, "other", in(time.Hour))) // which nobody has begun
+	ok(s.AddLease(ctx, "other", in(9*time.Hour)))
+	expect(now, []string{"late", "slow"}, []string{"failed", "other"})
+	expect(in(3*time.Hour), []string{"slow"}, []string{"failed", "late", "other"})
 	for _, lease := range []string{"failed", "late", "none"} {
 		if err := add(lease); skerry.CodeOf(err) != skerry.CodeConflict {
 			t.Errorf("a snapshot whose lease is %s: %v", lease, err)
@@ -133,13 +134,12 @@ func testLeases(t *testing.T, openIn opener) {
 			t.Errorf("a snapshot whose lease is %s is there: %v", lease, err)
 		}
 	}
-	over := []string{"failed", "slow"}
-	ok(s.RecordCollection(ctx, in(time.Hour), over, nodeapi.Collected{}))
-	expect(now, []string{"slow"}, []string{"failed", "late"}) // its time has not passed
-	ok(s.RecordCollection(ctx, in(5*time.Hour), over, nodeapi.Collected{}))
-	expect(now, []string{"slow"}, []string{"late"}) // as a collection began before it was over
+	ok(s.RecordCollection(ctx, in(time.Hour), nodeapi.Collected{}))
+	expect(now, []string{"slow"}, []string{"failed", "late"}) // the time of two has not passed
+	ok(s.RecordCollection(ctx, in(5*time.Hour), nodeapi.Collected{}))
+	expect(now, []string{"slow"}, nil)
 	ok(s.EndLeases(ctx))
-	expect(now, nil, []string{"late", "slow"})
+	expect(now, nil, []string{"slow"})
 	r, err := s.BeginCollection(ctx, now)
 	if err != nil || len(r.Manifests) != 1 || r.Manifests[0].Name != "named" || string(r.Manifests[0].Chunks) != "named" {
 		t.Errorf("manifests are %+v, %v", r.Manifests, err)

@@ -110,6 +110,8 @@ type suite struct {
 	*testing.T
 	Fixture
 	ctx context.Context
+	// round is the last collection.
+	round string
 }
 
 // lacks skips a test of what the implementation cannot do, which Run has told.

@@ -117,10 +117,12 @@ func (s *suite) collect() {
 // collected collects until nothing waits any more.
 func (s *suite) collected(known nodeapi.Records) (c nodeapi.Collected) {
 	s.Helper()
-	for range 3 {
+	for range 4 {
 		var err error
+		known.Round = s.round
 		c, err = s.Collector.Collect(s.ctx, known)
 		s.ok(err)
+		s.round = c.Round
 		if c.Waiting == 0 {
 			return c
 		}

@@ -214,12 +214,13 @@ func (c *Client) ReadFile(ctx context.Context, sessionID, cwd, path string) (io.
 	if err != nil {
 		return nil, err
 	}
-	return &fileStream{stream: s, size: found.Size}, nil
+	return &fileStream{stream: s, ctx: ctx, size: found.Size}, nil
 }
 
 // fileStream is the content of a file.
 type fileStream struct {
 	*stream
+	ctx  context.Context
 	size int64
 	rest []byte
 }
@@ -229,6 +230,9 @@ func (r *fileStream) Size() int64 { return r.size }
 
 // Read implements io.Reader.
 func (r *fileStream) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil { // which the stream learns of a little later
+		return 0, err
+	}
 	for len(r.rest) == 0 {
 		data, err := r.data()
 		if err != nil {
