@@ -54,21 +54,25 @@ func TestMemoryTogether(t *testing.T) {
 	for _, name := range []string{"one", "two"} {
 		greedy = append(greedy, s.create(client.CreateOptions{Name: name, VCPUs: 1}))
 	}
-	outs := make(chan string, len(greedy))
-	for _, sb := range greedy {
-		go func() {
-			out, err := sb.Command(t.Context(), "python3", "-c", greedyScript).CombinedOutput()
-			if err != nil {
-				out = append(out, err.Error()...)
-			}
-			outs <- string(out)
-		}()
-	}
+	// The host's kernel may be quicker than the agents if the machine has much else to
+	// do. Then processes are killed for their own sandbox's sake, and it is tried again.
 	told := 0
-	for range greedy {
-		out := <-outs
-		t.Logf("a greedy command: %s", out)
-		told += strings.Count(out, "this one used more than its share")
+	for round := 0; told == 0 && round < 4; round++ {
+		outs := make(chan string, len(greedy))
+		for _, sb := range greedy {
+			go func() {
+				out, err := sb.Command(t.Context(), "python3", "-c", greedyScript).CombinedOutput()
+				if err != nil {
+					out = append(out, err.Error()...)
+				}
+				outs <- string(out)
+			}()
+		}
+		for range greedy {
+			out := <-outs
+			t.Logf("a greedy command: %s", out)
+			told += strings.Count(out, "this one used more than its share")
+		}
 	}
 	if told == 0 {
 		t.Error("nobody was told that they lost a process because all sandboxes ran out of memory")
