@@ -140,7 +140,7 @@ func TestCollectionWaits(t *testing.T) {
 	for waits, want := range map[int]struct {
 		calls int
 		more  bool
-	}{0: {1, false}, 1: {2, false}, 2: {2, true}, 9: {2, true}} {
+	}{0: {1, false}, 1: {2, false}, 2: {3, false}, 3: {3, true}, 9: {3, true}} {
 		l := newLab(t)
 		c := &waitingCollector{Collector: l.node, waits: waits}
 		l.snapshots.collector = c
