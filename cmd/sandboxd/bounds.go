@@ -57,7 +57,7 @@ func (o *serveOptions) check(f *pflag.FlagSet) error {
 		}
 	})
 	for _, check := range []func() error{
-		func() error { return o.checkSizes(f) }, o.ingress.check, o.checkURLs, o.checkPlaces, o.checkTLS, o.network.check, o.storage.check, o.checkFiles,
+		func() error { return o.checkSizes(f) }, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles,
 	} {
 		if wrong == nil {
 			wrong = check()
@@ -140,7 +140,7 @@ func (o *serveOptions) checkURLs() error {
 func (o *serveOptions) checkPlaces() error {
 	for _, a := range []struct{ flag, value string }{
 		{"listen", o.listen.Addr}, {"ingress-listen", o.ingress.listen}, {"ingress-http-listen", o.ingress.plainListen},
-		{"acme-resolver", o.ingress.acme.resolver},
+		{"acme-resolver", o.ingress.acme.resolver}, {"metrics-listen", o.observe.metrics}, {"pprof-listen", o.observe.pprof},
 	} {
 		if a.value == "" && a.flag != "listen" && a.flag != "ingress-listen" {
 			continue

@@ -39,7 +39,9 @@ type nodeParts struct {
 	// discovery serves the keys of the tokens of forwarded requests.
 	discovery http.Handler
 	machine   machineSize
-	close     func() error
+	// room reports whether the disk has room; nil if it is the node's alone.
+	room  func() error
+	close func() error
 }
 
 // open builds the node, or connects to that of another process.
@@ -308,7 +310,7 @@ func (o *serveOptions) local(ctx context.Context, log *slog.Logger, url string) 
 	if err != nil {
 		return nil, errors.Join(err, drv.Close(), networks.Close())
 	}
-	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, close: func() error {
+	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, room: disk.Check, close: func() error {
 		err := errors.Join(n.Close(), drv.Close(), networks.Close())
 		// While sandboxes run on, the group has children and stays.
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {

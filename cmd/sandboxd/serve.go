@@ -22,6 +22,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/guest/bin"
 	"github.com/skerry-dev/skerry/internal/image"
+	"github.com/skerry-dev/skerry/internal/metrics"
 	"github.com/skerry-dev/skerry/internal/node"
 	"github.com/skerry-dev/skerry/internal/room"
 	"github.com/skerry-dev/skerry/internal/snapshot"
@@ -59,6 +60,7 @@ type serveOptions struct {
 	storage     storageOptions
 	ingress     ingressOptions
 	inside      insideOptions
+	observe     observeOptions
 	// nodeAddress is where the node listens if it is another process.
 	nodeAddress string
 }
@@ -117,6 +119,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	o.storage.flags(f)
 	o.ingress.flags(f)
 	o.inside.flags(f)
+	o.observe.flags(f)
 }
 
 func (o *serveOptions) main(cmd *cobra.Command) error {
@@ -214,9 +217,10 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	defer closing(&err, n.close)
 	defer closing(&err, gate.Close)
 	vcpus, memoryMB, maxMemoryMB := o.capacity.promised(n.machine)
+	counted := metrics.New(version.Version)
 	control := controller.New(controller.Config{
 		TotalVCPUs: vcpus, TotalMemoryMB: memoryMB, MaxMemoryMB: maxMemoryMB,
-		Store: db, Node: n.node, Collector: n.collector, Images: n.images, Log: log,
+		Store: db, Node: counted.Node(n.node), Collector: counted.Collector(n.collector), Images: n.images, Log: log,
 		StopGrace: o.stopGrace, SaveGrace: o.saveGrace,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
@@ -234,11 +238,22 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 			MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxMemoryMB: maxMemoryMB,
 			MaxPorts: o.ingress.maxPorts, MaxDriveSize: int64(o.maxDriveGB) << 30,
 		},
-		MaxOpen: maxOpen, Discovery: n.discovery,
+		MaxOpen: maxOpen, Discovery: n.discovery, Observe: counted.Request,
 	})
 	if err != nil {
 		return err
 	}
+	addGauges(counted, control, vcpus, memoryMB)
+	stopMetrics, err := serveAt(o.observe.metrics, metricsHandler(counted, o.ready(db, n)), log)
+	if err != nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	defer closing(&err, stopMetrics)
+	stopProfiles, err := serveAt(o.observe.pprof, pprofHandler(), log)
+	if err != nil {
+		return fmt.Errorf("serve profiles: %w", err)
+	}
+	defer closing(&err, stopProfiles)
 	log.Info("serving", "url", url, "version", version.Version)
 	if err := reportReady(url); err != nil {
 		return err

@@ -42,6 +42,8 @@ type call struct {
 	// identity and scope are those of the token; nil and zero on public routes.
 	identity *skerry.Identity
 	scope    skerry.Scope
+	// code is that of the error that the call failed with.
+	code skerry.Code
 }
 
 // path returns a parameter of the route's path.

@@ -59,6 +59,9 @@ type Options struct {
 	Limits skerry.Limits
 	// Version is the version of the server, for the OpenAPI document.
 	Version string
+	// Observe, if set, is told of each request: its operation, the status of the
+	// response, the code of its error ("" without one), and how long it took.
+	Observe func(operation string, status int, code skerry.Code, took time.Duration)
 	// Discovery, if set, serves /.well-known/jwks and
 	// /.well-known/openid-configuration, without authentication.
 	Discovery http.Handler
@@ -69,6 +72,7 @@ type Options struct {
 type Server struct {
 	service        Service
 	discovery      http.Handler
+	observe        func(operation string, status int, code skerry.Code, took time.Duration)
 	accounts       Accounts
 	log            *slog.Logger
 	publicURL      *url.URL
@@ -98,7 +102,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("api: Service, Accounts and Log are required")
 	}
 	s := &Server{
-		service: o.Service, discovery: o.Discovery, accounts: o.Accounts, log: o.Log,
+		service: o.Service, discovery: o.Discovery, observe: o.Observe, accounts: o.Accounts, log: o.Log,
 		trustForwarded: o.TrustForwarded, maxUpload: o.MaxUpload, stall: o.StallTimeout,
 		bodyTimeout: bodyTimeout, strayTimeout: strayTimeout,
 		mux: http.NewServeMux(),
@@ -231,6 +235,9 @@ func (s *Server) handler(rt route) http.Handler {
 			c.w.readWithin(s.strayTimeout)
 		}
 		defer func() { s.logAccess(c, rt, started) }()
+		if s.observe != nil {
+			defer func() { s.observe(cmp.Or(rt.id, "none"), c.w.status, c.code, time.Since(started)) }()
+		}
 		defer c.w.quiet()
 		defer c.recover()
 		if err := s.dispatch(c, rt); err != nil {
@@ -288,10 +295,16 @@ func (s *Server) authenticate(c *call) error {
 	return nil
 }
 
+// codeCanceled is what Options.Observe is told of a request whose client has gone.
+const codeCanceled = "canceled"
+
 // fail sends an error, or cuts the connection if the response has begun. After a
 // heartbeat, the body of the error has its status.
 func (c *call) fail(err error) {
 	c.w.quiet()
+	if c.code = skerry.CodeOf(err); c.r.Context().Err() != nil {
+		c.code = codeCanceled
+	}
 	if c.w.begun() {
 		logFailure(c.r.Context(), c.log, err, http.StatusInternalServerError)
 		panic(http.ErrAbortHandler)

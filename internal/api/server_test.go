@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller/controllertest"
@@ -296,5 +297,42 @@ func TestNewChecksItsOptions(t *testing.T) {
 		if _, err := New(Options{Service: &stub{}, Accounts: oneAccount{}, Log: h.srv.log, PublicURL: u}); err == nil {
 			t.Errorf("public URL %q was accepted", u)
 		}
+	}
+}
+
+// TestRequestsAreObserved has requests that succeed, fail, match no route and have no
+// token: each is told once, by its operation and never by its path.
+func TestRequestsAreObserved(t *testing.T) {
+	type seen struct {
+		operation string
+		status    int
+		code      skerry.Code
+	}
+	told := make(chan seen, 10)
+	svc := &stub{}
+	h := serve(t, svc, func(o *Options) {
+		o.Observe = func(operation string, status int, code skerry.Code, took time.Duration) {
+			if took <= 0 {
+				t.Errorf("%s took %v", operation, took)
+			}
+			told <- seen{operation, status, code}
+		}
+	})
+	h.call("GET", "/healthz", "")
+	svc.err = &skerry.Error{Code: skerry.CodeNotFound, Message: "why"}
+	h.call("GET", "/v2/sandboxes/a-name", "")
+	h.call("GET", "/no/such/path", "")
+	resp, err := http.Get(h.url + "/v2/sandboxes/a-name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	for _, want := range []seen{{"healthz", 200, ""}, {"getSandbox", 404, skerry.CodeNotFound}, {"none", 404, skerry.CodeNotFound}, {"getSandbox", 401, skerry.CodeUnauthorized}} {
+		if got := <-told; got != want {
+			t.Errorf("told %+v, want %+v", got, want)
+		}
+	}
+	if len(told) > 0 {
+		t.Errorf("told %+v, too", <-told)
 	}
 }

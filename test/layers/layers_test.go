@@ -27,6 +27,7 @@ var allowed = map[string]string{
 	"internal/auth":       "internal/store",
 	"internal/controller": "internal/nodeapi",
 	"internal/store":      "internal/keyfile internal/nodeapi",
+	"internal/metrics":    "internal/nodeapi",
 	"internal/node":       "internal/atomicfile internal/drive internal/driver internal/guest internal/guest/wire internal/image internal/nodeapi internal/nodeapi/eventlog internal/output internal/room internal/share internal/snapshot internal/socketpair",
 	"internal/image":      "internal/atomicfile internal/guest/wire internal/nodeapi",
 	"internal/snapshot":   "internal/blob internal/nodeapi", "internal/blob/blobtest": "internal/blob",
