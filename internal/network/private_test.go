@@ -241,6 +241,35 @@ func TestMakingAnewOpensNothing(t *testing.T) {
 	t.Logf("%d tries", tries)
 }
 
+// onThreadThatEnds calls f on a thread that ends afterwards, and returns its id. The
+// process's main thread does not end, so it is kept busy meanwhile.
+func onThreadThatEnds(t *testing.T, f func() error) (thread int) {
+	t.Helper()
+	finished := make(chan struct{})
+	defer close(finished)
+	for {
+		isMain, done := make(chan bool), make(chan error)
+		go func() {
+			runtime.LockOSThread() // and so it ends with the goroutine
+			if thread = unix.Gettid(); thread == unix.Getpid() {
+				isMain <- true
+				<-finished
+				runtime.UnlockOSThread()
+				return
+			}
+			isMain <- false
+			done <- f()
+		}()
+		if <-isMain {
+			continue
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		return thread
+	}
+}
+
 // TestThreadThatHasEnded has the rules changed by a thread that has ended when the
 // change is reported. It is no other program's.
 func TestThreadThatHasEnded(t *testing.T) {
@@ -251,16 +280,7 @@ func TestThreadThatHasEnded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.close()
-	done := make(chan error)
-	var thread int
-	go func() {
-		runtime.LockOSThread() // and so it ends with the goroutine
-		thread = unix.Gettid()
-		done <- l.SetPolicy(t.Context(), skerry.AllowAll())
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	thread := onThreadThatEnds(t, func() error { return l.SetPolicy(t.Context(), skerry.AllowAll()) })
 	for by := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", thread)); err != nil {
 			break
