@@ -36,6 +36,7 @@ suite("the public CLI", () => {
           XDG_CONFIG_HOME: home,
           XDG_DATA_HOME: home,
           XDG_CACHE_HOME: home,
+          TMPDIR: home, // the CLI leaves answers to failed requests there
           SKERRY_URL,
           NO_COLOR: "1",
           SANDBOX_SKIP_VERSION_CHECK: "1",
