@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/net/netutil"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/metrics"
 	"github.com/skerry-dev/skerry/internal/store"
@@ -61,7 +63,7 @@ func (r ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	for _, name := range slices.Sorted(maps.Keys(r)) {
 		if err := r[name](ctx); err != nil {
 			status = http.StatusServiceUnavailable
-			text += name + ": " + err.Error() + "\n"
+			text += name + ": " + reason(err) + "\n"
 		} else {
 			text += name + ": ok\n"
 		}
@@ -69,6 +71,14 @@ func (r ready) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(text)) // whoever asked has gone
+}
+
+// reason is what may be told of an error to whoever asks: no path, address or query.
+func reason(err error) string {
+	if e, ok := errors.AsType[*skerry.Error](err); ok {
+		return e.Message
+	}
+	return "it does not answer"
 }
 
 // metricsHandler serves what operators' tools ask for.
@@ -90,6 +100,9 @@ func pprofHandler() http.Handler {
 	return mux
 }
 
+// maxObservers limits the connections of a listener without tokens; more wait.
+const maxObservers = 64
+
 // serveAt serves a handler at an address, "" for not at all, until the returned function
 // is called.
 func serveAt(addr string, h http.Handler, log *slog.Logger) (stop func() error, err error) {
@@ -100,6 +113,7 @@ func serveAt(addr string, h http.Handler, log *slog.Logger) (stop func() error, 
 	if err != nil {
 		return nil, err
 	}
+	ln = netutil.LimitListener(ln, maxObservers)
 	server := &http.Server{
 		Handler: http.MaxBytesHandler(h, 64<<10), ReadTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute,
 		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),

@@ -43,9 +43,13 @@ func inFolder(dir, name string, f func(path string) error) error {
 // listens removes its file.
 func listenUnix(dir, name string) (ln *net.UnixListener, err error) {
 	path := filepath.Join(dir, name)
-	// A new socket has the mode of the umask. So it is made where nobody else comes.
-	hidden, err := os.MkdirTemp(dir, "socket-")
-	if err != nil {
+	// A new socket has the mode of the umask. So it is made where nobody else comes. The
+	// folder has one name, so that what a crash leaves is removed by the next listener.
+	hidden := filepath.Join(dir, ".socket")
+	if err := os.RemoveAll(hidden); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(hidden, 0o700); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(hidden)) }()

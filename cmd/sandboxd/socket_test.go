@@ -17,6 +17,10 @@ import (
 func TestSocketIsRoots(t *testing.T) {
 	dir := t.TempDir()
 	defer syscall.Umask(syscall.Umask(0))
+	// What a server leaves that is killed in between.
+	if err := os.MkdirAll(filepath.Join(dir, ".socket", socketFile), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 { // the second time there is one of an earlier server
 		ln, err := listenUnix(dir, socketFile)
 		if err != nil {

@@ -160,7 +160,7 @@ func (c *collection) takeKnown(known []nodeapi.Manifest) (unread []stored) {
 		c.known[name] = m
 		switch {
 		case m.Chunks != nil:
-			if err := c.note(m.Chunks, c.keeps(name)); err != nil {
+			if err := c.note(m.Chunks, c.keeps(name)); err != nil && c.keeps(name) {
 				c.keepOlder(m.Name, m.CreatedAt.Time, err)
 			}
 		case c.keeps(name) && m.UnknownSince.IsZero():
@@ -375,7 +375,7 @@ func (c *collection) sweep(ctx context.Context, k kind) error {
 		_, released := c.released[b.key()]
 		switch c.ledger.markUnused(b, released || c.now.Sub(info.ModTime) >= c.opt.Grace) {
 		case tooYoung:
-			// A save that is active may have put it. That save's end asks for a collection.
+			// A save that is active may have put it. The next collection looks again.
 			if len(c.active) == 0 {
 				c.waiting[b.key()] = struct{}{}
 			}
