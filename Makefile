@@ -7,7 +7,7 @@ export CGO_ENABLED := 0
 export GOFLAGS := $(shell go env GOFLAGS) -trimpath -tags=gvisor_patched -modfile=$(CURDIR)/build/go.mod
 LDFLAGS := -ldflags "-s -w -X github.com/skerry-dev/skerry/internal/version.Version=$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)"
 
-.PHONY: run stop build gvisor test workloads check bench soak lint vulncheck deps test-deps clean
+.PHONY: run stop build gvisor test workloads check bench soak hostile lint vulncheck deps test-deps clean
 
 # run installs what is missing, builds, makes the default image, starts the
 # server and runs a first command in a sandbox.
@@ -51,9 +51,14 @@ workloads: deps test-deps build
 bench: deps test-deps build
 	@scripts/bench
 
-# soak is half an hour of hostile sandboxes beside a well-behaved one.
+# soak uses an installation for a long time, with faults, and compares every answer
+# with a model: make soak DURATION=4h, and SEED=n to repeat the choices of another run.
 soak: deps test-deps build
-	@scripts/soak
+	@scripts/soak $(if $(DURATION),-duration $(DURATION)) $(if $(SEED),-seed $(SEED))
+
+# hostile is half an hour of hostile sandboxes beside a well-behaved one.
+hostile: deps test-deps build
+	@scripts/hostile
 
 lint:
 	@scripts/lint

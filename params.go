@@ -23,6 +23,8 @@ type CreateParams struct {
 	Ports, PrivatePorts []int
 	// Policy is the network policy; nil is AllowAll.
 	Policy *NetworkPolicy
+	// Idle is when sessions that nobody uses are paused; nil is IdleDefault.
+	Idle *IdleMode
 }
 
 // UpdateParams are the changes of a sandbox. A nil field changes nothing.
@@ -45,8 +47,9 @@ type UpdateParams struct {
 	// CurrentSnapshotID is the snapshot that the next session starts from.
 	CurrentSnapshotID *string
 	// Policy replaces the network policy: at once in the running session, and in later
-	// ones.
+	// ones. Idle does so too.
 	Policy *NetworkPolicy
+	Idle   *IdleMode
 }
 
 // StopParams are the parameters of a stop.

@@ -62,6 +62,11 @@ type Sandbox struct {
 	ExpiresAt Time `json:"expiresAt,omitzero"`
 	// PausedAt is the PausedAt of the current session.
 	PausedAt Time `json:"pausedAt,omitzero"`
+	// Idle says when the server pauses sessions that nobody uses; "" is IdleDefault.
+	// IdleState is that of the current session. Both are our own additions to the wire
+	// form.
+	Idle      IdleMode  `json:"idle,omitempty"`
+	IdleState IdleState `json:"idleState,omitempty"`
 
 	// Totals of the ended sessions.
 	TotalDuration     Duration `json:"totalDurationMs,omitempty"`
@@ -122,6 +127,9 @@ type Session struct {
 	// PausedAt is set while the session is paused; its status is then running. Our own
 	// addition to the wire form.
 	PausedAt Time `json:"pausedAt,omitzero"`
+	// IdleState is set while the server has paused the session because nobody uses it;
+	// its status is then running. It is not stored. Our own addition to the wire form.
+	IdleState IdleState `json:"idleState,omitempty"`
 	// ImageDigest is the digest of the image file; our own addition to the wire form.
 	ImageDigest string `json:"imageDigest,omitempty"`
 	// DriveIDs are the drives that it has mounted read-write. The field is set only

@@ -137,8 +137,9 @@ type ForkParams struct {
 	Mounts map[string]Mount
 	// Ports and PrivatePorts are as in UpdateParams. The fork has its own routes.
 	Ports, PrivatePorts []int
-	// Policy, if not nil, replaces the network policy.
+	// Policy, if not nil, replaces the network policy, and Idle the idle mode.
 	Policy *NetworkPolicy
+	Idle   *IdleMode
 	// Live copies the present files of a running source, instead of those of its
 	// current snapshot. Our own addition.
 	Live bool

@@ -72,7 +72,7 @@ func (p *CreateParams) Validate(l Limits) error {
 	if err := p.Source.Validate("source"); err != nil {
 		return err
 	}
-	return validateSettings(settings{p.Env, p.Tags, p.SnapshotExpiration, p.Retention, p.Mounts, p.Policy})
+	return validateSettings(settings{p.Env, p.Tags, p.SnapshotExpiration, p.Retention, p.Mounts, p.Policy, p.Idle})
 }
 
 // Validate checks a change of a sandbox, except for its ports: which ports are
@@ -96,7 +96,7 @@ func (p *UpdateParams) Validate(l Limits) error {
 			return err
 		}
 	}
-	return validateSettings(settings{p.Env, p.Tags, p.SnapshotExpiration, p.Retention, p.Mounts, p.Policy})
+	return validateSettings(settings{p.Env, p.Tags, p.SnapshotExpiration, p.Retention, p.Mounts, p.Policy, p.Idle})
 }
 
 // settings are the fields that creating and changing a sandbox have in common.
@@ -106,6 +106,7 @@ type settings struct {
 	retention  *Retention
 	mounts     map[string]Mount
 	policy     *NetworkPolicy
+	idle       *IdleMode
 }
 
 func validateSettings(s settings) error {
@@ -114,6 +115,11 @@ func validateSettings(s settings) error {
 	}
 	if err := ValidateTags("tags", s.tags); err != nil {
 		return err
+	}
+	if s.idle != nil {
+		if err := s.idle.Validate("idle"); err != nil {
+			return err
+		}
 	}
 	if err := ValidateExpiration("snapshotExpiration", s.expiration); err != nil {
 		return err

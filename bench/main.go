@@ -8,7 +8,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -17,10 +16,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
+	"github.com/skerry-dev/skerry/bench/meter"
+	"github.com/skerry-dev/skerry/bench/native"
 	"github.com/skerry-dev/skerry/client"
 )
 
@@ -43,7 +42,7 @@ func run(ctx context.Context, runs int, image string) error {
 		return err
 	}
 	defer c.Close()
-	tree, remove, err := unpack(ctx, image)
+	tree, remove, err := native.Unpack(ctx, image)
 	if err != nil {
 		return err
 	}
@@ -64,21 +63,6 @@ type bench struct {
 	c    *client.Client
 	tree string
 	runs int
-}
-
-// unpack extracts the image for the peers, which need a directory.
-func unpack(ctx context.Context, image string) (string, func(), error) {
-	dir, err := os.MkdirTemp("", "skerry-bench-")
-	if err != nil {
-		return "", nil, err
-	}
-	remove := func() { os.RemoveAll(dir) }
-	tree := filepath.Join(dir, "tree")
-	if out, err := exec.CommandContext(ctx, "fsck.erofs", "--extract="+tree, image).CombinedOutput(); err != nil {
-		remove()
-		return "", nil, fmt.Errorf("extract %s: %w: %s", image, err, out)
-	}
-	return tree, remove, nil
 }
 
 // measure runs f so many times, one warm-up apart, and prints the times.
@@ -291,54 +275,21 @@ func (b *bench) memory() error {
 				return err
 			}
 		}
-		var all []int
+		m, err := meter.New(boxes[0].Session().ID)
+		if err != nil {
+			return err
+		}
+		var all []int64
 		for _, sb := range boxes {
-			kb, err := sandboxPSS(sb.Session().ID)
+			pss, err := m.PSS(sb.Session().ID)
 			if err != nil {
 				return err
 			}
-			all = append(all, kb)
+			all = append(all, pss)
 		}
 		slices.Sort(all)
-		fmt.Printf("%-44s %7.1f MB %7.1f MB\n", fmt.Sprintf("PSS of an idle sandbox, of %d", count), float64(all[count/2])/1024, float64(all[count-1])/1024)
+		fmt.Printf("%-44s %7.1f MB %7.1f MB\n", fmt.Sprintf("PSS of an idle sandbox, of %d", count), meter.MB(all[count/2]), meter.MB(all[count-1]))
 		return nil
 	}()
 	return b.delete(boxes, err)
-}
-
-// sandboxPSS adds up the memory of a session's processes on this host, which
-// are those in its cgroup, in KiB.
-func sandboxPSS(session string) (int, error) {
-	var procs []string
-	for _, pattern := range []string{"/sys/fs/cgroup/*/" + session, "/sys/fs/cgroup/memory/*/" + session} {
-		found, err := filepath.Glob(filepath.Join(pattern, "cgroup.procs"))
-		if err != nil {
-			return 0, err
-		}
-		procs = append(procs, found...)
-	}
-	if len(procs) == 0 {
-		return 0, fmt.Errorf("session %s has no cgroup on this machine", session)
-	}
-	pids, err := os.ReadFile(procs[0])
-	if err != nil {
-		return 0, err
-	}
-	total := 0
-	for _, pid := range strings.Fields(string(pids)) {
-		b, err := os.ReadFile("/proc/" + pid + "/smaps_rollup")
-		if err != nil {
-			continue // it has ended
-		}
-		for line := range bytes.Lines(b) {
-			if f := bytes.Fields(line); len(f) > 1 && string(f[0]) == "Pss:" {
-				kb, err := strconv.Atoi(string(f[1]))
-				if err != nil {
-					return 0, err
-				}
-				total += kb
-			}
-		}
-	}
-	return total, nil
 }

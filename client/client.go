@@ -18,7 +18,8 @@ const DefaultURL = config.DefaultURL
 
 // Options configure a Client: the server, and the credentials.
 type Options struct {
-	// URL is the address of the server; DefaultURL if empty.
+	// URL is the address of the server; DefaultURL if empty. Uploads to a loopback
+	// address are not compressed.
 	URL string
 	// Token is sent as a bearer token.
 	Token string

@@ -1,15 +1,18 @@
 package client_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -482,6 +485,42 @@ func TestUploadAfterStopIsRepeatedWhole(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(s.WorkDir(t, "box"), "f")); err != nil || string(b) != "content" {
 		t.Errorf("read %q, %v", b, err)
+	}
+}
+
+// kinds records the content types of uploads.
+type kinds struct {
+	http.RoundTripper
+	seen []string
+}
+
+func (k *kinds) RoundTrip(req *http.Request) (*http.Response, error) {
+	if strings.HasSuffix(req.URL.Path, "/fs/write") {
+		k.seen = append(k.seen, req.Header.Get("Content-Type"))
+	}
+	return k.RoundTripper.RoundTrip(req)
+}
+
+func TestUploadsAreCompressedUnlessTheServerIsLocal(t *testing.T) {
+	s := servertest.New(t)
+	server := strings.TrimPrefix(s.URL, "http://")
+	for url, kind := range map[string]string{s.URL: "application/x-tar", "http://skerry.example": "application/gzip"} {
+		k := &kinds{RoundTripper: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, server)
+		}}}
+		c, err := client.New(client.Options{URL: url, Token: s.Token, HTTPClient: &http.Client{Transport: k}})
+		must(t, err)
+		t.Cleanup(c.Close)
+		sb, err := c.CreateSandbox(t.Context(), client.CreateOptions{})
+		must(t, err)
+		content := []byte(strings.Repeat("some text\n", 100_000))
+		must(t, sb.WriteFile(t.Context(), "f", content, 0o644))
+		if got, err := sb.ReadFile(t.Context(), "f"); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%s: %d bytes came back, %v", url, len(got), err)
+		}
+		if !slices.Equal(k.seen, []string{kind}) {
+			t.Errorf("%s: uploads were of types %q, want %s", url, k.seen, kind)
+		}
 	}
 }
 

@@ -51,9 +51,12 @@ type CreateOptions struct {
 	// KeepLastSnapshots limits how many snapshots are kept. If nil, all are kept
 	// until they expire.
 	KeepLastSnapshots *KeepLastSnapshots
-	Region            string
-	FailoverRegions   []string
-	NetworkID         string
+	// Idle says when the server pauses sessions that nobody uses; "" is
+	// skerry.IdleDefault. Our own addition to the public API.
+	Idle            skerry.IdleMode
+	Region          string
+	FailoverRegions []string
+	NetworkID       string
 }
 
 // NetworkPolicy is what a sandbox may reach. Either Mode is "allow-all" or
@@ -138,6 +141,7 @@ type createBody struct {
 	Mounts             map[string]Mount   `json:"mounts,omitempty"`
 	SnapshotExpiration *skerry.Duration   `json:"snapshotExpiration,omitempty"`
 	KeepLastSnapshots  *KeepLastSnapshots `json:"keepLastSnapshots,omitempty"`
+	Idle               skerry.IdleMode    `json:"idle,omitempty"`
 	Region             string             `json:"region,omitempty"`
 	FailoverRegions    []string           `json:"failoverRegions,omitempty"`
 	NetworkID          string             `json:"networkId,omitempty"`
@@ -163,6 +167,7 @@ func (c *Client) CreateSandbox(ctx context.Context, opts CreateOptions) (*Sandbo
 		Mounts:             opts.Mounts,
 		SnapshotExpiration: (*skerry.Duration)(opts.SnapshotExpiration),
 		KeepLastSnapshots:  opts.KeepLastSnapshots,
+		Idle:               opts.Idle,
 		Region:             opts.Region,
 		FailoverRegions:    opts.FailoverRegions,
 		NetworkID:          opts.NetworkID,

@@ -2,16 +2,19 @@ package client
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"path"
 	"strings"
+
+	"github.com/klauspost/compress/gzip" // faster than the standard library's, many times if data does not compress
 
 	"github.com/skerry-dev/skerry"
 )
@@ -86,17 +89,22 @@ func (sb *Sandbox) upload(ctx context.Context, write func(*tar.Writer) error) er
 	return sb.withSession(ctx, func(id string) error { return sb.post(ctx, id, "/", send, false) })
 }
 
-// post compresses what send writes, and streams it to the server.
+// post streams what send writes to the server, compressed unless the server is on this
+// machine.
 func (sb *Sandbox) post(ctx context.Context, sessionID, dir string, send func(io.Writer) error, once bool) error {
-	var last *gzipBody
+	kind, whole := "application/x-tar", send
+	if !isLoopback(sb.c.base.Hostname()) {
+		kind, whole = "application/gzip", compressed(send)
+	}
+	var last *uploadBody
 	err := sb.c.call(ctx, request{
 		method: http.MethodPost, path: sessionPath(sessionID) + "/fs/write", query: sb.c.scope(""),
-		header: http.Header{"Content-Type": {"application/gzip"}, "X-Cwd": {dir}},
+		header: http.Header{"Content-Type": {kind}, "X-Cwd": {dir}},
 		body: func() (io.ReadCloser, error) {
 			if last != nil {
 				last.wait()
 			}
-			last = newGzipBody(send)
+			last = newUploadBody(whole)
 			return last, nil
 		},
 		repeatable: true, once: once,
@@ -111,26 +119,46 @@ func (sb *Sandbox) post(ctx context.Context, sessionID, dir string, send func(io
 	return err
 }
 
-// gzipBody is a request body that is written by its own goroutine. wait ends the
+func isLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}
+
+// compressed compresses what send writes.
+func compressed(send func(io.Writer) error) func(io.Writer) error {
+	return func(w io.Writer) error {
+		// The network is usually faster than better levels.
+		zw, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+		if err != nil {
+			return err
+		}
+		if err := send(zw); err != nil {
+			return err
+		}
+		return zw.Close()
+	}
+}
+
+// uploadBuffer is how much is sent at once. A tar stream is written in small pieces.
+const uploadBuffer = 128 << 10
+
+// uploadBody is a request body that is written by its own goroutine. wait ends the
 // goroutine and returns its error. It must be called.
-type gzipBody struct {
+type uploadBody struct {
 	*io.PipeReader
 	done chan struct{}
 	err  error
 }
 
-func newGzipBody(send func(io.Writer) error) *gzipBody {
+func newUploadBody(send func(io.Writer) error) *uploadBody {
 	pr, pw := io.Pipe()
-	b := &gzipBody{PipeReader: pr, done: make(chan struct{})}
+	b := &uploadBody{PipeReader: pr, done: make(chan struct{})}
 	go func() {
 		defer close(b.done)
-		// The network is usually faster than better levels.
-		zw, err := gzip.NewWriterLevel(pw, gzip.BestSpeed)
+		w := bufio.NewWriterSize(pw, uploadBuffer)
+		err := send(w)
 		if err == nil {
-			err = send(zw)
-		}
-		if err == nil {
-			err = zw.Close()
+			err = w.Flush()
 		}
 		b.err = err
 		pw.CloseWithError(err) // nil is io.EOF
@@ -138,7 +166,7 @@ func newGzipBody(send func(io.Writer) error) *gzipBody {
 	return b
 }
 
-func (b *gzipBody) wait() error {
+func (b *uploadBody) wait() error {
 	b.PipeReader.Close() // the rest is not needed
 	<-b.done
 	return b.err

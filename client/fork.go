@@ -31,9 +31,12 @@ type ForkOptions struct {
 	Mounts             map[string]Mount
 	SnapshotExpiration *time.Duration
 	KeepLastSnapshots  *KeepLastSnapshots
-	Region             string
-	FailoverRegions    []string
-	NetworkID          string
+	// Idle, if not "", replaces the source's idle mode. Our own addition to the public
+	// API.
+	Idle            skerry.IdleMode
+	Region          string
+	FailoverRegions []string
+	NetworkID       string
 	// Live copies the present files of a running source, without stopping it,
 	// instead of the files of its current snapshot. Files that a program is writing
 	// at that moment may be incomplete. Our own addition to the public API.
@@ -61,6 +64,7 @@ type forkBody struct {
 	Mounts             map[string]Mount   `json:"mounts,omitempty"`
 	SnapshotExpiration *skerry.Duration   `json:"snapshotExpiration,omitempty"`
 	KeepLastSnapshots  *KeepLastSnapshots `json:"keepLastSnapshots,omitempty"`
+	Idle               skerry.IdleMode    `json:"idle,omitempty"`
 	Region             string             `json:"region,omitempty"`
 	FailoverRegions    []string           `json:"failoverRegions,omitempty"`
 	NetworkID          string             `json:"networkId,omitempty"`
@@ -88,6 +92,7 @@ func (c *Client) ForkSandbox(ctx context.Context, source string, opts ForkOption
 		Mounts:             opts.Mounts,
 		SnapshotExpiration: (*skerry.Duration)(opts.SnapshotExpiration),
 		KeepLastSnapshots:  opts.KeepLastSnapshots,
+		Idle:               opts.Idle,
 		Region:             opts.Region,
 		FailoverRegions:    opts.FailoverRegions,
 		NetworkID:          opts.NetworkID,

@@ -156,7 +156,10 @@ type UpdateOptions struct {
 	// CurrentSnapshotID is the snapshot that the next session starts from. It may
 	// belong to any sandbox of the project.
 	CurrentSnapshotID *string
-	Region            *string
+	// Idle says when the server pauses sessions that nobody uses. It applies to the
+	// running one too. Our own addition to the public API.
+	Idle   *skerry.IdleMode
+	Region *string
 	// FailoverRegions, if not nil, replace the list.
 	FailoverRegions []string
 	// NetworkID: the empty string disconnects.
@@ -197,6 +200,7 @@ func (o UpdateOptions) body() map[string]any {
 	setIf(body, "mounts", o.Mounts != nil, o.Mounts)
 	setIf(body, "keepLastSnapshots", o.ClearKeepLastSnapshots, nil)
 	setIf(body, "keepLastSnapshots", o.KeepLastSnapshots != nil, o.KeepLastSnapshots)
+	setIf(body, "idle", o.Idle != nil, o.Idle)
 	setIf(body, "currentSnapshotId", o.CurrentSnapshotID != nil, o.CurrentSnapshotID)
 	setIf(body, "region", o.Region != nil, o.Region)
 	setIf(body, "failoverRegions", o.FailoverRegions != nil, o.FailoverRegions)

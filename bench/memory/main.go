@@ -1,7 +1,9 @@
 // Command memory measures a running server's memory forks: from the call to the
-// end of the first command in the fork, of a sandbox with a warm Python and a
-// warm Node.js process; beside it, in the same run, a plain creation with its
-// first command. It needs SKERRY_URL and the rest of the SDK's environment.
+// end of the first command in the fork, of an idle sandbox, and of one with a warm Python
+// and a warm Node.js process; beside it, in the same run, a plain creation with its
+// first command. With -resume it measures resumes of stopped sandboxes in the same
+// way, with -stall how long the source of a fork stands still. It needs SKERRY_URL and the
+// rest of the SDK's environment.
 package main
 
 import (
@@ -10,6 +12,8 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/skerry-dev/skerry/client"
@@ -21,24 +25,35 @@ var warm = [][]string{
 	{"node", "-e", "heap = Array.from({length: 2e5}, (_, i) => ({i})); require('fs').writeFileSync('/tmp/node', ''); setInterval(() => {}, 1e6)"},
 }
 
-const mark = 200 * time.Millisecond
+type bench struct {
+	c    *client.Client
+	runs int
+	// pause is the time before each measurement.
+	pause time.Duration
+}
 
 func main() {
-	runs := flag.Int("runs", 20, "how often each is measured")
+	var b bench
+	flag.IntVar(&b.runs, "runs", 20, "how often each is measured")
+	flag.DurationVar(&b.pause, "pause", 0, "time before each measurement, in which the server can make machines ready")
+	sizes := flag.String("resume", "", "MB of changes, comma-separated: measure resumes in place of forks")
+	stall := flag.Bool("stall", false, "measure how long the source of a fork stands still, in place of forks")
 	flag.Parse()
-	if err := run(context.Background(), *runs); err != nil {
+	if err := b.run(context.Background(), *sizes, *stall); err != nil {
 		fmt.Fprintln(os.Stderr, "memory:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, runs int) error {
-	c, err := client.FromEnvironment()
-	if err != nil {
+func (b *bench) run(ctx context.Context, sizes string, stall bool) (err error) {
+	if b.c, err = client.FromEnvironment(); err != nil {
 		return err
 	}
-	defer c.Close()
-	source, err := c.CreateSandbox(ctx, client.CreateOptions{VCPUs: 1, Timeout: time.Hour})
+	defer b.c.Close()
+	if sizes != "" {
+		return b.resumes(ctx, strings.Split(sizes, ","))
+	}
+	source, err := b.c.CreateSandbox(ctx, client.CreateOptions{VCPUs: 1, Timeout: time.Hour})
 	if err != nil {
 		return err
 	}
@@ -53,37 +68,169 @@ func run(ctx context.Context, runs int) error {
 	if err := source.Command(ctx, "sh", "-c", "until [ -e /tmp/python ] && [ -e /tmp/node ]; do sleep 0.1; done").Run(); err != nil {
 		return err
 	}
-	plain := func() (*client.Sandbox, error) { return c.CreateSandbox(ctx, client.CreateOptions{VCPUs: 1}) }
-	fork := func() (*client.Sandbox, error) { return source.Fork(ctx, client.ForkOptions{Memory: true}) }
-	var times [2][]time.Duration
-	for range runs { // in turns, so that both meet the same noise
-		for i, begin := range []func() (*client.Sandbox, error){plain, fork} {
-			d, err := first(ctx, begin)
-			if err != nil {
+	if stall {
+		return b.stalls(ctx, source)
+	}
+	return b.forks(ctx, source)
+}
+
+// row is one measurement.
+type row struct {
+	name  string
+	begin func() (*client.Sandbox, error)
+	// end follows each measurement; nil deletes the sandbox.
+	end   func(*client.Sandbox) error
+	times []time.Duration
+}
+
+// turns measures rows in turns, so that all meet the same noise.
+func (b *bench) turns(ctx context.Context, rows []row) error {
+	for range b.runs {
+		for i := range rows {
+			time.Sleep(b.pause)
+			if err := rows[i].measure(ctx); err != nil {
 				return err
 			}
-			times[i] = append(times[i], d)
 		}
 	}
-	for i, name := range []string{"create → first command", "memory fork → first command"} {
-		slices.Sort(times[i])
-		fmt.Printf("%-30s median %4d ms, p95 %4d ms, best %4d ms\n", name, times[i][runs/2].Milliseconds(),
-			times[i][runs*95/100].Milliseconds(), times[i][0].Milliseconds())
+	for _, r := range rows {
+		r.print()
 	}
-	fmt.Printf("%-30s %.2f of a creation; the mark is %v\n", "a memory fork takes", float64(times[1][runs/2])/float64(times[0][runs/2]), mark)
 	return nil
 }
 
-// first measures from the beginning of a sandbox to the end of a command in it.
-func first(ctx context.Context, begin func() (*client.Sandbox, error)) (time.Duration, error) {
+// measure measures from the beginning of a sandbox to the end of a command in it.
+func (r *row) measure(ctx context.Context) error {
 	start := time.Now()
-	sb, err := begin()
+	sb, err := r.begin()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if err := sb.Command(ctx, "true").Run(); err != nil {
-		return 0, err
+		return err
 	}
-	d := time.Since(start)
-	return d, sb.Delete(ctx)
+	r.times = append(r.times, time.Since(start))
+	if r.end != nil {
+		return r.end(sb)
+	}
+	return sb.Delete(ctx)
+}
+
+func (r *row) print() {
+	slices.Sort(r.times)
+	n := len(r.times)
+	fmt.Printf("%-46s median %4d ms, p95 %4d ms, best %4d ms\n", r.name, r.times[n/2].Milliseconds(),
+		r.times[n*95/100].Milliseconds(), r.times[0].Milliseconds())
+}
+
+func (b *bench) forks(ctx context.Context, source *client.Sandbox) error {
+	create := func() (*client.Sandbox, error) { return b.c.CreateSandbox(ctx, client.CreateOptions{VCPUs: 1}) }
+	fork := func(of *client.Sandbox) func() (*client.Sandbox, error) {
+		return func() (*client.Sandbox, error) { return of.Fork(ctx, client.ForkOptions{Memory: true}) }
+	}
+	idle, err := create()
+	if err != nil {
+		return err
+	}
+	defer idle.Delete(context.WithoutCancel(ctx))
+	return b.turns(ctx, []row{
+		{name: "create → first command", begin: create},
+		{name: "memory fork, idle source → first command", begin: fork(idle)},
+		{name: "memory fork, warm source → first command", begin: fork(source)},
+	})
+}
+
+// resumes measures resumes of stopped sandboxes with so many MB of changes.
+func (b *bench) resumes(ctx context.Context, sizes []string) error {
+	var rows []row
+	for _, size := range sizes {
+		if _, err := strconv.Atoi(size); err != nil {
+			return err
+		}
+		sb, err := b.c.CreateSandbox(ctx, client.CreateOptions{Timeout: time.Hour})
+		if err != nil {
+			return err
+		}
+		defer sb.Delete(context.WithoutCancel(ctx))
+		if err := sb.Command(ctx, "sh", "-c", "mkdir data; head -c "+size+"M /dev/urandom | split -b 1M - data/").Run(); err != nil {
+			return err
+		}
+		stop := func(*client.Sandbox) error {
+			_, err := sb.Stop(ctx)
+			return err
+		}
+		if err := stop(sb); err != nil {
+			return err
+		}
+		rows = append(rows, row{
+			name: "resume with " + size + " MB of changes → first command", end: stop,
+			begin: func() (*client.Sandbox, error) { return sb, nil }, // the command resumes it
+		})
+	}
+	return b.turns(ctx, rows)
+}
+
+// ticker writes the longest time in ms for which it did not run, and begins anew when its file
+// is removed.
+const ticker = `
+import os, time
+name, most, last = '/tmp/most', 0, time.monotonic()
+while True:
+    time.sleep(0.001)
+    now = time.monotonic()
+    if not os.path.exists(name): most = 0
+    if now - last > most or most == 0:
+        most = now - last
+        with open(name + '.new', 'w') as f: f.write(str(most * 1000))
+        os.rename(name + '.new', name)
+    last = now
+`
+
+// stalls measures how long a program in the source of a fork does not run, with forks and
+// without.
+func (b *bench) stalls(ctx context.Context, source *client.Sandbox) error {
+	cmd := source.Command(ctx, "python3", "-c", ticker)
+	cmd.Detached = true
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	longest := func(during func() error) (time.Duration, error) {
+		if err := source.Command(ctx, "rm", "-f", "/tmp/most").Run(); err != nil {
+			return 0, err
+		}
+		time.Sleep(100 * time.Millisecond)
+		if err := during(); err != nil {
+			return 0, err
+		}
+		out, err := source.Command(ctx, "cat", "/tmp/most").Output()
+		if err != nil {
+			return 0, err
+		}
+		ms, err := strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
+		return time.Duration(ms * float64(time.Millisecond)), err
+	}
+	rows := []row{{name: "longest stall of the source, without a fork"}, {name: "longest stall of the source, with one"}}
+	for range b.runs {
+		for i, during := range []func() error{
+			func() error { time.Sleep(300 * time.Millisecond); return nil },
+			func() error {
+				fork, err := source.Fork(ctx, client.ForkOptions{Memory: true})
+				if err != nil {
+					return err
+				}
+				return fork.Delete(ctx)
+			},
+		} {
+			time.Sleep(b.pause)
+			d, err := longest(during)
+			if err != nil {
+				return err
+			}
+			rows[i].times = append(rows[i].times, d)
+		}
+	}
+	for _, r := range rows {
+		r.print()
+	}
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,8 @@ var bounds = map[string]struct{ least, most, unit string }{
 	"max-timeout":       {"1s", "8760h", ""},
 	"stop-grace":        {"1s", "24h", ""},
 	"save-grace":        {"1s", "720h", ""},
+	"idle-pause":        {"0s", "24h", ""},
+	"idle-hibernate":    {"0s", "720h", ""},
 	"keep-output":       {"1", "65536", " MiB"},
 	"snapshot-cache":    {"0", "1048576", " GiB"},
 	"drive-size":        {"1", "1024", " GiB"}, // skerry.MaxDriveSize
@@ -43,9 +46,26 @@ var bounds = map[string]struct{ least, most, unit string }{
 	"sandbox-memory":    {"0", "1048576", " GiB"},
 	"disk-reserve":      {"0", "1073741824", " MiB"},
 	"ready-networks":    {"0", "1000", ""},
+	"warm":              {"0", "1000", ""},
+	"warm-memory":       {"0", "1048576", " MiB"},
 	"max-ports":         {"1", "1000", ""},
 	"ingress-port":      {"0", "65535", ""},
 	"resume-wait":       {"1s", "1h", ""},
+}
+
+// checkIdle checks the idle mode.
+func (o *serveOptions) checkIdle() error {
+	if !slices.Contains(skerry.IdleModes, skerry.IdleMode(o.idle)) {
+		return fmt.Errorf("--idle must be default, never, pause or hibernate, not %q", o.idle)
+	}
+	switch {
+	case o.idlePause > 0:
+	case skerry.IdleMode(o.idle).WithProcesses():
+		return fmt.Errorf("--idle %s has no effect with --idle-pause 0, which pauses no sandbox", o.idle)
+	case o.idleHibernate > 0:
+		return errors.New("--idle-hibernate has no effect with --idle-pause 0, which pauses no sandbox")
+	}
+	return nil
 }
 
 // check refuses flags with which no server can run. It makes nothing.
@@ -57,7 +77,7 @@ func (o *serveOptions) check(f *pflag.FlagSet) error {
 		}
 	})
 	for _, check := range []func() error{
-		func() error { return o.checkSizes(f) }, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles,
+		func() error { return o.checkSizes(f) }, o.checkIdle, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles,
 	} {
 		if wrong == nil {
 			wrong = check()
@@ -118,7 +138,7 @@ func (o *serveOptions) checkSizes(f *pflag.FlagSet) error {
 	if has := (machine + 1<<30 - 1) >> 30; int64(o.capacity.memoryGB) > has {
 		return fmt.Errorf("--sandbox-memory must be at most this machine's memory, %d GiB, not %d", has, o.capacity.memoryGB)
 	}
-	return nil
+	return o.warm.check(o.capacity.sandboxMemory(machine))
 }
 
 func (o *serveOptions) checkURLs() error {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver/gvisor"
@@ -40,7 +41,11 @@ type nodeParts struct {
 	discovery http.Handler
 	machine   machineSize
 	// room reports whether the disk has room; nil if it is the node's alone.
-	room  func() error
+	room func() error
+	// drain ends the warm sandboxes. A node in another process keeps them.
+	drain func() error
+	// warm returns the counts of warm sandboxes; nil for a node in another process.
+	warm  func() node.PoolStats
 	close func() error
 }
 
@@ -86,7 +91,7 @@ func (o *serveOptions) remote(ctx context.Context, log *slog.Logger, url string)
 	}
 	log.Info("connected to the node", "socket", path, "version", hello.Version)
 	return &nodeParts{
-		node: c, collector: c, images: c, discovery: c.Discovery(), close: c.Close,
+		node: c, collector: c, images: c, discovery: c.Discovery(), drain: func() error { return nil }, close: c.Close,
 		machine: machineSize{cpus: hello.CPUs, memory: hello.MemoryBytes},
 	}, nil
 }
@@ -190,6 +195,15 @@ func (o *serveOptions) serveNode(ctx context.Context, log *slog.Logger) (err err
 	o.network.connections = connectionsFor(files)
 	// The server is not asked for its URL, so a port that it chooses itself is not
 	// known here.
+	otlp, err := o.observe.traces()
+	if err != nil {
+		return err
+	}
+	tracer, stopTraces, err := trace(otlp, nil, instanceName(o.state), "node", log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, stopTraces)
 	url := o.publicURL
 	if url == "" {
 		url = urlOf(o.listen.Addr, o.listen.CertFile != "")
@@ -210,7 +224,7 @@ func (o *serveOptions) serveNode(ctx context.Context, log *slog.Logger) (err err
 	path := filepath.Join(dir, nodeSocket)
 	defer closing(&err, func() error { return os.Remove(path) })
 	server := remote.NewServer(remote.ServerConfig{
-		Node: n.node, Images: n.images, Collector: n.collector, Discovery: n.discovery, Log: log,
+		Node: n.node, Images: n.images, Collector: n.collector, Discovery: n.discovery, Log: log, Tracer: tracer,
 		Hello: remote.Hello{Version: version.Version, Issuer: o.issuer(url), CPUs: n.machine.cpus, MemoryBytes: n.machine.memory},
 	})
 	served := make(chan error, 1)
@@ -304,13 +318,17 @@ func (o *serveOptions) local(ctx context.Context, log *slog.Logger, url string) 
 		HostProcesses: hostProcesses,
 		MaxCommands:   o.commands,
 		ReachLoopback: o.ingress.loopback,
+		IdlePause:     o.idlePause,
+		Idle:          skerry.IdleMode(o.idle),
+		IdleHibernate: o.idleHibernate,
 		Output:        output.Config{Keep: int64(o.outputMB) << 20},
+		Warm:          o.warm.config(o.state, o.capacity.sandboxMemory(machine.memory), images),
 		Log:           log,
 	})
 	if err != nil {
 		return nil, errors.Join(err, drv.Close(), networks.Close())
 	}
-	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, room: disk.Check, close: func() error {
+	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, room: disk.Check, drain: n.Drain, warm: n.PoolStats, close: func() error {
 		err := errors.Join(n.Close(), drv.Close(), networks.Close())
 		// While sandboxes run on, the group has children and stays.
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
+	"os"
 	"slices"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/metrics"
 	"github.com/skerry-dev/skerry/internal/store"
+	"github.com/skerry-dev/skerry/internal/tracing/export"
 )
 
 // observeOptions are the flags for those who operate the server. What they open tells of
@@ -27,16 +29,21 @@ import (
 type observeOptions struct {
 	metrics string
 	pprof   string
+	otlp    string
 }
 
 func (o *observeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.metrics, "metrics-listen", "", "address at which to serve /metrics (Prometheus), /healthz and /readyz, without TLS and tokens, such as 127.0.0.1:7702")
+	f.StringVar(&o.otlp, "otlp-endpoint", "", "URL of a collector of OpenTelemetry traces (OTLP over HTTP), such as http://127.0.0.1:4318 (environment: OTEL_EXPORTER_OTLP_ENDPOINT, and OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER and others)")
 	f.StringVar(&o.pprof, "pprof-listen", "", "loopback address at which to serve Go profiles of the server (/debug/pprof/), such as 127.0.0.1:7703")
 }
 
 // check refuses an address at which profiles may not be served: they show what is in
 // the server's memory.
 func (o *observeOptions) check() error {
+	if _, err := export.Configure(o.otlp, os.Getenv); err != nil {
+		return err
+	}
 	if o.pprof == "" {
 		return nil
 	}
@@ -104,15 +111,16 @@ func pprofHandler() http.Handler {
 const maxObservers = 64
 
 // serveAt serves a handler at an address, "" for not at all, until the returned function
-// is called.
-func serveAt(addr string, h http.Handler, log *slog.Logger) (stop func() error, err error) {
+// is called. what names it in the log and in errors.
+func serveAt(what, addr string, h http.Handler, log *slog.Logger) (stop func() error, err error) {
 	if addr == "" {
 		return func() error { return nil }, nil
 	}
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("serve %s: %w", what, err)
 	}
+	log.Info("serving "+what, "address", ln.Addr().String()) // its port, if addr has port 0
 	ln = netutil.LimitListener(ln, maxObservers)
 	server := &http.Server{
 		Handler: http.MaxBytesHandler(h, 64<<10), ReadTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: time.Minute,

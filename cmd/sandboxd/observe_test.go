@@ -38,7 +38,7 @@ func TestObserversAreBounded(t *testing.T) {
 	}
 	addr := free.Addr().String()
 	free.Close()
-	stop, err := serveAt(addr, http.NotFoundHandler(), slog.New(slog.DiscardHandler))
+	stop, err := serveAt("metrics", addr, http.NotFoundHandler(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,25 +42,29 @@ type serveOptions struct {
 	background bool
 	debug      bool
 
-	diskGB      int
-	maxSessions int
-	maxVCPUs    int
-	maxTimeout  time.Duration
-	stopGrace   time.Duration
-	saveGrace   time.Duration
-	outputMB    int
-	cacheGB     int
-	driveGB     int
-	maxDriveGB  int
-	processes   int
-	commands    int
-	api         apiOptions
-	capacity    capacityOptions
-	network     networkOptions
-	storage     storageOptions
-	ingress     ingressOptions
-	inside      insideOptions
-	observe     observeOptions
+	diskGB        int
+	maxSessions   int
+	maxVCPUs      int
+	maxTimeout    time.Duration
+	stopGrace     time.Duration
+	saveGrace     time.Duration
+	outputMB      int
+	cacheGB       int
+	driveGB       int
+	maxDriveGB    int
+	processes     int
+	commands      int
+	api           apiOptions
+	capacity      capacityOptions
+	network       networkOptions
+	storage       storageOptions
+	ingress       ingressOptions
+	inside        insideOptions
+	observe       observeOptions
+	warm          warmOptions
+	idlePause     time.Duration
+	idleHibernate time.Duration
+	idle          string
 	// nodeAddress is where the node listens if it is another process.
 	nodeAddress string
 }
@@ -113,6 +117,9 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.maxDriveGB, "max-drive-size", skerry.MaxDriveSize>>30, "maximum size of a drive, in GiB")
 	f.IntVar(&o.commands, "max-commands", node.DefaultMaxCommands, "maximum number of running commands in a sandbox")
 	f.IntVar(&o.processes, "max-processes", 4096, "maximum number of processes and threads in a sandbox")
+	f.DurationVar(&o.idlePause, "idle-pause", node.DefaultIdlePause, "pause a sandbox that nobody has used for this long, until its next use; 0 pauses none")
+	f.StringVar(&o.idle, "idle", string(skerry.IdleDefault), "idle mode of sandboxes that set none: default (pause a sandbox if no program runs in it), pause (also if its programs use almost no CPU time and have no connections to the outside), hibernate (like pause, and save it to disk as --idle-hibernate says) or never")
+	f.DurationVar(&o.idleHibernate, "idle-hibernate", 0, "save a sandbox that has been paused for this long to disk with its memory, and take it off the machine until its next use; 0 does so only when memory is short")
 	o.api.flags(f)
 	o.capacity.flags(f)
 	o.network.flags(f)
@@ -120,6 +127,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	o.ingress.flags(f)
 	o.inside.flags(f)
 	o.observe.flags(f)
+	o.warm.flags(f)
 }
 
 func (o *serveOptions) main(cmd *cobra.Command) error {
@@ -186,6 +194,10 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	}
 	defer ln.Close() // Serve closes it too
 
+	otlp, err := o.observe.traces()
+	if err != nil {
+		return err
+	}
 	db, err := openDatabase(ctx, o.state, o.database, log)
 	forgetDatabase()
 	if err != nil {
@@ -200,7 +212,8 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 
 	o.network.connections, o.ingress.connections = connectionsFor(files), connectionsFor(files)
 
-	stopSocket, err := serveSocket(o.state, socketHandler(end, accounts, db, url))
+	samples := newSampler()
+	stopSocket, err := serveSocket(o.state, socketHandler(end, accounts, db, samples, url))
 	if err != nil {
 		return err
 	}
@@ -218,9 +231,18 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	defer closing(&err, gate.Close)
 	vcpus, memoryMB, maxMemoryMB := o.capacity.promised(n.machine)
 	counted := metrics.New(version.Version)
+	phased := counted
+	if o.observe.metrics == "" {
+		phased = nil // nobody reads them
+	}
+	tracer, stopTraces, err := trace(otlp, phased, instanceName(o.state), "server", log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, stopTraces)
 	control := controller.New(controller.Config{
 		TotalVCPUs: vcpus, TotalMemoryMB: memoryMB, MaxMemoryMB: maxMemoryMB,
-		Store: db, Node: counted.Node(n.node), Collector: counted.Collector(n.collector), Images: n.images, Log: log,
+		Store: db, Node: counted.Node(n.node, tracer), Collector: counted.Collector(n.collector), Images: n.images, Log: log,
 		StopGrace: o.stopGrace, SaveGrace: o.saveGrace,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
@@ -231,6 +253,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		return err
 	}
 	gate.Start(control)
+	samples.begin(control.Metered, n.machine)
 	server, err := api.New(api.Options{
 		Service: control, Accounts: accounts, Log: log, Version: version.Version,
 		PublicURL: o.publicURL, TrustForwarded: o.forwarded, Heartbeat: o.api.heartbeat,
@@ -238,20 +261,23 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 			MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxMemoryMB: maxMemoryMB,
 			MaxPorts: o.ingress.maxPorts, MaxDriveSize: int64(o.maxDriveGB) << 30,
 		},
-		MaxOpen: maxOpen, Discovery: n.discovery, Observe: counted.Request,
+		MaxOpen: maxOpen, Discovery: n.discovery, Observe: counted.Request, Tracer: tracer,
 	})
 	if err != nil {
 		return err
 	}
 	addGauges(counted, control, vcpus, memoryMB)
-	stopMetrics, err := serveAt(o.observe.metrics, metricsHandler(counted, o.ready(db, n)), log)
+	if n.warm != nil {
+		addWarm(counted, n.warm)
+	}
+	stopMetrics, err := serveAt("metrics", o.observe.metrics, metricsHandler(counted, o.ready(db, n)), log)
 	if err != nil {
-		return fmt.Errorf("serve metrics: %w", err)
+		return err
 	}
 	defer closing(&err, stopMetrics)
-	stopProfiles, err := serveAt(o.observe.pprof, pprofHandler(), log)
+	stopProfiles, err := serveAt("profiles", o.observe.pprof, pprofHandler(), log)
 	if err != nil {
-		return fmt.Errorf("serve profiles: %w", err)
+		return err
 	}
 	defer closing(&err, stopProfiles)
 	log.Info("serving", "url", url, "version", version.Version)
@@ -261,6 +287,9 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	finish := sync.OnceValue(func() error {
 		err := gate.Close()              // or a request would start what is being stopped
 		end.order(stopOrder{Keep: true}) // unless there was another, which was why it ended
+		if end.stopAll {
+			err = errors.Join(err, n.drain())
+		}
 		return errors.Join(err, end.stopSandboxes(control, log))
 	})
 	// Who follows a command learns of its end before the API ends.

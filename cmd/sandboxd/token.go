@@ -187,10 +187,11 @@ func (t remoteTokens) revoke(ctx context.Context, id string) error {
 const healthTimeout = 5 * time.Second
 
 // socketHandler answers what is asked of a running server.
-func socketHandler(end *ending, accounts *auth.Auth, db *store.Store, url string) http.Handler {
+func socketHandler(end *ending, accounts *auth.Auth, db *store.Store, samples *sampler, url string) http.Handler {
 	t := localTokens{accounts}
 	mux := http.NewServeMux()
 	mux.Handle("POST /stop", answering(end.handle))
+	mux.Handle("GET /top", answering(samples.sample))
 	mux.Handle("GET /url", answering(func(context.Context, struct{}) (string, error) { return url, nil }))
 	mux.Handle("GET /health", answering(func(ctx context.Context, _ struct{}) (struct{}, error) {
 		ctx, cancel := context.WithTimeout(ctx, healthTimeout)

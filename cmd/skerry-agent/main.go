@@ -44,12 +44,10 @@ func main() {
 
 // limitFootprint keeps the agent small. Every sandbox has one, and most are idle.
 func limitFootprint() {
-	// The agent copies bytes between descriptors. More threads would only take CPU
-	// time from the commands.
-	const maxProcs = 4
-	if runtime.GOMAXPROCS(0) > maxProcs {
-		runtime.GOMAXPROCS(maxProcs)
-	}
+	// The agent copies bytes between descriptors, by system calls, which do not count.
+	// With more threads for Go code it would hand every piece of work to another
+	// one, and each wake-up of a thread costs more than the work.
+	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
 }
 

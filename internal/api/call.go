@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 const (
@@ -44,6 +45,8 @@ type call struct {
 	scope    skerry.Scope
 	// code is that of the error that the call failed with.
 	code skerry.Code
+	// span is that of the request.
+	span tracing.Span
 }
 
 // path returns a parameter of the route's path.

@@ -32,7 +32,7 @@ func (s *Server) runCommand(c *call) error {
 	session := c.path("session")
 	cmd, out, err := s.service.RunCommand(ctx, c.scope, session, p, req.Wait && req.Logs)
 	if err != nil {
-		return err
+		return s.explainAbort(ctx, c, err)
 	}
 	if !req.Wait {
 		return c.reply(commandResponse{Command: wireCommand(cmd)})
@@ -74,7 +74,7 @@ func (s *Server) commandLogs(c *call) error {
 	defer leave()
 	out, err := s.service.CommandOutput(ctx, c.scope, c.path("session"), c.path("command"))
 	if err != nil {
-		return err
+		return s.explainAbort(ctx, c, err)
 	}
 	st := newNDJSON(c)
 	st.offsets = q.Offsets
@@ -186,6 +186,20 @@ func (s *Server) explainEnd(ctx context.Context, c *call, err error) error {
 	}
 	if s.draining.Err() != nil && c.r.Context().Err() == nil && !s.sessionEnded(c) {
 		return &skerry.Error{Code: codeStreamClosed, Message: "the server is restarting; the command keeps running", Err: err}
+	}
+	return err
+}
+
+// explainAbort replaces the error of a call that the end of the server or of the token has
+// aborted before there was anything to answer.
+func (s *Server) explainAbort(ctx context.Context, c *call, err error) error {
+	switch {
+	case !errors.Is(err, context.Canceled) || c.r.Context().Err() != nil:
+		return err
+	case revoked(ctx):
+		return errRevoked
+	case s.draining.Err() != nil:
+		return &skerry.Error{Code: skerry.CodeUnavailable, Message: "the server is restarting; try again", Err: err}
 	}
 	return err
 }

@@ -395,6 +395,22 @@ func TestServerEndingEndsStreams(t *testing.T) {
 	}
 }
 
+// TestServerEndingAbortsAStart: a command that the server's end keeps from starting is not
+// an internal error.
+func TestServerEndingAbortsAStart(t *testing.T) {
+	begun := make(chan struct{})
+	h := serve(t, &stub{run: func(ctx context.Context, _ skerry.CommandParams, _ bool) (*skerry.Command, skerry.OutputReader, error) {
+		close(begun)
+		<-ctx.Done() // the session is being resumed
+		return nil, nil, ctx.Err()
+	}})
+	go func() {
+		<-begun
+		h.srv.drain()
+	}()
+	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", runWithLogs, http.StatusServiceUnavailable, skerry.CodeUnavailable, "")
+}
+
 func TestClientThatGoesClosesTheReader(t *testing.T) {
 	var reader *scripted
 	h := serve(t, running(func(ctx context.Context) skerry.OutputReader {

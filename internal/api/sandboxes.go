@@ -95,7 +95,7 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 	p = skerry.CreateParams{
 		Name: r.Name, Runtime: r.Runtime, Image: r.Image, Env: r.Env, Tags: r.Tags,
 		Persistent: r.Persistent, SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(),
-		Mounts: mountsOf(r.Mounts), Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(),
+		Mounts: mountsOf(r.Mounts), Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(), Idle: r.Idle,
 	}
 	if r.Timeout != nil {
 		p.Timeout = *r.Timeout
@@ -135,7 +135,7 @@ func (r *updateRequest) params() (p skerry.UpdateParams, err error) {
 		Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Persistent: r.Persistent,
 		SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(), ClearRetention: r.ClearRetention,
 		CurrentSnapshotID: r.CurrentSnapshotID, Mounts: mountsOf(r.Mounts),
-		Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(),
+		Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(), Idle: r.Idle,
 	}
 	if r.Resources != nil {
 		p.VCPUs, p.MemoryMB = r.Resources.VCPUs, r.Resources.MemoryMB

@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // apiPrefix is a prefix under which every route is served too. The public clients put
@@ -62,6 +63,8 @@ type Options struct {
 	// Observe, if set, is told of each request: its operation, the status of the
 	// response, the code of its error ("" without one), and how long it took.
 	Observe func(operation string, status int, code skerry.Code, took time.Duration)
+	// Tracer makes a trace of each request; nil for none.
+	Tracer *tracing.Tracer
 	// Discovery, if set, serves /.well-known/jwks and
 	// /.well-known/openid-configuration, without authentication.
 	Discovery http.Handler
@@ -73,6 +76,7 @@ type Server struct {
 	service        Service
 	discovery      http.Handler
 	observe        func(operation string, status int, code skerry.Code, took time.Duration)
+	tracer         *tracing.Tracer
 	accounts       Accounts
 	log            *slog.Logger
 	publicURL      *url.URL
@@ -102,7 +106,7 @@ func New(o Options) (*Server, error) {
 		return nil, errors.New("api: Service, Accounts and Log are required")
 	}
 	s := &Server{
-		service: o.Service, discovery: o.Discovery, observe: o.Observe, accounts: o.Accounts, log: o.Log,
+		service: o.Service, discovery: o.Discovery, observe: o.Observe, tracer: o.Tracer, accounts: o.Accounts, log: o.Log,
 		trustForwarded: o.TrustForwarded, maxUpload: o.MaxUpload, stall: o.StallTimeout,
 		bodyTimeout: bodyTimeout, strayTimeout: strayTimeout,
 		mux: http.NewServeMux(),
@@ -218,6 +222,7 @@ func (s *Server) handler(rt route) http.Handler {
 			requestID: skerry.NewID("req_"),
 		}
 		c.log = s.log.With("request", c.requestID, "method", r.Method, "route", rt.path)
+		defer s.trace(c, rt)()
 		h := w.Header()
 		h.Set("X-Request-Id", c.requestID)
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -291,8 +296,26 @@ func (s *Server) authenticate(c *call) error {
 		return fmt.Errorf("authenticate: %w", err)
 	}
 	c.identity, c.scope = id, id.Scope()
+	c.span.Project(c.scope.ProjectID)
 	introduced(c.r.Context())
 	return nil
+}
+
+// trace begins the span of a request. The function that it returns ends it.
+func (s *Server) trace(c *call, rt route) (end func()) {
+	ctx, span := s.tracer.Request(c.r.Context(), cmp.Or(rt.id, "none"), c.r.Header.Get(tracing.Header))
+	if span == (tracing.Span{}) {
+		return func() {}
+	}
+	span.Request(c.requestID, c.r.Method, rt.path)
+	c.span, c.r = span, c.r.WithContext(ctx)
+	return func() {
+		span.Status(c.w.status)
+		if c.code != "" {
+			span.Failed(c.code)
+		}
+		span.End(nil)
+	}
 }
 
 // codeCanceled is what Options.Observe is told of a request whose client has gone.

@@ -43,6 +43,11 @@ type networkFields struct {
 	NetworkPolicy *policyRequest `json:"networkPolicy,omitempty" doc:"Network policy of the sandbox; by default it may reach everything. An update is enforced at once in the running session, and in later ones."`
 }
 
+// idleFields are the fields for sessions that nobody uses.
+type idleFields struct {
+	Idle *skerry.IdleMode `json:"idle,omitempty" notnull:"true" enum:"default|never|pause|hibernate" doc:"When the server pauses a session that nobody uses, that is, one without requests, open streams, connections and packets for a time that the operator sets. The next use resumes it first, so clients do not notice; idleState shows the pause. default: as the operator has set, usually if no program runs in it. never: not at all. pause: also if the programs that run in it use almost no CPU time and have no open connections to the outside; it is resumed for their timers. hibernate: like pause, and a session that stays paused may be saved with its memory and taken off the machine, until its next use; with default, this may happen to a session in which no program runs. An update applies to the running session too. An addition to the public API."`
+}
+
 // mountRequest is a drive that is mounted at a path.
 type mountRequest struct {
 	Drive string           `json:"drive" required:"true" doc:"Name of an existing drive."`
@@ -88,6 +93,7 @@ type createRequest struct {
 	portFields
 	networkFields
 	stateFields
+	idleFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Runtime   string                  `json:"runtime,omitempty" enum:"node24|node26|node22|python3.13" doc:"Runtime of the default image that is first on PATH. It cannot be combined with image."`
 	Image     string                  `json:"image,omitempty" doc:"Reference of an OCI image in the installation; the default image if absent."`
@@ -106,6 +112,7 @@ type forkRequest struct {
 	portFields
 	networkFields
 	stateFields
+	idleFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Image     string                  `json:"image,omitempty" doc:"If given, it must be the source's image, because the source's files are a difference to it."`
 	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"Timeout of a session, in ms."`
@@ -128,6 +135,7 @@ type updateRequest struct {
 	portFields
 	networkFields
 	stateFields
+	idleFields
 	CurrentSnapshotID *string                 `json:"currentSnapshotId,omitempty" doc:"Id of the snapshot that the next session starts from."`
 	Timeout           *skerry.Duration        `json:"timeout,omitempty" notnull:"true" doc:"Timeout of the next session, in ms."`
 	Resources         *resourcesRequest       `json:"resources,omitempty" notnull:"true" doc:"Size of the next session's machine."`

@@ -29,10 +29,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,8 +73,11 @@ type hierarchy interface {
 	// memory returns the bytes that the group holds, memoryLimit those that it may
 	// hold, 0 for no limit.
 	memory(name string) (int64, error)
+	// memoryFile is the file that memory reads.
+	memoryFile(name string) string
 	memoryLimit(name string) (int64, error)
 	limitMemory(name string, bytes int64) error
+	weigh(name string, weight int) error
 	// reclaimable returns those of them that the kernel can drop or write back.
 	reclaimable(name string) (int64, error)
 	// dirs returns the directories that make up the group.
@@ -86,6 +91,14 @@ type hierarchy interface {
 type Manager struct {
 	parent string
 	h      hierarchy
+	// all is the parent group.
+	all *Group
+}
+
+func newManager(parent string, h hierarchy) *Manager {
+	m := &Manager{parent: parent, h: h}
+	m.all = m.Open("")
+	return m
 }
 
 // cpuPeriod is the kernel's default bandwidth period.
@@ -104,7 +117,7 @@ func New(parent string) (*Manager, error) {
 	if mounts.v2 != "" {
 		h, err := newV2(mounts.v2, parent)
 		if err == nil {
-			return &Manager{parent: parent, h: h}, nil
+			return newManager(parent, h), nil
 		}
 		if !errors.Is(err, errNoControllers) {
 			return nil, fmt.Errorf("set up cgroup v2: %w", err)
@@ -114,7 +127,7 @@ func New(parent string) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set up cgroup v1: %w", err)
 	}
-	return &Manager{parent: parent, h: h}, nil
+	return newManager(parent, h), nil
 }
 
 // Bound holds all groups together to limits; their CPUs are not bounded. If they
@@ -141,7 +154,7 @@ func (m *Manager) MemoryLimit() (int64, error) { return m.h.memoryLimit("") }
 
 // PinnedMemory returns what Group.PinnedMemory does, of all groups together.
 func (m *Manager) PinnedMemory(enough int64) (int64, error) {
-	return m.Open("").PinnedMemory(enough)
+	return m.all.PinnedMemory(enough)
 }
 
 // Version is 1 or 2.
@@ -156,6 +169,12 @@ func (m *Manager) Version() int {
 type Group struct {
 	m    *Manager
 	name string
+
+	mu sync.Mutex
+	// held is memoryFile, open since its first reading; gone says that the group was
+	// removed.
+	held *os.File
+	gone bool
 }
 
 // Create makes a group. An empty one of the same name, as a crash leaves it,
@@ -196,6 +215,7 @@ func (m *Manager) Groups() ([]string, error) {
 
 // Close removes the parent group. It fails while groups remain.
 func (m *Manager) Close() error {
+	m.all.close()
 	return removeDirs(m.h.dirs(""))
 }
 
@@ -245,13 +265,50 @@ func (g *Group) Usage() (Usage, error) { return g.m.h.usage(g.name) }
 // What is no more than enough is returned as it is: telling the page cache apart
 // costs more than reading the sum.
 func (g *Group) PinnedMemory(enough int64) (int64, error) {
-	bytes, err := g.m.h.memory(g.name)
+	bytes, err := g.memory()
 	if err != nil || bytes <= enough {
 		return bytes, err
 	}
 	cache, err := g.m.h.reclaimable(g.name)
 	return max(0, bytes-cache), err
 }
+
+// memory reads what the group holds. It is read so often that the file stays open: to
+// open and close it takes ten times as long as to read it.
+func (g *Group) memory() (int64, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.gone {
+		return 0, fmt.Errorf("cgroup %s: %w", g.name, os.ErrNotExist)
+	}
+	if g.held == nil {
+		f, err := os.Open(g.m.h.memoryFile(g.name))
+		if err != nil {
+			return 0, err
+		}
+		g.held = f
+	}
+	var buf [32]byte
+	n, err := g.held.ReadAt(buf[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(buf[:n])), 10, 64)
+}
+
+// close closes what the group has open.
+func (g *Group) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gone = true
+	if g.held != nil {
+		g.held.Close()
+		g.held = nil
+	}
+}
+
+// Weigh changes the group's share of the CPU; see Limits.Weight.
+func (g *Group) Weigh(weight int) error { return g.m.h.weigh(g.name, weight) }
 
 // LimitMemory changes the limit of the group's memory. If the group holds more than
 // that, it may stay as it was, or the kernel kills for it.
@@ -308,6 +365,7 @@ const removeWait = 5 * time.Second
 // Remove kills what is in the group and removes it. Removing a group that is
 // not there is not an error.
 func (g *Group) Remove(ctx context.Context) error {
+	g.close()
 	ctx, cancel := context.WithTimeout(ctx, removeWait)
 	defer cancel()
 	if err := g.Kill(ctx); err != nil {

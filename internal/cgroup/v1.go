@@ -134,6 +134,10 @@ func (h *v1) memory(name string) (int64, error) {
 	return readInt(h.dir("memory", name), "memory.usage_in_bytes")
 }
 
+func (h *v1) memoryFile(name string) string {
+	return filepath.Join(h.dir("memory", name), "memory.usage_in_bytes")
+}
+
 // noLimit is less than what version 1 shows for no limit, which is the largest
 // number of whole pages.
 const noLimit = 1 << 62

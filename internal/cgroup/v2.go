@@ -89,7 +89,7 @@ func (h *v2) create(name string, l Limits) error {
 			return err
 		}
 	}
-	if err := h.weigh(dir, l.Weight); err != nil {
+	if err := h.weigh(name, l.Weight); err != nil {
 		return err
 	}
 	if l.MemoryBytes > 0 {
@@ -107,11 +107,11 @@ func (h *v2) create(name string, l Limits) error {
 	return nil
 }
 
-func (h *v2) weigh(dir string, weight int) error {
+func (h *v2) weigh(name string, weight int) error {
 	if weight == 0 {
 		return nil
 	}
-	return write(dir, "cpu.weight", strconv.Itoa(weight))
+	return write(h.dir(name), "cpu.weight", strconv.Itoa(weight))
 }
 
 func (h *v2) bound(l Limits) error {
@@ -125,7 +125,7 @@ func (h *v2) bound(l Limits) error {
 			return err
 		}
 	}
-	return h.weigh(h.base, l.Weight)
+	return h.weigh("", l.Weight)
 }
 
 func (h *v2) usage(name string) (Usage, error) {
@@ -150,6 +150,8 @@ func (h *v2) usage(name string) (Usage, error) {
 }
 
 func (h *v2) memory(name string) (int64, error) { return readInt(h.dir(name), "memory.current") }
+
+func (h *v2) memoryFile(name string) string { return filepath.Join(h.dir(name), "memory.current") }
 
 func (h *v2) memoryLimit(name string) (int64, error) {
 	b, err := os.ReadFile(filepath.Join(h.dir(name), "memory.max"))

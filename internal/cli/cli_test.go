@@ -340,6 +340,49 @@ func TestPausedAndUnsaved(t *testing.T) {
 	}
 }
 
+// TestIdle: a sandbox that the server has paused because nobody uses it is listed as
+// idle, and its mode can be set.
+func TestIdle(t *testing.T) {
+	home(t)
+	s := servertest.New(t)
+	v := invocation{server: s}
+	v.run(t, "create", "--name", "one", "--idle", "pause")
+	run, err := s.GetSandbox(t.Context(), controllertest.Scope, "one", false)
+	if err != nil || run.Sandbox.Idle != skerry.IdlePause {
+		t.Fatalf("created %+v, %v", run, err)
+	}
+	s.Node.Sleep(run.Session.ID, skerry.IdlePaused)
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(v.run(t, "ls").out, "one\tidle\t"); {
+		if time.Now().After(deadline) {
+			t.Fatalf("ls: %q", v.run(t, "ls").out)
+		}
+	}
+	if got := v.run(t, "sessions", "list", "one"); !strings.Contains(got.out, "\tidle\t") {
+		t.Errorf("sessions: %+v", got)
+	}
+	s.Node.Sleep(run.Session.ID, skerry.IdleHibernated)
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(v.run(t, "ls").out, "one\thibernated\t"); {
+		if time.Now().After(deadline) {
+			t.Fatalf("ls: %q", v.run(t, "ls").out)
+		}
+	}
+	if got := v.run(t, "config", "idle", "one", "never"); got.code != 0 {
+		t.Errorf("config idle: %+v", got)
+	}
+	if got := v.run(t, "config", "list", "one"); !strings.Contains(got.out, "never") {
+		t.Errorf("config list: %q", got.out)
+	}
+	if got := v.run(t, "config", "idle", "one", "often"); got.code != 2 || !strings.Contains(got.err, "default, never, pause, hibernate") {
+		t.Errorf("a mode that is none: %+v", got)
+	}
+	if got := v.run(t, "fork", "one", "--name", "two", "--idle", "default"); got.code != 0 {
+		t.Errorf("fork: %+v", got)
+	}
+	if run, err = s.GetSandbox(t.Context(), controllertest.Scope, "two", false); err != nil || run.Sandbox.Idle != skerry.IdleDefault {
+		t.Errorf("the fork is %+v, %v", run, err)
+	}
+}
+
 // What the server says of a field is said of the flag that the user knows.
 func TestRefusals(t *testing.T) {
 	home(t)

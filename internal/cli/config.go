@@ -57,6 +57,13 @@ var settings = []setting{
 		yes, err := yesNo(s)
 		return client.UpdateOptions{Persistent: &yes}, err
 	}, false},
+	{"idle", "default|never|pause|hibernate", "Change whether the sandbox is paused while nobody uses it; applies to its running session too", "pause", func(s string) (client.UpdateOptions, error) {
+		mode := skerry.IdleMode(s)
+		if !slices.Contains(skerry.IdleModes, mode) {
+			return client.UpdateOptions{}, usage.Errorf("%q is not one of %s", s, strings.Join(idleModes(), ", "))
+		}
+		return client.UpdateOptions{Idle: &mode}, nil
+	}, false},
 	{"region", "REGION", "Change the region of later sessions", "local", func(s string) (client.UpdateOptions, error) {
 		return client.UpdateOptions{Region: &s}, nil
 	}, false},
@@ -352,6 +359,9 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		{"Current snapshot", or(sb.CurrentSnapshotID)},
 		{"Snapshot expiration", expiration(sb.SnapshotExpiration)},
 		{"Keep last snapshots", retention(sb.Retention)},
+	}
+	if sb.Idle != "" {
+		fields = append(fields, [2]string{"Idle", string(sb.Idle)})
 	}
 	fields = append(fields, policyFields(sb.NetworkPolicy)...)
 	fields = append(fields, mountFields(sb.Mounts)...)

@@ -26,7 +26,7 @@ type createFlags struct {
 	nonPersistent, persistent, silent  bool
 	snapshotExpiration, keepFor        duration
 	keepLast                           int
-	deleteEvicted, policy              choice
+	deleteEvicted, policy, idle        choice
 	allowDomains, allowCIDRs, denyCIDR []string
 	// given reports whether a flag was given.
 	given func(name string) bool
@@ -60,6 +60,8 @@ func (f *createFlags) registerShared(cmd *cobra.Command, getenv func(string) str
 	fs.IntSliceVar(&f.privatePorts, "private-port", nil, "make a port reachable only for holders of a link from \"sandbox url\" (repeatable)")
 	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the local value (repeatable)")
 	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
+	f.idle.choices = idleModes()
+	fs.Var(&f.idle, "idle", "pause the sandbox while nobody uses it: as the server does by default, never, even if idle programs run in it (pause), or so and after a while on disk (hibernate)")
 	fs.StringVar(&f.region, "region", "", "region to run in")
 	fs.StringVar(&f.failover, "failover-regions", "", "comma-separated regions to fail over to, or none")
 	fs.StringVar(&f.networkID, "network-id", "", "private network to connect to")
@@ -108,7 +110,7 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 	o := client.CreateOptions{
 		Name: f.name, Runtime: f.runtime, Image: f.image, Timeout: f.timeout.d, VCPUs: f.vcpus,
 		Env: f.env.m, Tags: f.tags.m, Ports: allPorts(f.ports, f.privatePorts), PrivatePorts: f.privatePorts, Region: f.region, NetworkID: f.networkID,
-		FailoverRegions: regions(f.failover),
+		FailoverRegions: regions(f.failover), Idle: skerry.IdleMode(f.idle.value),
 	}
 	// As it happens when the command that should have given an id has failed.
 	for _, flag := range []struct{ name, value string }{
@@ -154,6 +156,14 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 	}
 	o.NetworkPolicy, err = policy(f.policy.value, f.allowDomains, f.allowCIDRs, f.denyCIDR)
 	return o, err
+}
+
+// idleModes are the values of --idle.
+func idleModes() (modes []string) {
+	for _, m := range skerry.IdleModes {
+		modes = append(modes, string(m))
+	}
+	return modes
 }
 
 func (f *createFlags) keep() (*client.KeepLastSnapshots, error) {

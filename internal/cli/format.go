@@ -8,10 +8,10 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/terminal"
 )
 
 // painter colours text, or leaves it alone if it is false.
@@ -45,16 +45,8 @@ func (p painter) status(s skerry.SessionStatus) string {
 	return p.dim(text)
 }
 
-// clean makes text from outside fit for a terminal: control characters, with
-// which it could move the cursor or worse, become a replacement character.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || (r >= '\u202a' && r <= '\u202e') || (r >= '\u2066' && r <= '\u2069') {
-			return utf8.RuneError
-		}
-		return r
-	}, s)
-}
+// clean makes text from outside safe for a terminal.
+func clean(s string) string { return terminal.Clean(s) }
 
 // cell is a piece of a table: its text and how it is painted.
 type cell struct {

@@ -176,7 +176,7 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 			timeout = a.ago(sb.ExpiresAt)
 		}
 		row := []cell{
-			plain(sb.Name), a.statusCell(sb.Status, sb.PausedAt), plain(a.ago(sb.CreatedAt)), plain(number(sb.VCPUs)), plain(memory(sb.MemoryMB)),
+			plain(sb.Name), a.statusCell(sb.Status, sb.PausedAt, sb.IdleState), plain(a.ago(sb.CreatedAt)), plain(number(sb.VCPUs)), plain(memory(sb.MemoryMB)),
 			plain(image(sb.Image, sb.Runtime)), plain(timeout), plain(or(tagList(sb.Tags))),
 		}
 		if all {
@@ -201,9 +201,12 @@ func (a *app) nothing(what string, all bool, showAll string) {
 	fmt.Fprintf(a.Err, "No %s is running; '%s' shows those that have ended too.\n", what, showAll)
 }
 
-func (a *app) statusCell(s skerry.SessionStatus, pausedAt skerry.Time) cell {
-	if s == skerry.StatusRunning && !pausedAt.IsZero() {
+func (a *app) statusCell(s skerry.SessionStatus, pausedAt skerry.Time, idle skerry.IdleState) cell {
+	switch {
+	case s == skerry.StatusRunning && !pausedAt.IsZero():
 		return cell{"paused", a.out.yellow}
+	case s == skerry.StatusRunning && idle != "": // the next use has it run
+		return cell{clean(idle.Shown()), a.out.green}
 	}
 	return cell{clean(string(s)), func(string) string { return a.out.status(s) }}
 }

@@ -86,7 +86,7 @@ func (a *app) sessionTable(list []skerry.Session, all bool) {
 			duration = span(time.Duration(s.Duration))
 		}
 		row := []cell{
-			plain(s.ID), a.statusCell(s.Status, s.PausedAt), plain(a.ago(s.CreatedAt)), plain(number(s.VCPUs)), plain(memory(s.MemoryMB)),
+			plain(s.ID), a.statusCell(s.Status, s.PausedAt, s.IdleState), plain(a.ago(s.CreatedAt)), plain(number(s.VCPUs)), plain(memory(s.MemoryMB)),
 			plain(image(s.Image, s.Runtime)), plain(timeout), plain(duration),
 		}
 		if all {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // commandStore is what commands need of the store.
@@ -67,7 +68,10 @@ const execTimeout = 30 * time.Second
 const lostExitCode = 128 + 9
 
 // RunCommand implements api.Service.
-func (c *commands) RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (*skerry.Command, skerry.OutputReader, error) {
+func (c *commands) RunCommand(ctx context.Context, scope skerry.Scope, sessionID string, p skerry.CommandParams, attach bool) (_ *skerry.Command, _ skerry.OutputReader, err error) {
+	ctx, span := tracing.Start(ctx, "command.start")
+	defer span.Done(&err)
+	span.Session(sessionID)
 	if err := p.Validate(); err != nil {
 		return nil, nil, err
 	}
@@ -92,6 +96,7 @@ func (c *commands) RunCommand(ctx context.Context, scope skerry.Scope, sessionID
 	execCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.execTimeout)
 	defer cancel()
 	id := cmd.cmd.ID
+	span.Command(id)
 	s.expect(cmd)
 	output, err := c.node.Exec(execCtx, s.id, nodeapi.CommandSpec{ID: id, CommandParams: p}, attach)
 	if err != nil {
@@ -197,6 +202,13 @@ func (c *commandSet) get(id string) *command {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.running[id]
+}
+
+// count returns how many run.
+func (c *commandSet) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.running)
 }
 
 func (c *commandSet) all() []*command {

@@ -73,8 +73,9 @@ type Config struct {
 	// attempt.
 	StopGrace, SaveGrace, SaveTimeout time.Duration
 
-	// firstRetry, abandonAfter and execTimeout are constants, but for tests.
-	firstRetry, abandonAfter, execTimeout time.Duration
+	// firstRetry, abandonAfter, execTimeout and forkSnapshotDelay are constants, but for
+	// tests.
+	firstRetry, abandonAfter, execTimeout, forkSnapshotDelay time.Duration
 }
 
 // Defaults of Config.
@@ -141,6 +142,7 @@ func New(cfg Config) *Controller {
 	cfg.firstRetry = cmp.Or(cfg.firstRetry, firstRetry)
 	cfg.abandonAfter = cmp.Or(cfg.abandonAfter, abandonAfter)
 	cfg.execTimeout = cmp.Or(cfg.execTimeout, execTimeout)
+	cfg.forkSnapshotDelay = cmp.Or(cfg.forkSnapshotDelay, forkSnapshotDelay)
 	limits := skerry.Limits{
 		MaxTimeout: cfg.MaxTimeout, MaxVCPUs: cfg.MaxVCPUs, MaxPorts: cfg.MaxPorts,
 		MaxDriveSize: cfg.MaxDriveSize, MaxMemoryMB: cfg.MaxMemoryMB,
@@ -150,7 +152,7 @@ func New(cfg Config) *Controller {
 	c.drives = &drives{background: c.background, store: cfg.Store, node: cfg.Node, limits: limits, defaultSize: cfg.DriveSize}
 	c.snapshots = &snapshots{
 		background: c.background, store: cfg.Store, images: cfg.Images, collector: cfg.Collector,
-		garbage: make(chan struct{}, 1), announced: map[string]chan struct{}{},
+		garbage: make(chan struct{}, 1), announced: map[string]*announcement{},
 	}
 	c.sessions = &sessions{
 		background: c.background, cfg: &c.cfg, store: cfg.Store, node: cfg.Node, snapshots: c.snapshots, ports: c.ports,

@@ -4,7 +4,8 @@ import "github.com/skerry-dev/skerry"
 
 // Counts are of the sessions that have not ended.
 type Counts struct {
-	// ByState counts sessions by their status. Paused ones are "paused".
+	// ByState counts sessions by their status. Paused ones are "paused", and those that
+	// are paused because nobody uses them "idle" or "hibernated".
 	ByState map[string]int
 	// VCPUs and MemoryMB are what they may use together.
 	VCPUs, MemoryMB int
@@ -12,7 +13,7 @@ type Counts struct {
 
 // Counts counts the sessions.
 func (c *sessions) Counts() Counts {
-	counts := Counts{ByState: map[string]int{"paused": 0}}
+	counts := Counts{ByState: map[string]int{"paused": 0, "idle": 0, "hibernated": 0}}
 	for _, status := range []skerry.SessionStatus{skerry.StatusPending, skerry.StatusRunning, skerry.StatusSnapshotting, skerry.StatusStopping} {
 		counts.ByState[string(status)] = 0
 	}
@@ -24,6 +25,8 @@ func (c *sessions) Counts() Counts {
 		state := string(run.Status)
 		if run.Status == skerry.StatusRunning && !run.PausedAt.IsZero() {
 			state = "paused"
+		} else if idle := s.idleState(run); idle != "" {
+			state = idle.Shown()
 		}
 		counts.ByState[state]++
 	}

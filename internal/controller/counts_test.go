@@ -10,7 +10,7 @@ func TestCounts(t *testing.T) {
 	expect := func(running, paused, vcpus int) {
 		t.Helper()
 		got := l.Counts()
-		want := map[string]int{"pending": 0, "running": running, "snapshotting": 0, "stopping": 0, "paused": paused}
+		want := map[string]int{"pending": 0, "running": running, "snapshotting": 0, "stopping": 0, "paused": paused, "idle": 0, "hibernated": 0}
 		if !maps.Equal(got.ByState, want) || got.VCPUs != vcpus || got.MemoryMB != 2048*vcpus {
 			t.Errorf("the counts are %+v, want %v and %d vCPUs", got, want, vcpus)
 		}

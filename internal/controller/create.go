@@ -173,6 +173,9 @@ func (c *sandboxes) create(ctx context.Context, scope skerry.Scope, p skerry.Cre
 		CreatedAt:          now,
 		UpdatedAt:          now,
 	}
+	if p.Idle != nil {
+		sandbox.Idle = *p.Idle
+	}
 	if p.Policy == nil {
 		p.Policy = skerry.AllowAll()
 	}
@@ -187,7 +190,7 @@ func (c *sandboxes) create(ctx context.Context, scope skerry.Scope, p skerry.Cre
 		return nil, err
 	}
 	run := newRun(sandbox, skerry.NewID(skerry.PrefixSession), from, now)
-	s, err := c.begin(roomOf(&run), func() (skerry.Session, error) {
+	s, err := c.begin(ctx, roomOf(&run), func() (skerry.Session, error) {
 		return run, c.store.CreateSandbox(ctx, sandbox, &run)
 	}, func(ctx context.Context, s *session) error { return c.bringUp(ctx, s, from) })
 	if err != nil {

@@ -38,26 +38,9 @@ func (s *session) left() time.Duration {
 
 // tellDeadline tells the node when the session's time is up, in the background. That
 // resumes a session that the node has paused although it has time left. One without is
-// stopped by the timer. One call is under way at a time: a node that takes long gets
-// the newest deadline next, and none twice or in the wrong order.
+// stopped by the timer.
 func (s *session) tellDeadline() {
-	if s.untold.Add(1) == 1 {
-		s.tellNewest()
-	}
-}
-
-// tellNewest tells the deadline, and again if that is wanted in the meantime.
-func (s *session) tellNewest() {
-	s.inBackground("tell the node the deadline of session "+s.id, func(ctx context.Context) error {
-		wanted := s.untold.Load()
-		if err := s.sendDeadline(ctx); err != nil {
-			return err
-		}
-		if !s.untold.CompareAndSwap(wanted, 0) {
-			s.tellNewest()
-		}
-		return nil
-	})
+	s.deadlineNews.tell(s.background, "tell the node the deadline of session "+s.id, s.sendDeadline)
 }
 
 // sendDeadline tells the node the deadline as it is now.

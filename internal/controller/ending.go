@@ -8,6 +8,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // ending is an attempt to end a session: a stop, with or without a snapshot
@@ -124,7 +125,11 @@ func (s *session) endBy(e *ending, end func() error) {
 			case <-time.After(s.cfg.abandonAfter): // it does not return; the session ends all the same
 			}
 		}
+		ctx, span := tracing.Start(s.onBehalf(s.ctx), "session.end")
+		span.Session(s.id)
+		s.actFor(ctx)
 		err = end()
+		span.End(err)
 	}, func() { s.settle(e, err) })
 }
 
@@ -133,6 +138,7 @@ func (s *session) endBy(e *ending, end func() error) {
 // Only the reconciler calls it.
 func (s *session) settle(e *ending, err error) {
 	e.err = err
+	s.behalf.Store(nil)
 	if err != nil {
 		s.ending = nil
 	}

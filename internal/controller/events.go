@@ -26,6 +26,9 @@ type expectedSession struct {
 	lost func(nodeapi.Loss)
 	// overdue is called when the node has paused the session.
 	overdue func()
+	// idle is called when the node has paused the session because nobody uses it, and
+	// when it has resumed it.
+	idle func(skerry.IdleState)
 	// early is a loss that was told before the session was confirmed.
 	early           *nodeapi.Loss
 	confirmed, told bool
@@ -50,10 +53,10 @@ func newExpected() *expected {
 }
 
 // session expects the loss of a session that is about to start, until forgetSession.
-func (x *expected) session(id string, lost func(nodeapi.Loss), overdue func()) {
+func (x *expected) session(id string, lost func(nodeapi.Loss), overdue func(), idle func(skerry.IdleState)) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.sessions[id] = &expectedSession{lost: lost, overdue: overdue, over: make(chan struct{})}
+	x.sessions[id] = &expectedSession{lost: lost, overdue: overdue, idle: idle, over: make(chan struct{})}
 }
 
 // confirmSession says that a session has started.
@@ -168,6 +171,13 @@ func (x *expected) take(e nodeapi.Event) (call func()) {
 		if s.confirmed {
 			return s.overdue
 		}
+	case nodeapi.SessionAsleep:
+		if e.Hibernated {
+			return func() { s.idle(skerry.IdleHibernated) }
+		}
+		return func() { s.idle(skerry.IdlePaused) }
+	case nodeapi.SessionAwake, nodeapi.SessionRuns: // a list has one that is asleep afterwards
+		return func() { s.idle("") }
 	case nodeapi.SessionStopped:
 		s.end()
 	}

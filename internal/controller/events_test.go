@@ -34,7 +34,7 @@ func (x *told) start(session, cmd string) {
 func (x *told) open(session string) {
 	x.session(session,
 		func(loss nodeapi.Loss) { x.got = append(x.got, session+" "+loss.Reason) },
-		func() { x.got = append(x.got, session+" overdue") })
+		func() { x.got = append(x.got, session+" overdue") }, func(skerry.IdleState) {})
 }
 
 func (x *told) wants(t *testing.T, what string, want ...string) {

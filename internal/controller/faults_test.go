@@ -18,7 +18,7 @@ func newFaultyLab(t *testing.T, change ...func(*Config)) (*lab, *faultyStore) {
 	f := &faultyStore{}
 	l := newLab(t, append([]func(*Config){func(c *Config) {
 		f.Store = c.Store.(*store.Store)
-		c.Store, c.firstRetry = f, time.Millisecond
+		c.Store, c.firstRetry, c.forkSnapshotDelay = f, time.Millisecond, time.Millisecond
 	}}, change...)...)
 	return l, f
 }

@@ -120,7 +120,7 @@ type saved struct {
 // save saves a session that is to stop. It returns when the save does, or with
 // errSaveHangs. If it fails the lease of the save ends. It is called in a step.
 func (s *session) save(e *ending, how saving, lease string) (nodeapi.SavedFiles, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), s.cfg.SaveTimeout)
+	ctx, cancel := context.WithTimeout(s.onBehalf(context.WithoutCancel(s.ctx)), s.cfg.SaveTimeout)
 	defer cancel()
 	done := make(chan saved, 1)
 	s.work.Go(func() { // the step is work itself

@@ -49,6 +49,27 @@ func TestPause(t *testing.T) {
 	wantCode(t, "pausing what has stopped", err, skerry.CodeSandboxStopped)
 }
 
+// TestSnapshotOfAMemoryForkThatWasDeleted: it is made after the fork's start, and nobody
+// starts from it if the fork is gone by then.
+func TestSnapshotOfAMemoryForkThatWasDeleted(t *testing.T) {
+	l := newLab(t)
+	l.create("one")
+	release := make(chan struct{})
+	l.node.On(processnode.Keep, func(context.Context, string) error { <-release; return nil })
+	fork, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Name: "two", Memory: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.DeleteSandbox(t.Context(), scope, "two", false); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	snap, err := l.GetSnapshot(t.Context(), scope, fork.Session.SourceSnapshotID) // waits for it
+	if err != nil || snap.Status != skerry.SnapshotDeleted {
+		t.Errorf("the snapshot is %+v, %v", snap, err)
+	}
+}
+
 // TestMemoryForkIsKeptAfterwards: the fork runs before its fork point is a
 // snapshot, and who asks for that waits.
 func TestMemoryForkIsKeptAfterwards(t *testing.T) {
@@ -77,6 +98,16 @@ func TestMemoryForkIsKeptAfterwards(t *testing.T) {
 	if snap := <-got; snap == nil || !snap.Memory || snap.Base.VCPUs != fork.Session.VCPUs {
 		t.Errorf("the snapshot is %+v", snap)
 	}
+	// Who asks for a snapshot that is announced has it made at once.
+	asked, done := l.snapshots.announce("snap_announced")
+	waited := make(chan error)
+	go func() {
+		_, err := l.GetSnapshot(t.Context(), scope, "snap_announced")
+		waited <- err
+	}()
+	<-asked
+	done()
+	wantCode(t, "a snapshot that was announced and not made", <-waited, skerry.CodeNotFound)
 	eight := 8
 	_, err = l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Memory: true, VCPUs: &eight})
 	wantCode(t, "a memory fork of another size", err, skerry.CodeBadRequest)

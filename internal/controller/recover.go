@@ -118,6 +118,7 @@ func (s *session) adopt() error {
 	s.expectLoss()
 	s.expected.confirmSession(s.id)
 	s.tellDeadline()
+	s.tellIdle()
 	s.tell(func() {
 		if run.Status == skerry.StatusRunning {
 			s.arm(0)

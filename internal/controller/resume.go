@@ -116,7 +116,7 @@ func (c *sandboxes) nextSession(ctx context.Context, sandbox *skerry.Sandbox, fr
 	id, now := skerry.NewID(skerry.PrefixSession), skerry.At(time.Now())
 	run := newRun(sandbox, id, from, now)
 	size := roomOf(&run)
-	return c.begin(size, func() (skerry.Session, error) {
+	return c.begin(ctx, size, func() (skerry.Session, error) {
 		_, _, err := c.store.AddSession(ctx, sandbox.ID, func(sandbox *skerry.Sandbox) (*skerry.Session, error) {
 			run = newRun(sandbox, id, from, now)
 			if roomOf(&run) != size {

@@ -47,6 +47,7 @@ func (c *sandboxes) ListSandboxes(ctx context.Context, scope skerry.Scope, f ske
 	list, next, err := c.store.ListSandboxes(ctx, scope, f)
 	for i := range list {
 		list[i].Routes = c.ports.routes(&list[i])
+		c.showIdle(&list[i])
 	}
 	return list, next, err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // session is a session that has not ended. One goroutine, its reconciler, owns
@@ -39,6 +40,9 @@ type session struct {
 	// attempt to end it. Only the reconciler sets them.
 	believed atomic.Pointer[skerry.Session]
 	attempt  atomic.Pointer[ending]
+	// behalf is the context of the call that requested the current start or end, nil if
+	// there is none. The work for it is recorded in that call's trace.
+	behalf atomic.Pointer[context.Context]
 
 	// starting ends with the start; cancelStart ends a start in progress.
 	starting    context.Context
@@ -58,9 +62,10 @@ type session struct {
 	// unenforced is a policy that is stored and not enforced yet. It belongs to
 	// the network lane.
 	unenforced atomic.Pointer[unenforced]
-	// untold counts how often the node was to be told the deadline since it was last
-	// told the newest; see tellDeadline.
-	untold atomic.Int64
+	// deadlineNews and idleNews are that the deadline has changed, and the idle mode.
+	deadlineNews, idleNews news
+	// idle is what the node reports to have done to it because nobody uses it.
+	idle atomic.Pointer[skerry.IdleState]
 
 	// What follows belongs to the reconciler.
 
@@ -120,7 +125,11 @@ func stoppedTimer() *time.Timer {
 }
 
 // state returns the session as it is now.
-func (s *session) state() skerry.Session { return *s.believed.Load() }
+func (s *session) state() skerry.Session {
+	run := *s.believed.Load()
+	run.IdleState = s.idleState(&run)
+	return run
+}
 
 // reconcile is the session's goroutine. It ends when the session has, or the
 // controller closes, and no step is under way.
@@ -158,6 +167,22 @@ func (s *session) reconcile() {
 			closing = nil
 		}
 	}
+}
+
+// actFor makes the session record its next work in the trace of a call.
+func (s *session) actFor(ctx context.Context) { s.behalf.Store(&ctx) }
+
+// try is background.try in the trace of the call that requested the work.
+func (s *session) try(f func(context.Context) error) error {
+	return s.sessions.try(func(ctx context.Context) error { return f(s.onBehalf(ctx)) })
+}
+
+// onBehalf returns ctx with the trace of the call that requested the current work.
+func (s *session) onBehalf(ctx context.Context) context.Context {
+	if call := s.behalf.Load(); call != nil {
+		return tracing.Carry(ctx, *call)
+	}
+	return ctx
 }
 
 // tell puts f into the mailbox, for the reconciler to call. It returns false if
@@ -350,7 +375,7 @@ func replace(sandbox *skerry.Sandbox, stored, next *skerry.Session) error {
 // reflectSession makes a sandbox show the state of its current session.
 func reflectSession(sandbox *skerry.Sandbox, run *skerry.Session) {
 	sandbox.Status = run.Status
-	sandbox.ExpiresAt, sandbox.PausedAt = skerry.Time{}, run.PausedAt
+	sandbox.ExpiresAt, sandbox.PausedAt, sandbox.IdleState = skerry.Time{}, run.PausedAt, run.IdleState
 	if run.Status == skerry.StatusRunning {
 		sandbox.ExpiresAt = run.ExpiresAt()
 	}

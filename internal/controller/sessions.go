@@ -6,6 +6,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // sessionStore is what sessions need of the store.
@@ -56,7 +57,7 @@ type sessions struct {
 // begin makes a session the current one of a sandbox and starts it: write puts it
 // into the store, bringUp has the node start it. A write that failed may have been
 // done: the session then ends as one whose start failed.
-func (c *sessions) begin(room room, write func() (skerry.Session, error), bringUp func(context.Context, *session) error) (*session, error) {
+func (c *sessions) begin(ctx context.Context, room room, write func() (skerry.Session, error), bringUp func(context.Context, *session) error) (*session, error) {
 	c.admitting.RLock()
 	defer c.admitting.RUnlock()
 	if err := c.admit(room); err != nil {
@@ -70,6 +71,8 @@ func (c *sessions) begin(room room, write func() (skerry.Session, error), bringU
 		return nil, err
 	}
 	s := c.newSession(run)
+	s.actFor(ctx)
+	s.starting = tracing.Carry(s.starting, ctx)
 	c.list(s)
 	if closing := c.spawn(s.reconcile); closing != nil {
 		// The next process finds the session.
@@ -161,7 +164,13 @@ func (c *sessions) ListSessions(ctx context.Context, scope skerry.Scope, f skerr
 			return nil, "", err
 		}
 	}
-	return c.store.ListSessions(ctx, scope, f)
+	list, next, err := c.store.ListSessions(ctx, scope, f)
+	for i := range list {
+		if s := c.session(list[i].ID); s != nil {
+			list[i].IdleState = s.idleState(&list[i])
+		}
+	}
+	return list, next, err
 }
 
 // GetSession implements api.Service.

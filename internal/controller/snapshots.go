@@ -55,10 +55,16 @@ type snapshots struct {
 	round      string
 
 	// announcing guards announced: the snapshots that are being made of a session
-	// that a fork has started from already. A channel is closed when its
-	// snapshot is made.
+	// that a fork has started from already.
 	announcing sync.Mutex
-	announced  map[string]chan struct{}
+	announced  map[string]*announcement
+}
+
+// announcement is a snapshot that is being made.
+type announcement struct {
+	// asked is closed when somebody waits for it, kept when it is made.
+	asked, kept chan struct{}
+	ask         sync.Once
 }
 
 func newSnapshot(sandbox *skerry.Sandbox, run *skerry.Session, saved nodeapi.SavedFiles, how saving) *skerry.Snapshot {
@@ -116,27 +122,29 @@ func expiry(from skerry.Time, span skerry.Duration) skerry.Time {
 
 // announce makes a snapshot known that will be in the store, if all goes well,
 // when the returned function is called.
-func (s *snapshots) announce(snapshotID string) (done func()) {
-	kept := make(chan struct{})
+// asked is closed when somebody waits for it.
+func (s *snapshots) announce(snapshotID string) (asked <-chan struct{}, done func()) {
+	a := &announcement{asked: make(chan struct{}), kept: make(chan struct{})}
 	s.announcing.Lock()
 	defer s.announcing.Unlock()
-	s.announced[snapshotID] = kept
-	return func() {
+	s.announced[snapshotID] = a
+	return a.asked, func() {
 		s.announcing.Lock()
 		defer s.announcing.Unlock()
 		delete(s.announced, snapshotID)
-		close(kept)
+		close(a.kept)
 	}
 }
 
 // snapshot returns a snapshot, after waiting for one that is being made.
 func (s *snapshots) snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
 	s.announcing.Lock()
-	kept := s.announced[id]
+	a := s.announced[id]
 	s.announcing.Unlock()
-	if kept != nil {
+	if a != nil {
+		a.ask.Do(func() { close(a.asked) })
 		select {
-		case <-kept:
+		case <-a.kept:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}

@@ -75,6 +75,10 @@ func TestPersistentSandboxKeepsItsFiles(t *testing.T) {
 		stopped.Sandbox.CurrentSnapshotID != snap.ID || stopped.Session.SnapshottedAt.IsZero() || stopped.Session.Status != skerry.StatusStopped {
 		t.Fatalf("stopped as %+v with %+v", stopped, snap)
 	}
+	l.restart()
+	if repeated := l.stop(first.Session.ID); repeated.Snapshot == nil || repeated.Snapshot.ID != snap.ID {
+		t.Errorf("the stop, repeated after a restart, returned %+v", repeated.Snapshot)
+	}
 	if left := snap.ExpiresAt.Sub(snap.CreatedAt.Time); left != skerry.DefaultSnapshotExpiration {
 		t.Errorf("the snapshot is kept for %v", left)
 	}
@@ -85,7 +89,13 @@ func TestPersistentSandboxKeepsItsFiles(t *testing.T) {
 	if code := l.sh(second.Session.ID, "grep -q kept file && echo more >> file"); code != 0 {
 		t.Error("the file did not come back")
 	}
+	if repeated := l.stop(first.Session.ID); repeated.Snapshot == nil || repeated.Snapshot.ID != snap.ID {
+		t.Errorf("the stop, repeated while the next session runs, returned %+v", repeated.Snapshot)
+	}
 	again := l.stop(second.Session.ID)
+	if repeated := l.stop(first.Session.ID); repeated.Snapshot != nil {
+		t.Errorf("the first session's stop returned the second one's snapshot %+v", repeated.Snapshot)
+	}
 	if again.Snapshot.ParentID != snap.ID || again.Sandbox.CurrentSnapshotID != again.Snapshot.ID {
 		t.Errorf("the second snapshot is %+v", again.Snapshot)
 	}

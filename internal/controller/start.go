@@ -6,12 +6,18 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // start brings the session up. Only the reconciler calls it.
 func (s *session) start(bringUp func(context.Context) error) {
 	var err error
-	s.step(func() { err = bringUp(s.starting) }, func() { s.hasStarted(err) })
+	s.step(func() {
+		ctx, span := tracing.Start(s.starting, "session.start")
+		span.Session(s.id)
+		err = bringUp(ctx)
+		span.End(err)
+	}, func() { s.hasStarted(err) })
 }
 
 // hasStarted records how the start went. Only the reconciler calls it.
@@ -22,6 +28,7 @@ func (s *session) hasStarted(err error) {
 	}
 	if err == nil {
 		s.arm(0)
+		s.behalf.Store(nil)
 		close(s.started)
 		s.expected.confirmSession(s.id)
 		return
@@ -58,10 +65,8 @@ func (c *sessions) bringUp(ctx context.Context, s *session, from basis) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case c.startSlots <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := c.awaitSlot(ctx); err != nil {
+		return err
 	}
 	s.expectLoss()
 	err = func() error {
@@ -82,9 +87,38 @@ func (c *sessions) bringUp(ctx context.Context, s *session, from basis) error {
 		return nil
 	}
 	if sandbox.Source != nil {
-		return c.fetchSource(ctx, s.id, sandbox.Source)
+		ctx, span := tracing.Start(ctx, tracing.StartFetch)
+		err := c.fetchSource(ctx, s.id, sandbox.Source)
+		span.End(err)
+		return err
 	}
 	return nil
+}
+
+// UsualSpec is the specification of a session of a sandbox that was created without any
+// options, without the parts that differ from session to session.
+func UsualSpec(ctx context.Context, images nodeapi.Images) (nodeapi.SessionSpec, error) {
+	image, err := images.Resolve(ctx, "")
+	if err != nil {
+		return nodeapi.SessionSpec{}, err
+	}
+	sandbox := &skerry.Sandbox{VCPUs: skerry.DefaultVCPUs, MemoryMB: skerry.DefaultVCPUs * skerry.MemoryPerVCPU}
+	if len(image.Runtimes) > 0 {
+		sandbox.Runtime = image.Runtimes[0]
+	}
+	return sessionSpec(sandbox, skerry.Session{}, basis{image: image}), nil
+}
+
+// awaitSlot waits for one of the startSlots, and takes it.
+func (c *sessions) awaitSlot(ctx context.Context) (err error) {
+	_, span := tracing.Start(ctx, tracing.StartQueue)
+	defer span.Done(&err)
+	select {
+	case c.startSlots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // sessionSpec is what the node is told of a session. The environment's layers
@@ -119,5 +153,6 @@ func sessionSpec(sandbox *skerry.Sandbox, run skerry.Session, from basis) nodeap
 		Mounts:      from.mounts,
 		TimeLeft:    run.Timeout.Std(),
 		Network:     networkSpec(&run),
+		Idle:        sandbox.Idle,
 	}
 }

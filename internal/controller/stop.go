@@ -39,7 +39,7 @@ func (s *session) usualSaving() saving {
 func (c *sessions) StopSession(ctx context.Context, scope skerry.Scope, id string, p skerry.StopParams) (*skerry.Run, error) {
 	s := c.session(id)
 	if s == nil || s.scope != scope {
-		return c.GetSession(ctx, scope, id)
+		return c.stoppedBefore(ctx, scope, id)
 	}
 	e, _, err := s.stop(ctx, s.usualSaving(), p.Force)
 	if err == nil {
@@ -56,11 +56,35 @@ func (c *sessions) StopSession(ctx context.Context, scope skerry.Scope, id strin
 	return run, nil
 }
 
+// stoppedBefore answers the stop of a session that has ended: as it did then, for a client
+// that the first answer did not reach.
+func (c *sessions) stoppedBefore(ctx context.Context, scope skerry.Scope, id string) (*skerry.Run, error) {
+	run, err := c.GetSession(ctx, scope, id)
+	if err != nil || run.Session.SnapshottedAt.IsZero() || run.Sandbox.CurrentSnapshotID == "" {
+		return run, err
+	}
+	snap, err := c.store.Snapshot(ctx, scope, run.Sandbox.CurrentSnapshotID)
+	switch {
+	case skerry.CodeOf(err) == skerry.CodeNotFound: // it was deleted in between
+		return run, nil
+	case err != nil:
+		return nil, err
+	case snap.SourceSessionID == id && snap.CreationMethod == skerry.CreatedAtStop:
+		run.Snapshot = snap
+	}
+	return run, nil
+}
+
 // stop has a session stopped, or joins the attempt that is under way. With force
 // the session ends whether or not it is saved, also in an attempt of somebody
 // else's.
 func (s *session) stop(ctx context.Context, how saving, force bool) (e *ending, mine bool, err error) {
-	err = s.ask(ctx, func() { e, mine = s.beginEnding(how, force) })
+	err = s.ask(ctx, func() {
+		if s.ending == nil {
+			s.actFor(ctx)
+		}
+		e, mine = s.beginEnding(how, force)
+	})
 	if err != nil && s.state().Status.Ended() {
 		return s.attempt.Load(), false, nil // which has succeeded
 	}
@@ -114,7 +138,7 @@ func (s *session) expectLoss() {
 	s.expected.session(s.id, func(loss nodeapi.Loss) {
 		// An error means that the controller closes: the next one is told too.
 		_ = s.spawn(func() { s.tell(func() { s.lost(loss) }) })
-	}, s.tellDeadline)
+	}, s.tellDeadline, s.setIdle)
 }
 
 // lost ends a session that was lost. An attempt to end it that is under way comes

@@ -9,7 +9,8 @@ import (
 )
 
 // UpdateSandbox implements api.Service. What changes applies to the next
-// session, except the network policy: it applies to the current one too.
+// session, except the network policy and the idle mode: they apply to the current one
+// too.
 func (c *sandboxes) UpdateSandbox(ctx context.Context, scope skerry.Scope, name string, p skerry.UpdateParams) (*skerry.Run, error) {
 	if err := p.Validate(c.limits); err != nil {
 		return nil, err
@@ -22,6 +23,9 @@ func (c *sandboxes) UpdateSandbox(ctx context.Context, scope skerry.Scope, name 
 		if err := c.applyPolicy(ctx, sandbox, p.Policy); err != nil {
 			return nil, err
 		}
+	}
+	if s := c.sessionOf(sandbox.ID); s != nil && p.Idle != nil {
+		s.tellIdle()
 	}
 	return c.runOf(ctx, sandbox.ID, false)
 }
@@ -145,6 +149,9 @@ func apply(sandbox *skerry.Sandbox, p skerry.UpdateParams) {
 	}
 	if p.Policy != nil {
 		sandbox.SetPolicy(p.Policy)
+	}
+	if p.Idle != nil {
+		sandbox.Idle = *p.Idle
 	}
 	if p.CurrentSnapshotID != nil {
 		sandbox.CurrentSnapshotID = *p.CurrentSnapshotID

@@ -24,6 +24,11 @@ type Driver interface {
 	// Start starts a machine. Its guest agent is reached by Attach. If Start fails,
 	// or ctx ends, nothing is left behind.
 	Start(ctx context.Context, spec Spec) (Machine, error)
+	// Prepare makes a machine as far as that is possible before it is known what
+	// it starts from. Of the specification, ID, Interfaces, VCPUs, MemoryBytes,
+	// DiskBytes, Processes and Background count; Agent is any image of an agent.
+	// Recover removes what an earlier process has prepared and not started.
+	Prepare(ctx context.Context, spec Spec) (Blank, error)
 	// Recover returns the machines that an earlier process of this
 	// installation started and that still run, after removing whatever it
 	// left that is not a running machine.
@@ -41,8 +46,27 @@ type Capabilities struct {
 	Fork bool
 	// Pause: Machine.Pause and Resume, and Saving.Hold.
 	Pause bool
+	// Prepare: Driver.Prepare.
+	Prepare bool
 	// Volumes are the kinds of volumes that a machine can have.
 	Volumes []VolumeKind
+}
+
+// Blank is a machine that was prepared and has not started. Nothing runs in it, and it
+// has no data of anyone.
+type Blank interface {
+	ID() string
+	// Alive reports whether it still runs. It does not ask the machine's kernel.
+	Alive() bool
+	// Check asks the machine's kernel whether it answers.
+	Check(ctx context.Context) error
+	// Start starts the machine, as Driver.Start does. It can be called once. What
+	// counted for Prepare, except Background, must be the same, and there are no
+	// volumes. A machine that goes on (Source.Runs) can have other Interfaces, as many.
+	// Nothing is left behind if it fails.
+	Start(ctx context.Context, spec Spec) (Machine, error)
+	// Stop gives back all that it holds, unless Start was called. It can be repeated.
+	Stop(ctx context.Context) error
 }
 
 // Format says what made a saved folder. A machine starts from one of its own
@@ -73,6 +97,8 @@ type Spec struct {
 	DiskBytes int64
 	// Processes bounds the machine's processes as the host counts them.
 	Processes int
+	// Background gives the machine a small CPU weight until Raise.
+	Background bool
 	// Source is what the machine starts from.
 	Source Source
 	// Volumes are what the machine sees beside its own files. Machine.Save
@@ -105,8 +131,11 @@ type Fork struct {
 	// Dir is an empty folder. It gets what a Save of Of with memory writes, by the
 	// time that Start returns without an error.
 	Dir string
-	// Saved is called once Of has been saved and goes on, with the error if that
-	// failed. It is called at most once, and before Start returns.
+	// GoesOn is called when Of goes on, which may be before it has been saved
+	// completely. It is called at most once, and before Saved.
+	GoesOn func()
+	// Saved is called once Of has been saved, with the error if that failed. It is
+	// called at most once, and before Start returns.
 	Saved func(error)
 }
 
@@ -192,6 +221,9 @@ type Saving struct {
 	// Hold leaves the machine paused, so that nothing happens in it that is not
 	// saved.
 	Hold bool
+	// GoesOn, if not nil, is called when a machine whose memory is saved goes on, which
+	// may be before all is saved. Save returns later.
+	GoesOn func()
 }
 
 // Machine is a running isolated machine.
@@ -222,6 +254,10 @@ type Machine interface {
 	// Resume lets it go on.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+	// Activity returns what runs in the machine besides the guest agent. The machine must
+	// not be paused. The answer comes from the machine itself, so the host must not
+	// rely on it.
+	Activity(ctx context.Context) (Activity, error)
 	// Usage reads what the machine has used; it works until Stop.
 	Usage() (Usage, error)
 	// Memory reads how close the machine is to running out of memory.
@@ -233,6 +269,8 @@ type Machine interface {
 	// Confine lowers the amount of memory at which the host's kernel kills processes of
 	// the machine; 0 restores the machine's limit.
 	Confine(bytes int64) error
+	// Raise gives a machine that was started in the background its usual CPU weight.
+	Raise() error
 	// Relieve ends the process that holds most of the machine's memory, without
 	// the guest agent's help, and returns what the machine says about it.
 	Relieve(ctx context.Context) (string, error)
@@ -242,6 +280,26 @@ type Machine interface {
 	// Stop ends the machine if it runs and gives back all that it held.
 	Stop(ctx context.Context) error
 }
+
+// Activity is what runs in a machine besides its guest agent.
+type Activity struct {
+	// Processes is the number of processes.
+	Processes int
+	// Timers are those that the processes wait for, at most MaxTimers, the earliest
+	// first. It is empty if the driver cannot list timers.
+	Timers []Timer
+}
+
+// Timer is a timer of a process.
+type Timer struct {
+	// ID changes when the timer is set again.
+	ID int64
+	// Left is the time until it expires.
+	Left time.Duration
+}
+
+// MaxTimers is the maximum number of timers in an Activity.
+const MaxTimers = 1024
 
 // Usage is what a machine has used since its start.
 type Usage struct {

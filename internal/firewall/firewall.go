@@ -165,6 +165,16 @@ func (f *Firewall) Authority() []byte { return f.ca.CertificatePEM() }
 // Resolvers implements nodeapi.Networks.
 func (f *Firewall) Resolvers() []string { return f.pool.Resolvers() }
 
+// Traffic implements nodeapi.Networks.
+func (f *Firewall) Traffic(ctx context.Context) (map[string]uint64, error) {
+	return f.pool.Traffic(ctx)
+}
+
+// Connected implements nodeapi.Networks.
+func (f *Firewall) Connected(ctx context.Context) (map[netip.Addr]bool, error) {
+	return f.pool.Connected(ctx)
+}
+
 // Recover implements nodeapi.Networks.
 func (f *Firewall) Recover(ctx context.Context, inUse []string) error {
 	return f.pool.Recover(ctx, inUse)

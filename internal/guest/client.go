@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -49,23 +50,35 @@ type ResumePoint = wire.ResumePoint
 // ProcessState describes a process of the agent.
 type ProcessState = wire.ProcessState
 
-// Client is one connection to an agent. It is safe for concurrent use. Its methods fail
-// with CodeUnavailable after the connection has ended.
+// Client is one connection to an agent, or several, one after the other; see Suspend. It
+// is safe for concurrent use. Its methods fail with CodeUnavailable after the connection
+// has ended.
 type Client struct {
-	link     *wire.Link
-	received chan struct{} // closed when the receiving goroutine has ended
+	conn atomic.Pointer[connection] // the last one
+	done chan struct{}              // closed when ended is true
 	// work is the goroutines that wait for the end of abandoned processes.
 	work sync.WaitGroup
 
-	mu     sync.Mutex
-	ended  bool // nothing more is received, and no goroutine joins work
-	nextID uint32
-	calls  map[uint32]*call
-	procs  map[uint32]*Process
+	mu        sync.Mutex
+	ended     bool // nothing more is received, and no goroutine joins work
+	suspended bool // there is no connection, but Resume can make a new one
+	nextID    uint32
+	calls     map[uint32]*call
+	procs     map[uint32]*Process
 	// resumed is set when the processes of earlier connections are known. A first
-	// connection has none.
+	// connection has none. stray are those that the agent has and the Client has not.
 	resumed bool
+	stray   []uint32
 }
+
+// connection is a connection of a Client.
+type connection struct {
+	link     *wire.Link
+	received chan struct{} // closed when the receiving goroutine has ended
+}
+
+// link returns the link of the last connection.
+func (c *Client) link() *wire.Link { return c.conn.Load().link }
 
 // call is a request that waits for its Reply, or an upload or download in progress.
 // Fields that the request does not need are nil.
@@ -88,6 +101,25 @@ func Connect(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client
 // snapshot continue, but the Client does not know them.
 func Renew(ctx context.Context, conn io.ReadWriteCloser, setup Setup) (*Client, Info, error) {
 	return setUp(ctx, conn, setup, wire.TypeRenew)
+}
+
+// Identity is what Identify gives to a sandbox.
+type Identity = wire.Identity
+
+// Identify gives a sandbox that Connect has set up in advance its own name and environment,
+// which replace the earlier ones. No command may be running.
+func (c *Client) Identify(ctx context.Context, identity Identity) (Info, error) {
+	if err := identity.Validate(); err != nil {
+		return Info{}, badRequest(err)
+	}
+	r, err := c.request(ctx, wire.TypeIdentify, &identity)
+	if err == nil && r.Info == nil {
+		err = errors.New("the agent answered without its description")
+	}
+	if err != nil {
+		return Info{}, fmt.Errorf("give the sandbox its name: %w", err)
+	}
+	return *r.Info, nil
 }
 
 func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.Type) (*Client, Info, error) {
@@ -134,26 +166,43 @@ func Reconnect(ctx context.Context, conn io.ReadWriteCloser, resume []ResumePoin
 
 func newClient(conn io.ReadWriteCloser, first bool) *Client {
 	c := &Client{
-		link:     wire.NewLink(transport{conn}),
-		received: make(chan struct{}),
-		calls:    make(map[uint32]*call),
-		procs:    make(map[uint32]*Process),
-		resumed:  first,
+		done:    make(chan struct{}),
+		calls:   make(map[uint32]*call),
+		procs:   make(map[uint32]*Process),
+		resumed: first,
 	}
-	go c.receive()
+	c.open(conn)
 	return c
 }
 
-// Done is closed when the connection has ended.
-func (c *Client) Done() <-chan struct{} { return c.link.Done() }
+// open begins a connection.
+func (c *Client) open(conn io.ReadWriteCloser) {
+	k := &connection{link: wire.NewLink(transport{conn}), received: make(chan struct{})}
+	c.conn.Store(k)
+	go c.receive(k)
+}
+
+// Done is closed when the connection has ended. Suspend does not count as its end.
+func (c *Client) Done() <-chan struct{} { return c.done }
 
 // Err returns why the connection ended. It is nil before the end.
-func (c *Client) Err() error { return c.link.Err() }
+func (c *Client) Err() error {
+	select {
+	case <-c.done:
+		return c.link().Err()
+	default:
+		return nil
+	}
+}
 
 // Close ends the connection. The processes in the sandbox continue.
 func (c *Client) Close() error {
-	c.link.Close()
-	<-c.received
+	k := c.conn.Load()
+	k.link.Close()
+	<-k.received
+	c.mu.Lock()
+	c.end()
+	c.mu.Unlock()
 	c.work.Wait()
 	return nil
 }
@@ -201,7 +250,7 @@ func (c *Client) Mkdir(ctx context.Context, cwd, path string) error {
 // request sends a request and waits for its Reply.
 func (c *Client) request(ctx context.Context, t wire.Type, req any) (wire.Reply, error) {
 	cl := &call{reply: make(chan wire.Reply, 1), listing: t == wire.TypeResume || t == wire.TypeList}
-	id := c.open(cl, nil)
+	id := c.begin(cl, nil)
 	defer c.close(id)
 	if err := c.send(t, id, req); err != nil {
 		return wire.Reply{}, err
@@ -209,10 +258,10 @@ func (c *Client) request(ctx context.Context, t wire.Type, req any) (wire.Reply,
 	return c.await(ctx, cl)
 }
 
-// open registers a call, and p if it is not nil, under a new id. It returns 0 at the
+// begin registers a call, and p if it is not nil, under a new id. It returns 0 at the
 // limit of processes. An agent that never reports their ends must not fill the host's
 // memory.
-func (c *Client) open(cl *call, p *Process) uint32 {
+func (c *Client) begin(cl *call, p *Process) uint32 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p != nil && len(c.procs) >= wire.MaxProcesses {
@@ -236,14 +285,14 @@ func (c *Client) close(id uint32) {
 func (c *Client) send(t wire.Type, id uint32, req any) error {
 	var err error
 	if req == nil {
-		err = c.link.Send(t, 0, id, nil, nil)
+		err = c.link().Send(t, 0, id, nil, nil)
 	} else {
-		err = c.link.SendJSON(t, id, req)
+		err = c.link().SendJSON(t, id, req)
 	}
 	if errors.Is(err, wire.ErrTooLong) {
 		return skerry.Errorf(skerry.CodeTooLarge, "the request is longer than %d bytes", t.MaxPayload())
 	}
-	return c.lost(err)
+	return c.broken(err)
 }
 
 // await waits for the Reply of a call.
@@ -256,7 +305,7 @@ func (c *Client) await(ctx context.Context, cl *call) (wire.Reply, error) {
 		return r, nil
 	case <-ctx.Done():
 		return wire.Reply{}, ctx.Err()
-	case <-c.link.Done():
+	case <-c.link().Done():
 		// A Reply that came just before the end counts.
 		select {
 		case r := <-cl.reply:
@@ -266,8 +315,23 @@ func (c *Client) await(ctx context.Context, cl *call) (wire.Reply, error) {
 			return r, failure(r.Failure)
 		default:
 		}
-		return wire.Reply{}, c.lost(c.link.Err())
+		return wire.Reply{}, c.broken(c.link().Err())
 	}
+}
+
+// broken is lost for a caller of the Client. When it returns, Done is closed too, unless
+// Suspend ended the connection: whoever hears of the loss can ask whether it is final.
+func (c *Client) broken(err error) error {
+	if err == nil {
+		return nil
+	}
+	k := c.conn.Load()
+	select {
+	case <-k.link.Done():
+		<-k.received
+	default:
+	}
+	return c.lost(err)
 }
 
 // lost turns an error of the connection into an error for the caller.

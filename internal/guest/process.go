@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"syscall"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // StartSpec describes a command to run.
@@ -63,12 +65,20 @@ func (c Chunk) End() int64 { return c.Offset + int64(len(c.Data)) }
 
 // Process is a command in the sandbox.
 type Process struct {
-	c     *Client
-	id    uint32
-	key   string
-	pid   int
-	in    *wire.Inbox
-	stdin *Stdin // nil for /dev/null
+	c   *Client
+	id  uint32
+	key string
+	pid int
+	// timeout is when the agent kills it, zero for never.
+	timeout time.Time
+	in      *wire.Inbox
+	stdin   *Stdin // nil for /dev/null
+
+	// again is true if the agent tells the end again after Resume. The receiving
+	// goroutine uses it.
+	again bool
+	// from is where the agent continues its output after Resume.
+	from ResumePoint
 
 	ended sync.Once
 	done  chan struct{} // closed when exit or err is set
@@ -79,7 +89,9 @@ type Process struct {
 // Start starts a command and returns when it runs. If the program does not exist, it
 // fails with CodeExecutableNotFound. If the program cannot be executed, Start succeeds
 // and the exit code is 126.
-func (c *Client) Start(ctx context.Context, spec StartSpec) (*Process, error) {
+func (c *Client) Start(ctx context.Context, spec StartSpec) (_ *Process, err error) {
+	ctx, span := tracing.Start(ctx, tracing.AgentExec)
+	defer span.Done(&err)
 	req := &wire.Start{
 		Key: spec.ID, Name: spec.Name, Args: spec.Args, Env: spec.Env, Cwd: spec.Cwd, Root: spec.Root,
 		TimeoutMillis: spec.Timeout.Milliseconds(), Stdin: spec.Stdin,
@@ -98,16 +110,19 @@ func (c *Client) Start(ctx context.Context, spec StartSpec) (*Process, error) {
 		p.stdin = &Stdin{p: p, gate: wire.NewGate()}
 	}
 	cl := &call{reply: make(chan wire.Reply, 1)}
-	id := c.open(cl, p)
+	id := c.begin(cl, p)
 	if id == 0 {
 		return nil, failure(wire.Failf(wire.FailBusy, "limit of %d running commands reached", wire.MaxProcesses))
 	}
-	err := c.send(wire.TypeStart, id, req)
+	err = c.send(wire.TypeStart, id, req)
 	if err == nil {
 		var r wire.Reply
 		r, err = c.await(ctx, cl)
 		if err == nil {
 			p.pid = r.PID
+			if spec.Timeout > 0 {
+				p.timeout = time.Now().Add(spec.Timeout)
+			}
 			c.close(id)
 			return p, nil
 		}
@@ -150,7 +165,7 @@ func (c *Client) resume(ctx context.Context, points []ResumePoint) ([]*Process, 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
-		return nil, c.lost(c.link.Err())
+		return nil, c.lost(c.link().Err())
 	}
 	procs := make([]*Process, 0, len(c.procs))
 	for _, p := range c.procs {
@@ -170,7 +185,7 @@ func (c *Client) adopt(r *wire.Reply) error {
 	defer c.mu.Unlock()
 	ids, keys := make(map[uint32]bool, len(r.Processes)), make(map[string]bool, len(r.Processes))
 	for _, s := range r.Processes {
-		if s.ID == 0 || len(s.Key) > wire.MaxKey || s.Stdout < 0 || s.Stderr < 0 || s.ID > r.LastID || ids[s.ID] || keys[s.Key] {
+		if s.ID == 0 || len(s.Key) > wire.MaxKey || s.Stdout < 0 || s.Stderr < 0 || s.TimeoutMillis < 0 || s.ID > r.LastID || ids[s.ID] || keys[s.Key] {
 			return fmt.Errorf("%w: process %d of %d", errProtocol, s.ID, r.LastID)
 		}
 		ids[s.ID], keys[s.Key] = true, true
@@ -179,10 +194,16 @@ func (c *Client) adopt(r *wire.Reply) error {
 		return nil // a later listing
 	}
 	c.resumed = true
+	if c.suspended {
+		return c.readopt(r.Processes)
+	}
 	for _, s := range r.Processes {
 		p := &Process{c: c, id: s.ID, key: s.Key, pid: s.PID, done: make(chan struct{}), in: wire.NewInbox()}
 		p.in.StartAt(wire.StreamOut, s.Stdout)
 		p.in.StartAt(wire.StreamErr, s.Stderr)
+		if s.TimeoutMillis > 0 {
+			p.timeout = time.Now().Add(time.Duration(min(s.TimeoutMillis, maxTimeoutMillis)) * time.Millisecond)
+		}
 		c.procs[s.ID] = p
 	}
 	c.nextID = max(c.nextID, r.LastID)
@@ -198,6 +219,12 @@ func (c *Client) drop(p *Process) {
 
 // ID returns the caller's name for the process.
 func (p *Process) ID() string { return p.key }
+
+// Timeout returns when the agent kills the process, zero for never.
+func (p *Process) Timeout() time.Time { return p.timeout }
+
+// maxTimeoutMillis is the maximum rest of a timeout that an agent may report.
+const maxTimeoutMillis = math.MaxInt64 / int64(time.Millisecond)
 
 // PID returns the process id in the sandbox. It is 0 if the program was not executed.
 func (p *Process) PID() int { return p.pid }
@@ -231,7 +258,7 @@ func (p *Process) Ack(s skerry.Stream, offset int64) error {
 	if !p.in.Ack(id, offset) {
 		return nil
 	}
-	return p.c.lost(p.c.link.SendOffset(wire.TypeAck, id, p.id, offset))
+	return p.c.unheard(p.c.link().SendOffset(wire.TypeAck, id, p.id, offset))
 }
 
 func streamID(s skerry.Stream) uint8 {
@@ -261,7 +288,7 @@ func (p *Process) Forget() error {
 	default:
 		return nil
 	}
-	return p.c.lost(p.c.link.Send(wire.TypeForget, 0, p.id, nil, nil))
+	return p.c.unheard(p.c.link().Send(wire.TypeForget, 0, p.id, nil, nil))
 }
 
 // Discard drops the output of the process until it ends, and then forgets it.
@@ -288,7 +315,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	}
 	var b [4]byte
 	binary.LittleEndian.PutUint32(b[:], uint32(sig))
-	return p.c.lost(p.c.link.Send(wire.TypeSignal, 0, p.id, b[:], nil))
+	return p.c.broken(p.c.link().Send(wire.TypeSignal, 0, p.id, b[:], nil))
 }
 
 // Resize sets the size of the terminal. It has no effect without a terminal.
@@ -296,7 +323,7 @@ func (p *Process) Resize(size Size) error {
 	var b [4]byte
 	binary.LittleEndian.PutUint16(b[:], size.Cols)
 	binary.LittleEndian.PutUint16(b[2:], size.Rows)
-	return p.c.lost(p.c.link.Send(wire.TypeResize, 0, p.id, b[:], nil))
+	return p.c.broken(p.c.link().Send(wire.TypeResize, 0, p.id, b[:], nil))
 }
 
 // exited handles the Exit of the process. The lengths of the output must match.
@@ -374,8 +401,8 @@ func (s *Stdin) WriteContext(ctx context.Context, b []byte) (int, error) {
 		if err != nil {
 			return written, err
 		}
-		if err := s.p.c.link.Send(wire.TypeData, wire.StreamIn, s.p.id, b[written:written+n], nil); err != nil {
-			return written, s.p.c.lost(err)
+		if err := s.p.c.link().Send(wire.TypeData, wire.StreamIn, s.p.id, b[written:written+n], nil); err != nil {
+			return written, s.p.c.broken(err)
 		}
 		written += n
 	}
@@ -391,9 +418,9 @@ func (s *Stdin) Close() error {
 		return nil
 	}
 	s.closed = true
-	err := s.p.c.link.SendOffset(wire.TypeEOF, wire.StreamIn, s.p.id, s.gate.Sent())
+	err := s.p.c.link().SendOffset(wire.TypeEOF, wire.StreamIn, s.p.id, s.gate.Sent())
 	if errors.Is(err, wire.ErrClosed) {
 		return nil
 	}
-	return s.p.c.lost(err)
+	return s.p.c.broken(err)
 }

@@ -15,20 +15,37 @@ import (
 
 var errProtocol = errors.New("the agent violated the protocol")
 
-// receive receives frames until the connection ends. It never waits for a consumer and
-// never sends.
-func (c *Client) receive() {
-	defer close(c.received)
+// receive receives the frames of a connection until it ends. It never waits for a
+// consumer and never sends.
+func (c *Client) receive(k *connection) {
+	defer close(k.received)
 	err := c.frames()
 	if err == io.EOF {
 		err = errors.New("the agent closed the connection")
 	}
-	c.link.Fail(err)
-	c.link.Received()
-	err = c.lost(c.link.Err())
+	k.link.Fail(err)
+	k.link.Received()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ended = true
+	if !c.suspended || k.link.Err() != errSuspended {
+		c.end()
+		return
+	}
+	err = c.lost(errSuspended)
+	for _, cl := range c.calls {
+		cl.end(err)
+	}
+	clear(c.calls)
+}
+
+// end ends all waits after the last connection has ended. mu is held.
+func (c *Client) end() {
+	if c.ended {
+		return
+	}
+	c.ended, c.suspended = true, false
+	close(c.done)
+	err := c.lost(c.link().Err())
 	for _, cl := range c.calls {
 		cl.end(err)
 	}
@@ -52,7 +69,7 @@ func (cl *call) end(err error) {
 
 func (c *Client) frames() error {
 	for {
-		h, err := c.link.Receive()
+		h, err := c.link().Receive()
 		if err != nil {
 			return err
 		}
@@ -72,28 +89,28 @@ func (c *Client) frame(h wire.Header) error {
 	case wire.TypeData:
 		switch {
 		case p != nil:
-			return p.in.Fill(c.link, h)
+			return p.in.Fill(c.link(), h)
 		case cl != nil && cl.in != nil:
-			return cl.in.Fill(c.link, h)
+			return cl.in.Fill(c.link(), h)
 		}
-		return c.link.Discard(h.Length)
+		return c.link().Discard(h.Length)
 	case wire.TypeEOF, wire.TypeAck:
 		return c.offset(h, cl, p)
 	case wire.TypeExit:
-		if p == nil {
-			return c.link.Discard(h.Length)
+		if p == nil || p.again {
+			return c.link().Discard(h.Length)
 		}
 		var exit wire.Exit
-		if err := c.link.ReadJSON(h, &exit); err != nil {
+		if err := c.link().ReadJSON(h, &exit); err != nil {
 			return err
 		}
 		return p.exited(exit)
 	case wire.TypeAbort:
 		if cl == nil || cl.in == nil {
-			return c.link.Discard(h.Length)
+			return c.link().Discard(h.Length)
 		}
 		var f wire.Failure
-		if err := c.link.ReadJSON(h, &f); err != nil {
+		if err := c.link().ReadJSON(h, &f); err != nil {
 			return err
 		}
 		cl.in.Close(failure(&f))
@@ -106,13 +123,13 @@ func (c *Client) reply(h wire.Header, cl *call) error {
 	if cl == nil {
 		// The request has ended, or there was none. Decoding would let a hostile
 		// agent take CPU time with unsolicited answers.
-		return c.link.Discard(h.Length)
+		return c.link().Discard(h.Length)
 	}
 	if cl.listing != (h.Type == wire.TypeListing) {
 		return fmt.Errorf("%w: type %d does not answer this request", errProtocol, h.Type)
 	}
 	var r wire.Reply
-	if err := c.link.ReadJSON(h, &r); err != nil {
+	if err := c.link().ReadJSON(h, &r); err != nil {
 		return err
 	}
 	if h.Type == wire.TypeListing {
@@ -135,7 +152,7 @@ func (c *Client) reply(h wire.Header, cl *call) error {
 var errReplied = errors.New("the upload has a reply")
 
 func (c *Client) offset(h wire.Header, cl *call, p *Process) error {
-	offset, err := c.link.ReadOffset()
+	offset, err := c.link().ReadOffset()
 	if err != nil {
 		return err
 	}

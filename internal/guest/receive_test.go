@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest/wire"
@@ -44,12 +45,12 @@ func hear(b []byte) (*Process, *call, error) {
 	c := newClient(conn, false)
 	p := &Process{c: c, key: "p", done: make(chan struct{}), in: wire.NewInbox(wire.StreamOut, wire.StreamErr)}
 	p.stdin = &Stdin{p: p, gate: wire.NewGate()}
-	c.open(&call{reply: make(chan wire.Reply, 1)}, p)
+	c.begin(&call{reply: make(chan wire.Reply, 1)}, p)
 	cl := &call{reply: make(chan wire.Reply, 1), in: wire.NewInbox(wire.StreamOut)}
-	c.open(cl, nil)
-	c.open(&call{reply: make(chan wire.Reply, 1), listing: true}, nil)
+	c.begin(cl, nil)
+	c.begin(&call{reply: make(chan wire.Reply, 1), listing: true}, nil)
 	close(conn.open)
-	<-c.received
+	<-c.conn.Load().received
 	return p, cl, c.Err()
 }
 
@@ -87,6 +88,9 @@ func TestHostileAgent(t *testing.T) {
 		"negative offset": func(l *wire.Link) { l.SendOffset(wire.TypeEOF, wire.StreamOut, 2, -1) },
 		"data on stdin":   func(l *wire.Link) { l.Send(wire.TypeData, wire.StreamIn, 1, []byte("x"), nil) },
 		"no JSON":         func(l *wire.Link) { l.Send(wire.TypeReply, 0, 2, []byte("nope"), nil) },
+		"timeout before now": func(l *wire.Link) {
+			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, TimeoutMillis: -1}}})
+		},
 		"listing of id 0": func(l *wire.Link) { l.SendJSON(wire.TypeListing, 3, wire.Reply{Processes: []wire.ProcessState{{}}}) },
 		"negative listing": func(l *wire.Link) {
 			l.SendJSON(wire.TypeListing, 3, wire.Reply{LastID: 9, Processes: []wire.ProcessState{{ID: 3, Stdout: -1}}})
@@ -198,6 +202,27 @@ func TestEndlessProcessesAreBounded(t *testing.T) {
 		}
 		c.Close()
 		discarding.Wait()
+	}
+}
+
+// TestLossIsFinalForWhoHearsOfIt: a request that fails because the agent has gone comes
+// back when Done says so too, and not while that is still being found out.
+func TestLossIsFinalForWhoHearsOfIt(t *testing.T) {
+	conn := &gatedConn{fakeConn: fakeConn{strings.NewReader("")}, open: make(chan struct{})}
+	c := newClient(conn, true)
+	heard := make(chan error)
+	go func() {
+		if err := c.Ping(t.Context()); skerry.CodeOf(err) != skerry.CodeUnavailable {
+			heard <- fmt.Errorf("the request failed with %v", err)
+			return
+		}
+		heard <- c.Err()
+	}()
+	gone := errors.New("the agent has gone")
+	c.conn.Load().link.Fail(gone)
+	time.AfterFunc(20*time.Millisecond, func() { close(conn.open) })
+	if err := <-heard; !errors.Is(err, gone) {
+		t.Errorf("the connection ended with %v, want %v", err, gone)
 	}
 }
 

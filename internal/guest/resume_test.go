@@ -240,6 +240,31 @@ func TestProcessEndsWithoutHost(t *testing.T) {
 	}
 }
 
+// TestTimeoutsAreKnownAfterwards: a later host knows when the agent kills a process.
+func TestTimeoutsAreKnownAfterwards(t *testing.T) {
+	s, c := start(t)
+	for id, timeout := range map[string]time.Duration{"limited": time.Hour, "unlimited": 0} {
+		p, err := c.Start(testContext(t), guest.StartSpec{ID: id, Name: "sleep", Args: []string{"1000"}, Timeout: timeout})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left := time.Until(p.Timeout()); p.Timeout().IsZero() != (timeout == 0) || left > timeout {
+			t.Errorf("%s is killed in %s", id, left)
+		}
+	}
+	c.Close()
+	_, procs := s.reattach()
+	if len(procs) != 2 {
+		t.Fatalf("%d processes", len(procs))
+	}
+	for _, p := range procs {
+		left := time.Until(p.Timeout())
+		if limited := p.ID() == "limited"; p.Timeout().IsZero() == limited || limited && (left < 50*time.Minute || left > time.Hour) {
+			t.Errorf("%s is killed in %s", p.ID(), left)
+		}
+	}
+}
+
 // TestBrokenHostsLoseTheAgent: a violation of the protocol ends the connection for good,
 // and has no other effect.
 func TestBrokenHostsLoseTheAgent(t *testing.T) {

@@ -31,6 +31,15 @@ type Metrics struct {
 // two minutes, each about 1.7 times the one before.
 var buckets = prometheus.ExponentialBucketsRange(0.0005, 120, 24)
 
+// alarming are the error codes of server faults. Their counters start at 0.
+var alarming = []skerry.Code{skerry.CodeInternal, skerry.CodeUnavailable, skerry.CodeDiskFull}
+
+// steps are the names of all steps.
+var steps = []string{
+	"start_image", "start_snapshot", "start_memory", "start_fork", "stop", "pause", "resume", "wake", "hibernate", "wake_hibernated", "exec", "set_network",
+	"save", "save_memory", "keep", "collect",
+}
+
 // New returns metrics of a server of a version.
 func New(version string) *Metrics {
 	m := &Metrics{
@@ -44,14 +53,22 @@ func New(version string) *Metrics {
 		}, []string{"code"}),
 		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "skerry_step_duration_seconds", Buckets: buckets,
-			Help: "Time of a step that the server takes for sandboxes, by step and result (ok or error).",
+			Help: "Duration of what the node does for a session, by step and result (ok or error).",
 		}, []string{"step", "result"}),
 		saved: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "skerry_snapshot_bytes_total", Help: "Bytes of snapshots: of their files (files), and of what had to be stored for them (stored).",
+			Name: "skerry_snapshot_bytes_total", Help: "Bytes of snapshots taken: of their files (files), and of the part that was new and had to be stored (stored).",
 		}, []string{"of"}),
 		freed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "skerry_snapshot_freed_bytes_total", Help: "Bytes that collections of deleted snapshots have removed.",
+			Name: "skerry_snapshot_freed_bytes_total", Help: "Bytes freed by removing the files of deleted snapshots.",
 		}),
+	}
+	// Prometheus sees no increase in a series that starts at its first failure.
+	for _, code := range alarming {
+		m.errors.WithLabelValues(string(code))
+	}
+	for _, step := range steps {
+		m.steps.WithLabelValues(step, "ok")
+		m.steps.WithLabelValues(step, "error")
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "skerry_info", Help: "Always 1; the label has the version of the server.", ConstLabels: prometheus.Labels{"version": version},
@@ -82,6 +99,8 @@ func (m *Metrics) Step(step string, took time.Duration, err error) {
 // Gauge is a value that is read when it is asked for.
 type Gauge struct {
 	Name, Help string
+	// Counts makes it a counter: its value never decreases.
+	Counts bool
 	// Label, if set, is the name of the label that Read's keys are the values of.
 	// Otherwise Read has the key "".
 	Label string
@@ -113,12 +132,16 @@ func (g *gauge) Describe(to chan<- *prometheus.Desc) { to <- g.desc }
 
 // Collect implements prometheus.Collector.
 func (g *gauge) Collect(to chan<- prometheus.Metric) {
+	kind := prometheus.GaugeValue
+	if g.Counts {
+		kind = prometheus.CounterValue
+	}
 	for value, v := range g.Read() {
 		var labels []string
 		if g.Label != "" {
 			labels = []string{value}
 		}
-		to <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, v, labels...)
+		to <- prometheus.MustNewConstMetric(g.desc, kind, v, labels...)
 	}
 }
 

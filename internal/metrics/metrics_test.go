@@ -10,8 +10,12 @@ import (
 	"testing"
 	"time"
 
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // scrape returns the metrics as Prometheus gets them, by their names and labels.
@@ -95,7 +99,7 @@ func TestNodeIsTimed(t *testing.T) {
 	m := New("")
 	fault := errors.New("a fault")
 	for _, err := range []error{nil, fault} {
-		n := m.Node(node{err: err})
+		n := m.Node(node{err: err}, nil)
 		ctx := t.Context()
 		saved, serr := n.Snapshot(ctx, "", nodeapi.Saving{})
 		_, merr := n.Snapshot(ctx, "", nodeapi.Saving{Memory: true})
@@ -125,6 +129,40 @@ func TestNodeIsTimed(t *testing.T) {
 		}
 	}
 	expect(t, m, want)
+	// Every step is there before it happens, and there is none besides.
+	fresh, before, after := New(""), 0, 0
+	for name := range scrape(t, fresh) {
+		if strings.HasPrefix(name, "skerry_step_duration_seconds_count") {
+			before++
+		}
+	}
+	for name := range scrape(t, m) {
+		if strings.HasPrefix(name, "skerry_step_duration_seconds_count") {
+			after++
+		}
+	}
+	if before != 2*len(steps) || after != before {
+		t.Errorf("%d series of steps at first, %d after each step, for %d steps", before, after, len(steps))
+	}
+}
+
+func (n node) Events(context.Context, nodeapi.Cursor) (nodeapi.Batch, error) {
+	return nodeapi.Batch{Events: []nodeapi.Event{
+		{Kind: nodeapi.SessionAsleep}, {Kind: nodeapi.SessionAwake, Took: 3 * time.Millisecond},
+		{Kind: nodeapi.SessionAwake}, // its client has paused it
+	}}, n.err
+}
+
+// TestWakesAreTimed by the node, which tells how long they took.
+func TestWakesAreTimed(t *testing.T) {
+	m := New("")
+	if b, err := m.Node(node{}, nil).Events(t.Context(), ""); err != nil || len(b.Events) != 3 {
+		t.Errorf("%+v, %v", b, err)
+	}
+	expect(t, m, map[string]string{
+		`skerry_step_duration_seconds_count{result="ok",step="wake"}`: "1",
+		`skerry_step_duration_seconds_sum{result="ok",step="wake"}`:   "0.003",
+	})
 }
 
 // collector is a nodeapi.Collector.
@@ -146,4 +184,50 @@ func TestCollectionsAreCounted(t *testing.T) {
 		"skerry_snapshot_freed_bytes_total":                              "10",
 		`skerry_step_duration_seconds_count{result="ok",step="collect"}`: "1",
 	})
+}
+
+// TestPhasesAreCounted has the spans that are phases be counted, whether or not their
+// traces are exported, and no others.
+func TestPhasesAreCounted(t *testing.T) {
+	m := New("")
+	provider := sdk.NewTracerProvider(sdk.WithSpanProcessor(m.Phases()))
+	ctx, request := tracing.NewTracer(provider).Request(t.Context(), "request", "")
+	for _, err := range []error{nil, nil, errors.New("a fault")} {
+		_, span := tracing.Start(ctx, tracing.StartNetwork)
+		span.End(err)
+		_, other := tracing.Start(ctx, "other")
+		other.End(err)
+	}
+	request.End(nil)
+	m.Add(Gauge{Name: "skerry_counted_total", Help: "A test.", Counts: true, Read: Value(func() float64 { return 3 })})
+	expect(t, m, map[string]string{
+		`skerry_phase_duration_seconds_count{phase="start.network",result="ok"}`:    "2",
+		`skerry_phase_duration_seconds_count{phase="start.network",result="error"}`: "1",
+		`skerry_phase_duration_seconds_count{phase="start.machine",result="ok"}`:    "0",
+		`skerry_counted_total`: "3",
+	})
+	for name := range scrape(t, m) {
+		if strings.Contains(name, `phase="other"`) || strings.Contains(name, `phase="request"`) {
+			t.Errorf("%s is counted", name)
+		}
+	}
+}
+
+// TestSpansOfTheNode has each call of a node be a span, below that of who calls or, of
+// work that nobody asked for, on its own.
+func TestSpansOfTheNode(t *testing.T) {
+	recorded := tracetest.NewSpanRecorder()
+	tracer := tracing.NewTracer(sdk.NewTracerProvider(sdk.WithSpanProcessor(recorded)))
+	n := New("").Node(node{err: &skerry.Error{Code: skerry.CodeSandboxStopped}}, tracer)
+	ctx, request := tracer.Request(t.Context(), "request", "")
+	_ = n.Pause(ctx, "sbx_1")
+	request.End(nil)
+	_ = n.Pause(t.Context(), "sbx_2")
+	ended := recorded.Ended()
+	if len(ended) != 3 || ended[0].Name() != "node.pause" || ended[2].Name() != "node.pause" || ended[0].Parent().SpanID() != ended[1].SpanContext().SpanID() || ended[2].Parent().IsValid() {
+		t.Fatalf("recorded %v", ended)
+	}
+	if s := ended[0].Status(); s.Description != string(skerry.CodeSandboxStopped) {
+		t.Errorf("the pause ended with %+v", s)
+	}
 }

@@ -2,14 +2,18 @@ package metrics
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
-// Node returns a node whose calls are timed as steps.
-func (m *Metrics) Node(n nodeapi.Node) nodeapi.Node { return &timedNode{Node: n, metrics: m} }
+// Node returns a node whose calls are timed as steps and recorded as spans.
+func (m *Metrics) Node(n nodeapi.Node, tracer *tracing.Tracer) nodeapi.Node {
+	return &timedNode{Node: n, metrics: m, tracer: tracer}
+}
 
 // Collector returns a collector whose collections are timed, and whose freed bytes are
 // counted.
@@ -19,69 +23,102 @@ func (m *Metrics) Collector(c nodeapi.Collector) nodeapi.Collector { return &tim
 type timedNode struct {
 	nodeapi.Node
 	metrics *Metrics
+	tracer  *tracing.Tracer
 }
 
-// timed counts a step; it is deferred.
-func (n *timedNode) timed(step string, began time.Time, err *error) {
-	n.metrics.Step(step, time.Since(began), *err)
+// timed starts a step of a session, and a span with that name. The returned function ends
+// both.
+func (n *timedNode) timed(ctx context.Context, name, id string) (context.Context, func(*error)) {
+	began := time.Now()
+	ctx, span := n.tracer.Work(ctx, name)
+	span.Session(id)
+	return ctx, func(err *error) {
+		span.End(*err)
+		n.metrics.Step(strings.TrimPrefix(name, "node."), time.Since(began), *err)
+	}
 }
 
 // Start implements nodeapi.Node.
 func (n *timedNode) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) {
-	defer n.timed(kindOfStart(spec), time.Now(), &err)
+	ctx, done := n.timed(ctx, kindOfStart(spec), spec.ID)
+	defer done(&err)
 	return n.Node.Start(ctx, spec)
 }
 
-// kindOfStart is the step of a start.
+// kindOfStart is the name of a start.
 func kindOfStart(spec nodeapi.SessionSpec) string {
 	switch {
 	case spec.ForkOf != "":
-		return "start_fork"
+		return "node.start_fork"
 	case spec.Memory:
-		return "start_memory"
+		return "node.start_memory"
 	case spec.Snapshot != "":
-		return "start_snapshot"
+		return "node.start_snapshot"
 	}
-	return "start_image"
+	return "node.start_image"
 }
 
 // Stop implements nodeapi.Node.
 func (n *timedNode) Stop(ctx context.Context, id string) (_ nodeapi.Usage, err error) {
-	defer n.timed("stop", time.Now(), &err)
+	ctx, done := n.timed(ctx, "node.stop", id)
+	defer done(&err)
 	return n.Node.Stop(ctx, id)
 }
 
 // Pause implements nodeapi.Node.
 func (n *timedNode) Pause(ctx context.Context, id string) (err error) {
-	defer n.timed("pause", time.Now(), &err)
+	ctx, done := n.timed(ctx, "node.pause", id)
+	defer done(&err)
 	return n.Node.Pause(ctx, id)
 }
 
 // Resume implements nodeapi.Node.
 func (n *timedNode) Resume(ctx context.Context, id string) (err error) {
-	defer n.timed("resume", time.Now(), &err)
+	ctx, done := n.timed(ctx, "node.resume", id)
+	defer done(&err)
 	return n.Node.Resume(ctx, id)
+}
+
+// Events implements nodeapi.Node. The node resumes idle sessions by itself; its events have
+// the durations.
+func (n *timedNode) Events(ctx context.Context, after nodeapi.Cursor) (nodeapi.Batch, error) {
+	batch, err := n.Node.Events(ctx, after)
+	for _, e := range batch.Events {
+		switch {
+		case e.Took == 0:
+		case e.Kind == nodeapi.SessionAsleep && e.Hibernated:
+			n.metrics.Step("hibernate", e.Took, nil)
+		case e.Kind == nodeapi.SessionAwake && e.Hibernated:
+			n.metrics.Step("wake_hibernated", e.Took, nil)
+		case e.Kind == nodeapi.SessionAwake:
+			n.metrics.Step("wake", e.Took, nil)
+		}
+	}
+	return batch, err
 }
 
 // Exec implements nodeapi.Node.
 func (n *timedNode) Exec(ctx context.Context, id string, spec nodeapi.CommandSpec, attach bool) (_ skerry.OutputReader, err error) {
-	defer n.timed("exec", time.Now(), &err)
+	ctx, done := n.timed(ctx, "node.exec", id)
+	defer done(&err)
 	return n.Node.Exec(ctx, id, spec, attach)
 }
 
 // SetNetwork implements nodeapi.Node.
 func (n *timedNode) SetNetwork(ctx context.Context, id string, network nodeapi.NetworkSpec) (err error) {
-	defer n.timed("set_network", time.Now(), &err)
+	ctx, done := n.timed(ctx, "node.set_network", id)
+	defer done(&err)
 	return n.Node.SetNetwork(ctx, id, network)
 }
 
 // Snapshot implements nodeapi.Node.
 func (n *timedNode) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (saved nodeapi.SavedFiles, err error) {
-	step := "save"
+	step := "node.save"
 	if how.Memory {
-		step = "save_memory"
+		step = "node.save_memory"
 	}
-	defer n.timed(step, time.Now(), &err)
+	ctx, done := n.timed(ctx, step, id)
+	defer done(&err)
 	saved, err = n.Node.Snapshot(ctx, id, how)
 	n.count(saved, err)
 	return saved, err
@@ -89,7 +126,8 @@ func (n *timedNode) Snapshot(ctx context.Context, id string, how nodeapi.Saving)
 
 // Keep implements nodeapi.Node.
 func (n *timedNode) Keep(ctx context.Context, captureID, lease string) (saved nodeapi.SavedFiles, err error) {
-	defer n.timed("keep", time.Now(), &err)
+	ctx, done := n.timed(ctx, "node.keep", "")
+	defer done(&err)
 	saved, err = n.Node.Keep(ctx, captureID, lease)
 	n.count(saved, err)
 	return saved, err

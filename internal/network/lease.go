@@ -148,8 +148,7 @@ func (l *Lease) connect(host int, known func() error) error {
 	if _, err := outside.LinkByIndex(peer.Index); err != nil {
 		return err
 	}
-	gateway := &netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: l.host.AsSlice()}
-	if err := inside.RouteAdd(gateway); err != nil {
+	if err := inside.RouteAdd(l.gateway(eth0)); err != nil {
 		return fmt.Errorf("add the default route: %w", err)
 	}
 	return nil
@@ -283,6 +282,43 @@ func (l *Lease) reopen() error {
 	return nil
 }
 
+// Renew gives the interface its address and route back. The kernel of a sandbox takes them
+// over from it and ends with them.
+func (l *Lease) Renew(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.released {
+		return fmt.Errorf("renew network %s: it was released", l.id)
+	}
+	err := inNetNS(l.NetNSPath(), func() error {
+		inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer inside.Close()
+		eth0, err := inside.LinkByName(IfName)
+		if err != nil {
+			return err
+		}
+		if err := setAddress(inside, eth0, l.sandbox); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		if err := up(inside, eth0, l.host); err != nil {
+			return err
+		}
+		return inside.RouteReplace(l.gateway(eth0))
+	})
+	if err != nil {
+		return fmt.Errorf("renew network %s: %w", l.id, err)
+	}
+	return nil
+}
+
+// gateway is the default route from the namespace.
+func (l *Lease) gateway(eth0 netlink.Link) *netlink.Route {
+	return &netlink.Route{LinkIndex: eth0.Attrs().Index, Gw: l.host.AsSlice()}
+}
+
 // Release removes the network. It is not an error if a part of it is missing. After
 // any other error Release may be called again. After a success further calls do
 // nothing.
@@ -294,7 +330,8 @@ func (l *Lease) Release(context.Context) error {
 	}
 	// The interface is removed first: without it nothing comes from the namespace,
 	// even if a process is still in it.
-	err := errors.Join(l.removeLink(), l.removeNetNS())
+	unused, err := l.removeLink()
+	err = errors.Join(err, l.removeNetNS())
 	if err == nil {
 		err = l.pool.rules.unjudge(l.sandbox, l.verdicts)
 	}
@@ -305,7 +342,9 @@ func (l *Lease) Release(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("release network %s: %w", l.id, err)
 	}
-	l.forgetConnections()
+	if !unused {
+		l.forgetConnections()
+	}
 	l.released = true
 	l.pool.forget(l)
 	return nil
@@ -325,18 +364,22 @@ func (l *Lease) renewGate() error {
 	return l.pool.gate.hang(l.pool.host, link.Attrs().Index)
 }
 
-func (l *Lease) removeLink() error {
+// removeLink removes the pair of interfaces. It reports whether it was never used,
+// which is not known of one that is gone. The sandbox has ended before, so nothing is
+// sent in between.
+func (l *Lease) removeLink() (unused bool, err error) {
 	link, err := netlink.LinkByName(l.ifName())
 	if err == nil {
+		unused = silent(link)
 		err = netlink.LinkDel(link)
 	}
 	if err == nil {
 		err = l.pool.gate.forget(link.Attrs().Index)
 	}
 	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
-		return nil
+		return false, nil
 	}
-	return err
+	return unused, err
 }
 
 func (l *Lease) removeNetNS() error {
@@ -357,11 +400,8 @@ func (l *Lease) removeNetNS() error {
 // to this one. If it fails, the address is still reused, because it first stays
 // unused for a while.
 func (l *Lease) forgetConnections() {
-	// Connections that the sandbox opened, and those that the host opened to it.
-	for _, side := range []netlink.ConntrackFilterType{netlink.ConntrackOrigSrcIP, netlink.ConntrackOrigDstIP} {
-		if err := forgetConnections(l.sandbox, side); err != nil {
-			l.pool.cfg.Log.Warn("cannot forget a network's connections", "network", l.id, "error", err)
-		}
+	if err := l.pool.forgetter.forget(l.sandbox); err != nil {
+		l.pool.cfg.Log.Warn("cannot forget a network's connections", "network", l.id, "error", err)
 	}
 }
 

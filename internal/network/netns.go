@@ -17,10 +17,44 @@ const threadNetNS = "/proc/thread-self/ns/net"
 // inside on a thread in the namespace, with a file descriptor of the host's
 // namespace. After an error path may or may not be mounted.
 func inNewNetNS(path string, inside func(host int) error) error {
+	return onOwnThread(func() (restored bool, err error) { return visitNewNetNS(path, inside) })
+}
+
+// inNetNS calls inside on a thread in the network namespace that is mounted at path.
+func inNetNS(path string, inside func() error) error {
+	return onOwnThread(func() (restored bool, err error) {
+		host, err := os.Open(threadNetNS)
+		if err != nil {
+			return true, err
+		}
+		defer host.Close()
+		ns, err := os.Open(path)
+		if err != nil {
+			return true, err
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return true, fmt.Errorf("enter the network namespace: %w", err)
+		}
+		return comeBack(host, inside())
+	})
+}
+
+// comeBack returns to the host's namespace, after an error or nil.
+func comeBack(host *os.File, err error) (restored bool, _ error) {
+	if back := unix.Setns(int(host.Fd()), unix.CLONE_NEWNET); back != nil {
+		return false, errors.Join(err, fmt.Errorf("return to the host's network namespace: %w", back))
+	}
+	return true, err
+}
+
+// onOwnThread calls visit, which changes the network namespace of its thread, and reports
+// whether it has restored it.
+func onOwnThread(visit func() (restored bool, err error)) error {
 	res := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		restored, err := visitNewNetNS(path, inside)
+		restored, err := visit()
 		if restored {
 			runtime.UnlockOSThread()
 		}
@@ -44,11 +78,7 @@ func visitNewNetNS(path string, inside func(host int) error) (restored bool, err
 	}
 	mounted := make(chan error, 1)
 	go func(thread int) { mounted <- mountNetNS(thread, path) }(unix.Gettid())
-	err = errors.Join(inside(int(host.Fd())), <-mounted)
-	if back := unix.Setns(int(host.Fd()), unix.CLONE_NEWNET); back != nil {
-		return false, errors.Join(err, fmt.Errorf("return to the host's network namespace: %w", back))
-	}
-	return true, err
+	return comeBack(host, errors.Join(inside(int(host.Fd())), <-mounted))
 }
 
 // mountNetNS keeps the namespace of a thread of this process alive by a mount at

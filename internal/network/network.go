@@ -95,6 +95,7 @@ type Pool struct {
 	// routes and tables notify the guard of changes by other programs.
 	routes, tables *watcher
 	gate           *gate
+	forgetter      forgetter
 	// host queries the host's namespace, from a thread in any namespace.
 	host *netlink.Handle
 	// packets is a socket for sending frames. It stays open because closing one

@@ -126,14 +126,17 @@ func findUplinks() (uplinks, error) {
 			found[hop.LinkIndex] = ""
 		}
 	}
-	links, err := allLinks()
-	if err != nil {
-		return nil, fmt.Errorf("list the host's interfaces: %w", err)
-	}
 	named := uplinks{}
-	for _, link := range links {
-		if _, ok := found[link.Attrs().Index]; ok && link.Attrs().Name != "lo" {
-			named[link.Attrs().Index] = link.Attrs().Name
+	for index := range found { // there may be thousands of others, which are sandboxes'
+		link, err := netlink.LinkByIndex(index)
+		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone || index == 0 {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look up the interface of a default route: %w", err)
+		}
+		if name := link.Attrs().Name; name != "lo" {
+			named[index] = name
 		}
 	}
 	return named, nil

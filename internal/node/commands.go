@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/guest"
@@ -52,10 +53,11 @@ func (s *session) outputDir() string { return filepath.Join(s.dir, "output") }
 // Exec implements nodeapi.Node.
 func (n *Node) Exec(ctx context.Context, sessionID string, spec nodeapi.CommandSpec, attach bool) (_ skerry.OutputReader, err error) {
 	defer edge(ctx, &err)
-	s, err := n.running(sessionID)
+	s, done, err := n.use(ctx, sessionID)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	if !skerry.ValidID(skerry.PrefixCommand, spec.ID) {
 		return nil, fmt.Errorf("%q is not a command's id", spec.ID)
 	}
@@ -84,7 +86,7 @@ func (n *Node) Exec(ctx context.Context, sessionID string, spec nodeapi.CommandS
 	var reader skerry.OutputReader
 	if attach {
 		// Attached before the first byte is stored, so the reader misses nothing.
-		reader = follow(c.log)
+		reader = follow(c.log, s.hold())
 	}
 	if err := s.keep(c); err != nil {
 		if reader != nil {
@@ -157,12 +159,11 @@ func (s *session) drain(c *command) error {
 			return err
 		}
 		if !broken {
-			if err := c.log.Append(s.ctx, chunk.Stream, chunk.Offset, chunk.Data); err != nil {
+			if err := s.keepOutput(c, chunk); err != nil {
 				if s.ctx.Err() != nil {
 					return err
 				}
-				// The host's disk may be full. The command continues; its readers
-				// get the output up to this point.
+				// The command continues; its readers get the output up to this point.
 				s.node.cfg.Log.Error("cannot keep a command's output", "session", s.id, "command", c.id, "error", err)
 				broken = true
 				c.finishLog(s)
@@ -174,6 +175,36 @@ func (s *session) drain(c *command) error {
 			if err := c.proc.Ack(chunk.Stream, chunk.End()); err != nil {
 				return err
 			}
+		}
+	}
+}
+
+const (
+	// roomWait is how long a command's output waits for room on a full disk; roomPoll is
+	// the time between two attempts to write it.
+	roomWait = time.Minute
+	roomPoll = 200 * time.Millisecond
+)
+
+// keepOutput appends output to the command's log. If the host's disk is full, it waits for room,
+// as for a slow reader: meanwhile the command is blocked, and loses nothing.
+func (s *session) keepOutput(c *command, chunk guest.Chunk) error {
+	var begin time.Time
+	for {
+		err := c.log.Append(s.ctx, chunk.Stream, chunk.Offset, chunk.Data)
+		if !errors.Is(err, syscall.ENOSPC) {
+			return err
+		}
+		if begin.IsZero() {
+			begin = time.Now()
+			s.node.cfg.Log.Warn("a command waits for room on the disk for its output", "session", s.id, "command", c.id)
+		} else if time.Since(begin) >= roomWait {
+			return err
+		}
+		select {
+		case <-time.After(roomPoll):
+		case <-s.ctx.Done():
+			return s.ctx.Err()
 		}
 	}
 }
@@ -225,7 +256,7 @@ func (s *session) settle(c *command) {
 // without the connection no call can use the session any more.
 func (s *session) failure(err error) error {
 	select {
-	case <-s.machine.Done():
+	case <-s.machine().Done():
 		return errStopped(s.id)
 	case <-s.guest.Done():
 		return errStopped(s.id)
@@ -260,9 +291,9 @@ func (n *Node) command(ctx context.Context, sessionID, id string) (*session, *co
 // earlier process ran, it reads the files on disk.
 func (n *Node) Output(ctx context.Context, sessionID, id string) (_ skerry.OutputReader, err error) {
 	defer edge(ctx, &err)
-	_, c, err := n.command(ctx, sessionID, id)
+	s, c, err := n.command(ctx, sessionID, id)
 	if err == nil {
-		return follow(c.log), nil
+		return s.output(ctx, c)
 	}
 	if skerry.CodeOf(err) != skerry.CodeNotFound {
 		return nil, err
@@ -277,7 +308,20 @@ func (n *Node) Output(ctx context.Context, sessionID, id string) (_ skerry.Outpu
 	if err := log.Finish(); err != nil {
 		return nil, err
 	}
-	return follow(log), nil
+	return follow(log, func() {}), nil
+}
+
+// output follows the output of a command. If the command runs, that is a use of the
+// session.
+func (s *session) output(ctx context.Context, c *command) (skerry.OutputReader, error) {
+	if c.over() {
+		return follow(c.log, func() {}), nil
+	}
+	done, err := s.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return follow(c.log, done), nil
 }
 
 // Drop implements nodeapi.Node.
@@ -315,6 +359,11 @@ func (n *Node) Signal(ctx context.Context, sessionID, id string, signal int) (er
 		return nil
 	default:
 	}
+	done, err := s.use(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := c.proc.Signal(syscall.Signal(signal)); err != nil {
 		return s.failure(err)
 	}

@@ -47,14 +47,21 @@ func (n *Node) SetDeadline(ctx context.Context, id string, left time.Duration) (
 		return err
 	}
 	defer s.saving.leave()
-	if !s.isOverdue() {
-		return nil
-	}
-	return s.thaw()
+	return s.alone(ctx, func() error {
+		if !s.isOverdue() {
+			return nil
+		}
+		return s.thaw(ctx)
+	})
 }
 
 // setDeadline records the deadline, also for a later process.
 func (s *session) setDeadline(ctx context.Context, left time.Duration) error {
+	return s.change(ctx, func() { s.deadline = time.Now().Add(left) })
+}
+
+// change makes a change to what a later process is to know, with mu held.
+func (s *session) change(ctx context.Context, f func()) error {
 	// The state must not be written when a stop has removed it.
 	if err := s.ending.enter(ctx); err != nil {
 		return err
@@ -67,7 +74,7 @@ func (s *session) setDeadline(ctx context.Context, left time.Duration) error {
 		return errStarting(s.id)
 	}
 	s.mu.Lock()
-	s.deadline = time.Now().Add(left)
+	f()
 	s.mu.Unlock()
 	return s.saveState()
 }
@@ -108,7 +115,7 @@ func (n *Node) guardDeadlines() {
 func (s *session) timeIsUp() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	up := s.live && !s.stopping && !s.frozen && !s.overdue && !s.deadline.IsZero() && time.Since(s.deadline) > deadlineGrace
+	up := s.live && !s.stopping && (!s.frozen || s.idle.asleep) && !s.overdue && !s.deadline.IsZero() && time.Since(s.deadline) > deadlineGrace
 	s.overdue = s.overdue || up
 	return up
 }
@@ -120,10 +127,15 @@ func (s *session) pauseOverdue() {
 	err := s.saving.enter(ctx)
 	if err == nil {
 		defer s.saving.leave()
-		if _, frozen := s.standstills(); frozen { // somebody else was quicker
+		err = s.standing.enter(ctx)
+	}
+	if err == nil {
+		defer s.standing.leave()
+		if _, frozen := s.standstills(); frozen && !s.isAsleep() { // somebody else was quicker
 			s.setOverdue(false)
 			return
 		}
+		s.setOverdue(true) // a use may have resumed it meanwhile
 		err = s.freeze(ctx)
 	}
 	if err != nil {

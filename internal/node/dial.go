@@ -16,13 +16,14 @@ import (
 // Dial implements nodeapi.Node.
 func (n *Node) Dial(ctx context.Context, sessionID string, port int, client netip.Addr) (_ net.Conn, err error) {
 	defer edge(ctx, &err)
-	s, err := n.running(sessionID)
-	if err != nil {
-		return nil, err
-	}
 	if err := skerry.ValidatePort("port", port); err != nil {
 		return nil, fmt.Errorf("connect to session %s: %w", sessionID, err)
 	}
+	s, done, err := n.use(ctx, sessionID)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	conn, err := s.lease.Dial(ctx, uint16(port))
 	if errors.Is(err, unix.ECONNREFUSED) {
 		return s.dialRefused(ctx, uint16(port), client, err)
@@ -30,7 +31,7 @@ func (n *Node) Dial(ctx context.Context, sessionID string, port int, client neti
 	if err != nil {
 		return nil, fmt.Errorf("connect to port %d of session %s: %w", port, sessionID, err)
 	}
-	return s.conns.add(sessionID, conn)
+	return s.addConnection(conn)
 }
 
 // dialRefused tries the loopback interface if nothing listens at the session's
@@ -47,7 +48,7 @@ func (s *session) dialRefused(ctx context.Context, port uint16, client netip.Add
 		// should see its clients at one address, and the network is faster.
 		if direct, err := s.lease.Dial(ctx, port); err == nil {
 			_ = conn.Close()
-			return s.conns.add(s.id, direct)
+			return s.addConnection(direct)
 		}
 		return conn, nil
 	case skerry.CodeOf(err) == skerry.CodeSandboxStopped, ctx.Err() != nil:
@@ -72,23 +73,37 @@ type connections struct {
 type connection struct {
 	*net.TCPConn
 	of *connections
+	// done ends the use of the session.
+	done func()
 }
 
 func (c *connection) Close() error {
 	c.of.mu.Lock()
 	delete(c.of.open, c)
 	c.of.mu.Unlock()
+	c.done()
 	return c.TCPConn.Close()
+}
+
+// addConnection registers a connection, which is a use of the session until it is
+// closed.
+func (s *session) addConnection(conn net.Conn) (net.Conn, error) {
+	done := s.hold()
+	registered, err := s.conns.add(s.id, conn, done)
+	if err != nil {
+		done()
+	}
+	return registered, err
 }
 
 // add registers a connection. If the session has ended in the meantime, it closes
 // the connection.
-func (cs *connections) add(sessionID string, conn net.Conn) (net.Conn, error) {
+func (cs *connections) add(sessionID string, conn net.Conn, done func()) (net.Conn, error) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("connect to session %s: %T is no TCP connection", sessionID, conn), conn.Close())
 	}
-	c := &connection{TCPConn: tcp, of: cs}
+	c := &connection{TCPConn: tcp, of: cs, done: done}
 	cs.mu.Lock()
 	closed := cs.closed
 	if !closed {

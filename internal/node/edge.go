@@ -26,12 +26,29 @@ func streamEdge(ctx context.Context, err *error) {
 }
 
 // commandOutput is the output of a command, on its way out of the node.
-type commandOutput struct{ skerry.OutputReader }
+type commandOutput struct {
+	skerry.OutputReader
+	// done ends the use of the session.
+	done func()
+}
 
-func follow(log *output.Log) skerry.OutputReader { return commandOutput{log.Follow()} }
+// follow follows a log. done is called when the reader is closed, or has read all.
+func follow(log *output.Log, done func()) skerry.OutputReader {
+	return commandOutput{log.Follow(), done}
+}
 
 // Next implements skerry.OutputReader.
 func (o commandOutput) Next() (_ skerry.Output, err error) {
 	defer streamEdge(context.Background(), &err)
-	return o.OutputReader.Next()
+	out, err := o.OutputReader.Next()
+	if err != nil {
+		o.done()
+	}
+	return out, err
+}
+
+// Close implements skerry.OutputReader.
+func (o commandOutput) Close() error {
+	o.done()
+	return o.OutputReader.Close()
 }

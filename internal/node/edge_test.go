@@ -47,7 +47,7 @@ func TestErrorsAtTheEdge(t *testing.T) {
 		"MakeDir":      func() error { return n.MakeDir(ctx, none, "/", "x", true) },
 		"Dial":         func() error { _, err := n.Dial(ctx, m.id, 0, netip.Addr{}); return err },
 		"a file":       func() error { _, err := (&file{ReadCloser: broken{}, ctx: ctx}).Read(nil); return err },
-		"output":       func() error { _, err := (commandOutput{broken{}}).Next(); return err },
+		"output":       func() error { _, err := (commandOutput{broken{}, func() {}}).Next(); return err },
 		"Stop in time": func() error { m.stops = []error{os.ErrPermission}; _, err := n.Stop(ctx, m.id); return err },
 	}
 	for what, call := range errs {

@@ -66,6 +66,9 @@ func (s *session) list() []nodeapi.Event {
 		own.Kind = nodeapi.SessionOverdue
 	}
 	events := []nodeapi.Event{own}
+	if s.idle.asleep {
+		events = append(events, nodeapi.Event{Kind: nodeapi.SessionAsleep, SessionID: s.id, Hibernated: s.idle.hibernated})
+	}
 	for id, exit := range s.ends {
 		events = append(events, nodeapi.Event{Kind: nodeapi.CommandEnded, SessionID: s.id, CommandID: id, Exit: &exit})
 	}

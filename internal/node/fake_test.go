@@ -52,6 +52,12 @@ func fakeDriver(t *testing.T, cfg fake.Config) *fake.Driver {
 // fakeNode returns a node that runs processes, with a real storage of snapshots.
 func fakeNode(t *testing.T, d driver.Driver) *Node {
 	t.Helper()
+	return fakeNodeWith(t, d, func(*Config) {})
+}
+
+// fakeNodeWith is fakeNode with another configuration.
+func fakeNodeWith(t *testing.T, d driver.Driver, change func(*Config)) *Node {
+	t.Helper()
 	dir := t.TempDir()
 	blobs, err := blob.OpenDir(filepath.Join(dir, "blobs"))
 	if err != nil {
@@ -68,10 +74,12 @@ func fakeNode(t *testing.T, d driver.Driver) *Node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := New(Config{
+	cfg := Config{
 		Dir: filepath.Join(dir, "sessions"), SnapshotWork: filepath.Join(dir, "work"), Driver: d, Networks: noNetworks{}, Images: anyImage{},
 		Snapshots: snapshots, Drives: drives, Agent: "agent", Output: output.Config{}, Log: log,
-	})
+	}
+	change(&cfg)
+	n, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

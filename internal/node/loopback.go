@@ -50,6 +50,7 @@ func (s *session) dialLoopback(ctx context.Context, port uint16, client netip.Ad
 		// Its process has ended by then, or the agent says so at least: one that
 		// never does must not be given ever more of them.
 		defer p.giveBack()
+		defer s.hold()()
 		s.runTunnel(ctx, port, p, opened)
 	})
 	if !begun {

@@ -25,9 +25,7 @@ func (n *Node) SetNetwork(ctx context.Context, id string, network nodeapi.Networ
 	if err := s.setNetwork(ctx, network); err != nil {
 		return err
 	}
-	if _, frozen := s.standstills(); !frozen {
-		s.trustLater()
-	}
+	s.trustLater()
 	return nil
 }
 
@@ -127,9 +125,7 @@ func (s *session) tryOwed(owed *nodeapi.NetworkSpec) (done bool, err error) {
 	if err := s.enforce(s.ctx, *owed); err != nil {
 		return false, err
 	}
-	if _, frozen := s.standstills(); !frozen {
-		s.trustLater()
-	}
+	s.trustLater()
 	return true, nil
 }
 

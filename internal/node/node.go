@@ -73,6 +73,13 @@ type Config struct {
 	// ReachLoopback lets Dial reach programs that listen only on the loopback
 	// interface.
 	ReachLoopback bool
+	// IdlePause is after how long a session that nobody uses is paused; 0 is never.
+	// Idle is the mode of sessions that have none of their own; "" is the default one.
+	IdlePause time.Duration
+	Idle      skerry.IdleMode
+	// IdleHibernate is after how long a session that is paused for that is saved and taken
+	// off the machine; 0 is only when memory is short.
+	IdleHibernate time.Duration
 	// AgentWait is the maximum time for the guest agent's first answer; 0 is
 	// DefaultAgentWait. It is also the interval at which the agent is asked for a
 	// sign of life.
@@ -81,7 +88,9 @@ type Config struct {
 	// sessions that it takes over; 0 is DefaultRecoverWait. Sessions of later
 	// agents are taken over in the background.
 	RecoverWait time.Duration
-	Log         *slog.Logger
+	// Warm are the machines that are ready before a session needs one.
+	Warm WarmConfig
+	Log  *slog.Logger
 
 	// loopbackWait bounds how long it takes to have a connection to the loopback
 	// interface.
@@ -91,6 +100,10 @@ type Config struct {
 // DefaultAgentWait is generous: an agent answers after some 20 ms, but the machine
 // may be starting a hundred of them at the same time.
 const DefaultAgentWait = 30 * time.Second
+
+// DefaultIdlePause is the time that the server's IdlePause has by default. It is longer
+// than the pauses between the requests of a person or an agent at work.
+const DefaultIdlePause = 30 * time.Second
 
 // DefaultRecoverWait limits how long a silent agent can delay the start of the
 // server. Hundreds of honest agents answer within a second or two.
@@ -109,10 +122,18 @@ type Node struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	pool *warmPool
+
 	// recovering is held by Recover.
 	recovering gate
 	// events is what happens to sessions and commands, for nodeapi.Events.
 	events *eventlog.Log
+	// hibernating is held by the session that is being saved for its hibernation.
+	// returning has a token for each one that a new process has return.
+	hibernating gate
+	returning   chan struct{}
+	// connections are those of idle sessions.
+	connections openConnections
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -150,7 +171,8 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("clear the folder for snapshots: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, recovering: newGate()}
+	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, recovering: newGate(), hibernating: newGate(), returning: make(chan struct{}, returnsAtOnce)}
+	n.pool = newWarmPool(n, cfg.Warm)
 	n.events = eventlog.New(eventlog.Size, n.listEvents)
 	return n, nil
 }
@@ -164,6 +186,7 @@ func (n *Node) Close() error {
 	n.events.Close() // that the sessions are let go of is not their end
 	n.cancel()
 	n.work.Wait()
+	n.pool.close()
 	n.mu.Lock()
 	sessions := n.sessions
 	n.sessions = map[string]*session{}

@@ -1,6 +1,11 @@
 package node
 
-import "context"
+import (
+	"context"
+	"time"
+
+	"github.com/skerry-dev/skerry/internal/nodeapi"
+)
 
 // Pause implements nodeapi.Node.
 func (n *Node) Pause(ctx context.Context, id string) (err error) {
@@ -17,7 +22,7 @@ func (n *Node) Pause(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer s.saving.leave()
-	return s.freeze(ctx)
+	return s.alone(ctx, func() error { return s.freeze(ctx) })
 }
 
 // Resume implements nodeapi.Node.
@@ -31,15 +36,18 @@ func (n *Node) Resume(ctx context.Context, id string) (err error) {
 		return err
 	}
 	defer s.saving.leave()
-	return s.thaw()
+	return s.alone(ctx, func() error { return s.thaw(ctx) })
 }
 
-// freeze pauses the machine.
+// freeze pauses the machine. The caller holds standing.
 func (s *session) freeze(ctx context.Context) error {
+	if s.endSleep() {
+		return nil // it is paused already
+	}
 	// Set before the machine is paused, so that heartbeat does not take it for
 	// dead.
 	s.setFrozen(true)
-	if err := s.machine.Pause(ctx); err != nil {
+	if err := s.machine().Pause(ctx); err != nil {
 		s.setFrozen(false)
 		return err
 	}
@@ -52,15 +60,27 @@ func (s *session) setFrozen(frozen bool) {
 	s.frozen = frozen
 }
 
-// thaw resumes the machine.
-func (s *session) thaw() error {
-	if err := s.machine.Resume(context.Background()); err != nil {
+// thaw resumes the machine. The caller holds standing.
+func (s *session) thaw(ctx context.Context) error {
+	began, hibernated := time.Now(), s.isHibernated()
+	if err := s.comeBack(ctx); err != nil {
+		return err
+	}
+	if err := s.machine().Resume(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.frozen, s.overdue = false, false
+	slept := s.idle.asleep
+	s.frozen, s.overdue, s.idle.asleep, s.idle.quiet = false, false, false, nil
 	s.thaws++
+	s.mu.Unlock()
+	select {
+	case s.pressed <- struct{}{}: // its memory is guarded again
+	default:
+	}
+	if slept {
+		s.node.events.Append(nodeapi.Event{Kind: nodeapi.SessionAwake, SessionID: s.id, Hibernated: hibernated, Took: time.Since(began)})
+	}
 	return nil
 }
 

@@ -29,7 +29,7 @@ const (
 	fillRate = 4 << 30
 	// guardMin and guardMax are the minimum and maximum time between two checks.
 	guardMin = 20 * time.Millisecond
-	guardMax = 500 * time.Millisecond
+	guardMax = time.Second
 	// reliefWait is the time in which the memory of a killed process should become
 	// free, before another one is killed.
 	reliefWait = 2 * time.Second
@@ -52,13 +52,16 @@ func (s *session) guardMemory() {
 		case <-s.ctx.Done():
 			return
 		}
+		if _, frozen := s.standstills(); frozen {
+			continue // it needs no more before it is resumed, which is told by pressed
+		}
 		room, ok := s.memoryRoom()
 		if !ok {
 			return
 		}
 		if room <= 0 {
 			// If the host's kernel was quicker, what its victim held becomes free first.
-			if used, err := s.machine.Usage(); err == nil && used.OOMKills > kills {
+			if used, err := s.machine().Usage(); err == nil && used.OOMKills > kills {
 				kills = used.OOMKills
 				room = s.awaitRelief()
 			}
@@ -71,8 +74,18 @@ func (s *session) guardMemory() {
 			}
 			room = s.awaitRelief()
 		}
-		timer.Reset(nextCheck(room, 1))
+		timer.Reset(together(nextCheck(room, 1)))
 	}
+}
+
+// together has the sessions with enough room checked at the same time: to wake this
+// process once for each costs more than the checks.
+func together(wait time.Duration) time.Duration {
+	if wait < guardMax {
+		return wait
+	}
+	now := time.Now()
+	return now.Truncate(guardMax).Add(guardMax).Sub(now)
 }
 
 // nextCheck returns when to check again with so much room left, which so many CPUs
@@ -85,12 +98,12 @@ func nextCheck(room int64, cpus int) time.Duration {
 // memoryRoom returns how much more memory the machine may use before a process is
 // killed. It returns false if this cannot be determined.
 func (s *session) memoryRoom() (int64, bool) {
-	m, err := s.machine.Memory()
+	m, err := s.machine().Memory()
 	if err != nil || m.Limit == 0 {
 		return 0, false // an error is that of a machine that has ended
 	}
 	if most := s.confined.Load(); most > 0 && most < m.Limit {
-		if m.Used, err = s.machine.PinnedMemory(most / 2); err != nil {
+		if m.Used, err = s.machine().PinnedMemory(most / 2); err != nil {
 			return 0, false
 		}
 		m.Limit = most
@@ -148,7 +161,7 @@ func (s *session) killGreediest(ctx context.Context, patience time.Duration) *gu
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	said, err := s.machine.Relieve(ctx)
+	said, err := s.machine().Relieve(ctx)
 	log.Warn("a sandbox is out of memory", "killed", fmt.Sprintf("%.200q", said), "error", err)
 	var victim guest.Victim
 	if err != nil || json.Unmarshal([]byte(said), &victim) != nil {
@@ -182,7 +195,7 @@ func tellVictim(log *slog.Logger, v *guest.Victim) {
 // killedNotes returns notes about the processes of a command that were killed for
 // lack of memory.
 func (s *session) killedNotes(exit guest.Exit) (notes []string) {
-	m, err := s.machine.Memory()
+	m, err := s.machine().Memory()
 	if err != nil {
 		return nil
 	}
@@ -208,7 +221,7 @@ func (s *session) killedNotes(exit guest.Exit) (notes []string) {
 // machine since the last call: a sandbox may fill its memory faster than it is
 // watched.
 func (s *session) kernelKilled() bool {
-	used, err := s.machine.Usage()
+	used, err := s.machine().Usage()
 	if err != nil {
 		return false
 	}

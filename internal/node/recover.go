@@ -41,21 +41,44 @@ func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec)
 	if err != nil {
 		return nil, fmt.Errorf("recover machines: %w", err)
 	}
+	owners, ready, err := n.owners(machines)
+	if err != nil {
+		return nil, err
+	}
 	n.work.Go(n.guardTogether)
 	n.work.Go(n.guardDeadlines)
+	n.work.Go(n.guardIdle)
+	hibernated, err := n.hibernatedSessions(owners)
+	if err != nil {
+		return nil, err
+	}
 	// The sessions are taken over concurrently. A session whose agent has not
 	// answered by the deadline is taken over in the background: a silent agent
 	// delays only its own session.
 	patience, cancel := context.WithTimeout(patient, n.cfg.RecoverWait)
 	defer cancel()
-	sessions := make([]*session, len(machines))
+	sessions, pooled := make([]*session, len(machines)+len(hibernated)), make([]string, len(machines))
 	var wg sync.WaitGroup
 	for i, m := range machines {
-		network, wanted := keep[m.ID()]
-		wg.Go(func() { sessions[i] = n.adoptOrEnd(ctx, m, wanted, network, patience.Done()) })
+		if ready[m.ID()] {
+			wg.Go(func() { pooled[i] = n.pool.adopt(patience, m) })
+			continue
+		}
+		id := owners[m.ID()]
+		network, wanted := keep[id]
+		wg.Go(func() {
+			sessions[i] = n.adoptOrEnd(ctx, id, m, wanted, func(s *session) error { return s.adopt(ctx, network, patience.Done()) })
+		})
+	}
+	for i, id := range hibernated {
+		network, wanted := keep[id]
+		wg.Go(func() {
+			sessions[len(machines)+i] = n.adoptOrEnd(ctx, id, newAbsent(nil), wanted, func(s *session) error { return s.adoptHibernated(ctx, network) })
+		})
 	}
 	wg.Wait()
-	var adopted, leases []string
+	var adopted []string
+	leases := slices.DeleteFunc(pooled, func(id string) bool { return id == "" })
 	for _, s := range sessions {
 		if s != nil {
 			adopted = append(adopted, s.id)
@@ -70,10 +93,57 @@ func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec)
 	if err := n.sweep(adopted); err != nil {
 		n.cfg.Log.Error("cannot clear the folders of sessions that have ended", "error", err)
 	}
+	n.pool.begin()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.recovered = true
 	return adopted, nil
+}
+
+// owners returns the session that each machine belongs to, and the machines that belong
+// to none: they were ready for one, or about to be.
+func (n *Node) owners(machines []driver.Machine) (owners map[string]string, ready map[string]bool, err error) {
+	running := map[string]bool{}
+	for _, m := range machines {
+		running[m.ID()] = true
+	}
+	entries, err := os.ReadDir(n.cfg.Dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list sessions: %w", err)
+	}
+	owners = map[string]string{}
+	for _, e := range entries {
+		// A state that cannot be read is found again when its session is taken over.
+		if st, err := readState(n.dir(e.Name())); err == nil && running[st.Machine] {
+			owners[st.Machine] = e.Name()
+		}
+	}
+	if ready, err = n.pool.records(running); err != nil {
+		return nil, nil, fmt.Errorf("list the machines that are ready: %w", err)
+	}
+	for id := range running {
+		switch {
+		case owners[id] != "":
+			delete(ready, id)
+		case skerry.ValidID(prefixWarm, id):
+			ready[id] = true
+		default:
+			owners[id] = id
+		}
+	}
+	return owners, ready, nil
+}
+
+// readState reads the state of the session in a folder.
+func readState(dir string) (st state, err error) {
+	b, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if err != nil {
+		return st, fmt.Errorf("it has no state: %w", err)
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, fmt.Errorf("its state is damaged: %w", err)
+	}
+	return st, nil
 }
 
 func (n *Node) hasRecovered() bool {
@@ -124,14 +194,14 @@ func (n *Node) keepOnly(ctx context.Context, keep map[string]nodeapi.NetworkSpec
 	return kept
 }
 
-// adoptOrEnd takes over the session of a running machine. If the session is not
-// wanted or cannot be taken over, it ends the session and returns nil.
-func (n *Node) adoptOrEnd(ctx context.Context, m driver.Machine, wanted bool, network nodeapi.NetworkSpec, late <-chan struct{}) *session {
-	s := newSession(n, m.ID())
-	s.machine = m
+// adoptOrEnd takes over the session of a machine. If the session is not wanted or cannot
+// be taken over, it ends the session and returns nil.
+func (n *Node) adoptOrEnd(ctx context.Context, id string, m driver.Machine, wanted bool, adopt func(*session) error) *session {
+	s := newSession(n, id)
+	s.enter(m, 0)
 	err := errors.New("the session is not wanted")
 	if wanted {
-		err = s.adopt(ctx, network, late)
+		err = adopt(s)
 	}
 	if err == nil {
 		return s
@@ -174,15 +244,9 @@ func (s *session) adopt(ctx context.Context, network nodeapi.NetworkSpec, late <
 	if err != nil {
 		return s.adoptToSave(ctx, err)
 	}
-	s.loadEnds()
-	s.attached = make(chan struct{})
-	if err := s.node.add(s); err != nil {
-		for _, log := range logs {
-			err = errors.Join(err, log.Close())
-		}
+	if err := s.beginAttach(logs, s.reattach); err != nil {
 		return err
 	}
-	s.work.Go(func() { s.attach(logs) })
 	select {
 	case <-s.attached:
 	case <-late:
@@ -210,20 +274,22 @@ func (s *session) adoptToSave(ctx context.Context, why error) error {
 // takeOver takes over what the session holds besides its machine, and opens the output
 // of its commands.
 func (s *session) takeOver(ctx context.Context, network nodeapi.NetworkSpec) (map[string]*output.Log, error) {
-	b, err := os.ReadFile(filepath.Join(s.dir, stateFile))
+	st, err := readState(s.dir)
 	if err != nil {
-		return nil, fmt.Errorf("it has no state: %w", err)
+		return nil, err
 	}
-	var st state
-	if err := json.Unmarshal(b, &st); err != nil {
-		return nil, fmt.Errorf("its state is damaged: %w", err)
-	}
-	s.agent, s.drives = st.Agent, st.Drives
-	s.trust.own = st.OwnTrust
+	s.before = st.Before
+	s.agent, s.size, s.drives = st.Agent, st.Size, st.Drives
+	s.trust.own, s.idle.mode = st.OwnTrust, st.Idle
 	if st.Deadline != 0 {
 		s.deadline = time.Now().Add(time.Until(time.UnixMilli(st.Deadline)))
 	}
 	lease, err := s.node.cfg.Networks.Adopt(ctx, st.Lease)
+	if err != nil && s.away() != nil {
+		// No kernel kept its namespace alive. Another address is as good: what was saved
+		// had no connections.
+		lease, err = s.node.cfg.Networks.Acquire(ctx)
+	}
 	if err != nil { // an interface that holds nil is not nil
 		return nil, fmt.Errorf("its network is gone: %w", err)
 	}
@@ -231,15 +297,37 @@ func (s *session) takeOver(ctx context.Context, network nodeapi.NetworkSpec) (ma
 	if err := s.takeNetwork(ctx, network); err != nil {
 		return nil, err
 	}
+	if s.away() == nil {
+		if err := s.stay(st); err != nil {
+			return nil, err
+		}
+	}
 	return s.openLogs()
 }
 
-// attach connects to the agent of an adopted session. The session then begins, or
-// is lost.
-func (s *session) attach(logs map[string]*output.Log) {
+// reattacher connects to the agent of an adopted session, and continues with its processes.
+type reattacher func(context.Context, map[string]*output.Log) error
+
+// beginAttach makes the session known, and has it attach in the background.
+func (s *session) beginAttach(logs map[string]*output.Log, how reattacher) error {
+	s.loadEnds()
+	s.attached = make(chan struct{})
+	if err := s.node.add(s); err != nil {
+		for _, log := range logs {
+			err = errors.Join(err, log.Close())
+		}
+		return err
+	}
+	s.work.Go(func() { s.attach(logs, how) })
+	return nil
+}
+
+// attach connects to the agent of an adopted session by reattach. The session then begins,
+// or is lost.
+func (s *session) attach(logs map[string]*output.Log, reattach reattacher) {
 	defer s.node.events.Expire() // its commands are known now
 	defer close(s.attached)
-	err := s.reattach(s.ctx, logs)
+	err := reattach(s.ctx, logs)
 	if err == nil {
 		s.begin()
 		return
@@ -304,7 +392,7 @@ func (s *session) openLogs() (map[string]*output.Log, error) {
 func (s *session) reattach(ctx context.Context, logs map[string]*output.Log) error {
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
-	conn, err := s.machine.Attach(ctx)
+	conn, err := s.machine().Attach(ctx)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,7 +53,11 @@ func (m *earlier) Memory() (driver.Memory, error)          { return driver.Memor
 func (m *earlier) Relieve(context.Context) (string, error) { return "", nil }
 func (m *earlier) PinnedMemory(int64) (int64, error)       { return m.size, nil }
 func (m *earlier) Confine(int64) error                     { return nil }
-func (m *earlier) End(string)                              {}
+func (m *earlier) Raise() error                            { return nil }
+func (m *earlier) Activity(context.Context) (driver.Activity, error) {
+	return driver.Activity{}, nil
+}
+func (m *earlier) End(string) {}
 func (m *earlier) Stop(context.Context) error {
 	if m.stopping != nil {
 		m.stopping()
@@ -154,6 +159,9 @@ func (m machines) Format(bool) driver.Format                         { return dr
 func (m machines) Capabilities() driver.Capabilities {
 	return driver.Capabilities{Memory: true, Fork: true, Pause: true, Volumes: []driver.VolumeKind{driver.Tree}}
 }
+func (m machines) Prepare(context.Context, driver.Spec) (driver.Blank, error) {
+	return nil, errors.New("no machine can be prepared")
+}
 func (m machines) Start(context.Context, driver.Spec) (driver.Machine, error) {
 	return nil, errors.New("not here")
 }
@@ -164,6 +172,10 @@ func (noNetworks) Acquire(context.Context) (nodeapi.Lease, error)       { return
 func (noNetworks) Adopt(context.Context, string) (nodeapi.Lease, error) { return noLease{}, nil }
 func (noNetworks) Recover(context.Context, []string) error              { return nil }
 func (noNetworks) Resolvers() []string                                  { return nil }
+func (noNetworks) Traffic(context.Context) (map[string]uint64, error)   { return nil, nil }
+func (noNetworks) Connected(context.Context) (map[netip.Addr]bool, error) {
+	return nil, nil
+}
 
 type noLease struct{}
 
@@ -174,6 +186,7 @@ func (noLease) Dial(context.Context, uint16) (net.Conn, error) {
 	return nil, errors.New("there is no network")
 }
 func (noLease) Release(context.Context) error { return nil }
+func (noLease) Renew(context.Context) error   { return nil }
 
 func (noLease) SetNetwork(context.Context, string, nodeapi.NetworkSpec) error { return nil }
 

@@ -32,10 +32,14 @@ type session struct {
 
 	// Set by start or adopt, before other goroutines see the session. agent is the
 	// name of the agent's image, or "" if it is not known.
-	agent   string
-	lease   nodeapi.Lease
-	machine driver.Machine
-	guest   *guest.Client
+	agent string
+	size  size
+	lease nodeapi.Lease
+	// blank is the blank machine that the session starts in; see fillBlank.
+	blank driver.Blank
+	guest *guest.Client
+	// body is the session's machine. One that hibernates has another one afterwards.
+	body atomic.Pointer[driver.Machine]
 	// drives are the drives that the session can write to. mounts are all mounts
 	// that this process acquired for it.
 	drives []string
@@ -45,6 +49,9 @@ type session struct {
 	// given up; it is nil for other sessions. guest and commands must not be used
 	// before.
 	attached chan struct{}
+	// returns is true if an adopted session hibernated, and comes back before attached is
+	// closed.
+	returns bool
 
 	// ctx ends when this process detaches from the session; work counts the
 	// goroutines that end with it.
@@ -57,8 +64,10 @@ type session struct {
 	reason string
 
 	// saving is held while a snapshot is taken, so snapshots are taken one after
-	// the other. policing is held while the network policy changes.
+	// the other. standing is held while the machine is paused, resumed or saved.
+	// policing is held while the network policy changes.
 	saving   gate
+	standing gate
 	policing sync.Mutex
 	// unleased is true once the lease is released. owed is the policy that is to be
 	// enforced as soon as it can be, nil if there is none; until then the network is
@@ -82,10 +91,11 @@ type session struct {
 	deadline time.Time
 	overdue  bool
 	thaws    int
+	idle     idle
 	// confined is the memory that the machine is held to for the sake of others, 0 for
 	// its own limit.
 	confined atomic.Int64
-	// pressed has a token when confined has changed.
+	// pressed has a token when confined has changed, or the machine was resumed.
 	pressed chan struct{}
 	// yielding counts who is about to kill a process in the sandbox for the sake of
 	// others; yielded are those that were killed.
@@ -94,6 +104,9 @@ type session struct {
 	// oomKills is the number of OOM kills that commands were told about.
 	oomKills int64
 	usage    nodeapi.Usage
+	// before is the CPU time that the machine had used before the session claimed it, less
+	// what the session used in earlier machines.
+	before   time.Duration
 	commands map[string]*command
 	// running is the number of commands that have not ended, outputBytes the
 	// maximum size of the output of the others on disk.
@@ -130,6 +143,7 @@ func newSession(n *Node, id string) *session {
 		id:        id,
 		dir:       n.dir(id),
 		saving:    newGate(),
+		standing:  newGate(),
 		ending:    newGate(),
 		trust:     trust{trying: newGate()},
 		reliefs:   rate.NewLimiter(rate.Every(time.Minute), 5),
@@ -147,24 +161,40 @@ const stateFile = "session.json"
 
 type state struct {
 	Lease string `json:"lease"`
-	Agent string `json:"agent,omitempty"`
+	// Machine is the machine's id if it is not the session's, Before the CPU time that it
+	// had used before the session claimed it, less what the session used in earlier ones.
+	Machine string        `json:"machine,omitempty"`
+	Before  time.Duration `json:"before,omitempty"`
+	// Size is what the machine is made of. It is missing in states of earlier versions.
+	Size size `json:"size,omitzero"`
+	// Hibernated says that the session's memory is in its folder, and that it has no
+	// machine, unless Machine still runs.
+	Hibernated bool   `json:"hibernated,omitempty"`
+	Agent      string `json:"agent,omitempty"`
 	// Drives are the drives that the session can write to.
 	Drives []string `json:"drives,omitempty"`
 	// OwnTrust are the trust variables that the sandbox sets itself.
 	OwnTrust []string `json:"ownTrust,omitempty"`
 	// Deadline is when the session's time is up, in milliseconds since 1970.
 	Deadline int64 `json:"deadline,omitempty"`
+	// Idle is the session's own idle mode, "" for the node's.
+	Idle skerry.IdleMode `json:"idle,omitempty"`
 }
 
 func (s *session) saveState() error {
-	st := state{Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own}
+	st := state{Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own, Size: s.size}
 	if s.lease != nil {
 		st.Lease = s.lease.ID()
 	}
 	s.mu.Lock()
+	if id := s.machineID(); id != s.id {
+		st.Machine = id
+	}
+	st.Before, st.Hibernated = s.before, s.idle.hibernated
 	if !s.deadline.IsZero() {
 		st.Deadline = s.deadline.UnixMilli()
 	}
+	st.Idle = s.idle.mode
 	s.mu.Unlock()
 	b, err := json.Marshal(st)
 	if err != nil {
@@ -238,20 +268,7 @@ const heartbeatPatience = 4
 // watch ends the session when its machine or its agent ends. An agent that violates
 // the protocol counts as ended: no call can use it any more.
 func (s *session) watch() {
-	reason := "the connection to the sandbox's guest agent was lost"
-	select {
-	case <-s.machine.Done():
-		reason = s.machine.Reason()
-	case <-s.guest.Done():
-		if s.isStopping() {
-			break
-		}
-		select {
-		case <-s.machine.Done():
-			reason = s.machine.Reason()
-		case <-time.After(s.grace()):
-		}
-	}
+	reason := s.awaitEnd()
 	s.mu.Lock()
 	asked := s.stopping
 	s.live, s.agentLost = false, !s.machineEnded()
@@ -266,6 +283,32 @@ func (s *session) watch() {
 	}
 }
 
+// awaitEnd waits for the end of the machine or of its agent, and returns the reason.
+func (s *session) awaitEnd() (reason string) {
+	for {
+		m := s.machine()
+		select {
+		case <-m.Done():
+			if s.machine() == m {
+				return m.Reason()
+			}
+			continue // the session hibernates, or has come back
+		case <-s.guest.Done():
+		}
+		reason = "the connection to the sandbox's guest agent was lost"
+		if s.isStopping() {
+			return reason
+		}
+		m = s.machine()
+		select {
+		case <-m.Done():
+			return m.Reason()
+		case <-time.After(s.grace()):
+			return reason
+		}
+	}
+}
+
 // agentGrace is the time that a machine gets to end by itself after its agent's
 // connection has ended; its own end gives a better reason.
 const agentGrace = time.Second
@@ -275,18 +318,22 @@ const agentGrace = time.Second
 const oomGrace = 15 * time.Second
 
 func (s *session) grace() time.Duration {
-	if used, err := s.machine.Usage(); err == nil && used.OOMKills > 0 {
+	if used, err := s.machine().Usage(); err == nil && used.OOMKills > 0 {
 		return oomGrace
 	}
 	return agentGrace
 }
 
-// setMachine makes the session's machine known, which runs already.
-func (s *session) setMachine(m driver.Machine) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.machine = m
+// machine returns the session's machine, nil if it has none yet.
+func (s *session) machine() driver.Machine {
+	if m := s.body.Load(); m != nil {
+		return *m
+	}
+	return nil
 }
+
+// setMachine makes the session's machine known, which runs already.
+func (s *session) setMachine(m driver.Machine) { s.body.Store(&m) }
 
 func (s *session) isRunning() bool {
 	s.mu.Lock()
@@ -351,10 +398,8 @@ func (s *session) end(ctx context.Context) error {
 // while one above still uses it. If that one cannot be ended, release fails and can
 // be repeated.
 func (s *session) release(ctx context.Context) error {
-	if s.machine != nil {
-		if err := s.machine.Stop(ctx); err != nil {
-			return err
-		}
+	if err := s.stopMachine(ctx); err != nil {
+		return err
 	}
 	s.endAttach()
 	var err error
@@ -375,21 +420,43 @@ func (s *session) release(ctx context.Context) error {
 	if err := s.unlease(ctx); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(s.memoryDir()); err != nil {
+		return err
+	}
 	if err := os.Remove(filepath.Join(s.dir, stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
+// stopMachine stops the session's machine. If the session comes back from hibernation
+// meanwhile, that is the new one.
+func (s *session) stopMachine(ctx context.Context) error {
+	for {
+		m := s.machine()
+		if m == nil {
+			if s.blank != nil {
+				return s.blank.Stop(ctx)
+			}
+			return nil
+		}
+		if err := m.Stop(ctx); err != nil {
+			return err
+		}
+		if s.machine() == m {
+			return nil
+		}
+	}
+}
+
 // measure reads the meters, which disappear with the resources.
 func (s *session) measure(ctx context.Context) {
 	var u nodeapi.Usage
-	if s.machine != nil {
-		used, err := s.machine.Usage()
-		if err != nil {
+	if s.machine() != nil {
+		var err error
+		if u.ActiveCPU, err = s.activeCPU(); err != nil {
 			s.node.cfg.Log.Warn("cannot meter a session", "session", s.id, "error", err)
 		}
-		u.ActiveCPU = used.CPU
 	}
 	if s.lease != nil {
 		in, out, err := s.lease.Counters(ctx)

@@ -12,6 +12,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/snapshot"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // Snapshots stores the saved files of sessions.
@@ -60,7 +61,7 @@ func (n *Node) savable(id string) (*session, error) {
 // machineEnded reports whether the session's machine has ended.
 func (s *session) machineEnded() bool {
 	select {
-	case <-s.machine.Done():
+	case <-s.machine().Done():
 		return true
 	default:
 		return false
@@ -84,25 +85,38 @@ func notSaved(err error) error {
 }
 
 func (s *session) snapshot(ctx context.Context, how nodeapi.Saving) (nodeapi.SavedFiles, error) {
+	defer s.hold()() // it is saved as it stands
+	if err := s.alone(ctx, func() error { return s.have(ctx) }); err != nil {
+		return nodeapi.SavedFiles{}, err
+	}
 	save, err := s.beginSave(ctx, how)
 	if err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
 	// What is written is written once more when it is stored.
 	defer save.end()
-	_, paused := s.standstills()
-	if err := s.machine.Save(ctx, save.dir, driver.Saving{Memory: how.Memory, Hold: how.Hold}); err != nil {
+	var paused bool
+	saveCtx, span := tracing.Start(ctx, tracing.SaveMachine)
+	err = s.alone(saveCtx, func() error {
+		_, frozen := s.standstills()
+		paused = frozen && !s.isAsleep()
+		saving := driver.Saving{Memory: how.Memory, Hold: how.Hold}
+		if how.Memory {
+			saving.GoesOn = s.nudge
+		}
+		err := s.machine().Save(saveCtx, save.dir, saving)
+		if err == nil && how.Hold {
+			s.setFrozen(true)
+			s.endSleep()
+		}
+		return err
+	})
+	if span.End(err); err != nil {
 		return nodeapi.SavedFiles{}, errors.Join(err, os.RemoveAll(save.dir))
 	}
-	if how.Memory {
-		s.nudge()
-	}
-	if how.Hold {
-		s.setFrozen(true)
-	}
-	saved, err := s.node.keep(ctx, save.dir, s.machine.Format(how.Memory).String(), how.Lease)
+	saved, err := s.node.keep(ctx, save.dir, s.machine().Format(how.Memory).String(), how.Lease)
 	if err != nil && how.Hold && !paused {
-		err = errors.Join(err, s.thaw())
+		err = errors.Join(err, s.alone(context.WithoutCancel(ctx), func() error { return s.thaw(context.WithoutCancel(ctx)) }))
 	}
 	return saved, err
 }
@@ -131,7 +145,7 @@ func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, er
 			leave()
 		}
 	}()
-	size, err := s.machine.SaveSize(how.Memory)
+	size, err := s.machine().SaveSize(how.Memory)
 	if err != nil {
 		return save{}, err
 	}
@@ -155,8 +169,9 @@ func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, er
 // keep stores a folder that save has filled as a snapshot. The folder does not
 // exist afterwards.
 func (n *Node) keep(ctx context.Context, dir, format, lease string) (nodeapi.SavedFiles, error) {
+	ctx, span := tracing.Start(ctx, tracing.SaveStore)
 	saved, err := n.cfg.Snapshots.Add(ctx, dir, format, lease)
-	if err != nil {
+	if span.End(err); err != nil {
 		return nodeapi.SavedFiles{}, errors.Join(err, os.RemoveAll(dir))
 	}
 	return saved, os.RemoveAll(dir)

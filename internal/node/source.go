@@ -65,25 +65,26 @@ func (n *Node) forkSource(ctx context.Context, of, captureID string) (_ *source,
 	if err != nil {
 		return nil, err
 	}
-	s, err := n.running(of)
+	s, done, err := n.use(ctx, of)
 	if err != nil {
 		return nil, err
 	}
 	fail := func(err error) error { return s.failure(notSaved(fmt.Errorf("save session %s: %w", of, err))) }
 	save, err := s.beginSave(ctx, nodeapi.Saving{Memory: true})
 	if err != nil {
+		done()
 		return nil, fail(err)
 	}
 	var failure error
 	return &source{
-		Source: driver.Source{Fork: &driver.Fork{Of: s.machine, Dir: save.dir, Saved: func(err error) {
+		Source: driver.Source{Fork: &driver.Fork{Of: s.machine(), Dir: save.dir, GoesOn: s.nudge, Saved: func(err error) {
 			failure = err
-			s.nudge()
 			save.end()
 		}}},
 		agent: s.agent,
 		end: func(err error) error {
 			save.end() // the driver may not have come to it
+			done()
 			switch {
 			case failure != nil:
 				err = fail(failure)
@@ -116,7 +117,7 @@ func (s *session) describe(dir string) error {
 		return skerry.Errorf(skerry.CodeConflict,
 			"the memory of session %s cannot be saved, because it has drives: its programs may have open files there, and drives are not part of a snapshot", s.id)
 	}
-	b, err := json.Marshal(woken{Agent: s.agent, Format: s.machine.Format(true).String()})
+	b, err := json.Marshal(woken{Agent: s.agent, Format: s.machine().Format(true).String()})
 	if err != nil {
 		return err
 	}

@@ -7,12 +7,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // Start implements nodeapi.Node.
@@ -31,8 +33,10 @@ func (n *Node) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) 
 	if err := n.add(s); err != nil {
 		return err
 	}
+	n.pool.opening()
+	defer n.pool.opened()
 	if err := s.start(ctx, spec); err != nil {
-		err = fmt.Errorf("start session %s: %w", spec.ID, err)
+		err = n.notStarted(fmt.Errorf("start session %s: %w", spec.ID, err))
 		// The end of the caller's ctx may be the reason for the failed start. If a
 		// resource cannot be released now, Forget tries again.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
@@ -40,6 +44,22 @@ func (n *Node) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) 
 		return errors.Join(err, n.Forget(ctx, spec.ID))
 	}
 	return nil
+}
+
+// notStarted converts the error of a failed start into the one for clients if the disk has
+// become full meanwhile: a machine's kernel that cannot write ends in some way or other.
+func (n *Node) notStarted(err error) error {
+	if skerry.CodeOf(err) != skerry.CodeInternal {
+		return err
+	}
+	full := n.cfg.Disk.Check()
+	if full == nil && errors.Is(err, syscall.ENOSPC) {
+		full = skerry.Errorf(skerry.CodeDiskFull, "the server's disk has no room for the session")
+	}
+	if e, ok := errors.AsType[*skerry.Error](full); ok {
+		return &skerry.Error{Code: e.Code, Message: e.Message, Err: err}
+	}
+	return err
 }
 
 // releaseTimeout is the maximum time for releasing a session whose start failed.
@@ -64,50 +84,39 @@ func (s *session) start(ctx context.Context, spec nodeapi.SessionSpec) error {
 	if err := s.makeOutputDir(); err != nil {
 		return err
 	}
-	if s.lease, err = cfg.Networks.Acquire(ctx); err != nil {
-		return fmt.Errorf("connect to the network: %w", err)
+	s.trust.own = append(ownTrust(spec.Env), ownTrust(cfg.Env)...)
+	s.idle.mode = spec.Idle
+	s.size = size{Image: spec.ImageDigest, VCPUs: spec.VCPUs, MemoryMB: spec.MemoryMB}
+	if spec.TimeLeft > 0 {
+		s.deadline = time.Now().Add(spec.TimeLeft)
 	}
-	if err := s.setNetwork(ctx, spec.Network); err != nil {
+	s.node.pool.expect(spec)
+	if s.claim(ctx, spec) {
+		s.begin()
+		return nil
+	}
+	s.fillBlank(ctx, spec)
+	if err := s.connect(ctx, spec.Network); err != nil {
 		return err
 	}
 	volumes, err := s.mount(ctx, spec.Mounts)
 	if err != nil {
 		return err
 	}
-	s.trust.own = append(ownTrust(spec.Env), ownTrust(cfg.Env)...)
 	s.agent = s.node.currentAgent()
-	if spec.TimeLeft > 0 {
-		s.deadline = time.Now().Add(spec.TimeLeft)
-	}
 	if err := s.saveState(); err != nil {
 		return err
 	}
-	from, err := s.node.source(ctx, spec)
-	if err != nil {
+	sourceCtx, span := tracing.Start(ctx, tracing.StartSource)
+	from, err := s.node.source(sourceCtx, spec)
+	if span.End(err); err != nil {
 		return err
 	}
-	err = s.boot(ctx, from, driver.Spec{
-		ID:          s.id,
-		Hostname:    spec.Hostname,
-		RootFS:      rootfs,
-		Volumes:     volumes,
-		Agent:       cfg.Agent,
-		Interfaces:  interfaces(s.lease.Interface()),
-		VCPUs:       spec.VCPUs,
-		MemoryBytes: int64(spec.MemoryMB) << 20,
-		DiskBytes:   cfg.DiskBytes,
-		Processes:   cfg.hostProcesses(),
-	}, guest.Setup{
-		Hostname:    spec.Hostname,
-		User:        guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
-		WorkDir:     skerry.WorkDir,
-		Env:         cfg.environment(spec.Env),
-		Xattrs:      from.xattrs,
-		Authorities: cfg.Authorities,
-		Resolv:      resolvConf(cfg.Networks.Resolvers()),
-		Processes:   cfg.Processes,
-	})
-	if err := from.end(err); err != nil {
+	machine := s.node.machineSpec(spec, rootfs, s.lease)
+	machine.ID, machine.Hostname, machine.Volumes = s.machineID(), spec.Hostname, volumes
+	setup := s.node.setup(spec, spec.Hostname)
+	setup.Xattrs = from.xattrs
+	if err := from.end(s.boot(ctx, from, machine, setup)); err != nil {
 		return volumeFailure(err)
 	}
 	if err := s.detachMounts(); err != nil {
@@ -115,6 +124,55 @@ func (s *session) start(ctx context.Context, spec nodeapi.SessionSpec) error {
 	}
 	s.begin()
 	return nil
+}
+
+// machineSpec returns the driver's specification of a machine, without names and volumes.
+func (n *Node) machineSpec(spec nodeapi.SessionSpec, rootfs string, lease nodeapi.Lease) driver.Spec {
+	return driver.Spec{
+		RootFS:      rootfs,
+		Agent:       n.cfg.Agent,
+		Interfaces:  interfaces(lease.Interface()),
+		VCPUs:       spec.VCPUs,
+		MemoryBytes: int64(spec.MemoryMB) << 20,
+		DiskBytes:   n.cfg.DiskBytes,
+		Processes:   n.cfg.hostProcesses(),
+	}
+}
+
+// setup returns the setup of a session's agent, without the image's extended attributes.
+func (n *Node) setup(spec nodeapi.SessionSpec, hostname string) guest.Setup {
+	return guest.Setup{
+		Hostname:    hostname,
+		User:        guest.User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID},
+		WorkDir:     skerry.WorkDir,
+		Env:         n.cfg.environment(spec.Env),
+		Authorities: n.cfg.Authorities,
+		Resolv:      resolvConf(n.cfg.Networks.Resolvers()),
+		Processes:   n.cfg.Processes,
+	}
+}
+
+// connect acquires a lease of a network, unless the session has one, and sets its policy.
+func (s *session) connect(ctx context.Context, network nodeapi.NetworkSpec) (err error) {
+	ctx, span := tracing.Start(ctx, tracing.StartNetwork)
+	defer span.Done(&err)
+	for s.lease == nil {
+		if s.lease, err = s.node.cfg.Networks.Acquire(ctx); err == nil {
+			break
+		}
+		s.lease = nil // an interface that holds nil is not nil
+		if skerry.CodeOf(err) != skerry.CodeUnavailable || !s.node.pool.giveUp(ctx) {
+			return fmt.Errorf("connect to the network: %w", err)
+		}
+	}
+	return s.setNetwork(ctx, network)
+}
+
+// setFirstNetwork sets the first policy of the session's lease.
+func (s *session) setFirstNetwork(ctx context.Context, network nodeapi.NetworkSpec) (err error) {
+	ctx, span := tracing.Start(ctx, tracing.StartNetwork)
+	defer span.Done(&err)
+	return s.setNetwork(ctx, network)
 }
 
 // interfaces returns a lease's interface for the driver.
@@ -151,13 +209,16 @@ func (s *session) boot(ctx context.Context, from *source, spec driver.Spec, setu
 			return err
 		}
 	}
-	machine, err := s.node.cfg.Driver.Start(ctx, spec)
-	if err != nil {
+	machineCtx, span := tracing.Start(ctx, tracing.StartMachine)
+	machine, err := s.startMachine(machineCtx, spec)
+	if span.End(err); err != nil {
 		return err
 	}
 	s.setMachine(machine)
 	ctx, cancel := context.WithTimeout(ctx, s.node.cfg.AgentWait)
 	defer cancel()
+	ctx, span = tracing.Start(ctx, tracing.StartAgent)
+	defer span.Done(&err)
 	conn, err := machine.Attach(ctx)
 	if err != nil {
 		return s.explain(err)
@@ -177,19 +238,24 @@ func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, h
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
 	}
+	s.logWarnings(info)
+	s.guest = client
+	return nil
+}
+
+// logWarnings logs what an agent could not set up.
+func (s *session) logWarnings(info guest.Info) {
 	for _, w := range info.Warnings[:min(len(info.Warnings), maxWarnings)] {
 		s.node.cfg.Log.Info("a sandbox's files were left as they are", "session", s.id, "what", fmt.Sprintf("%.256q", w))
 	}
-	s.guest = client
-	return nil
 }
 
 // explain adds the reason of the machine's end to an error of the agent's
 // connection, if the machine's end caused it.
 func (s *session) explain(err error) error {
 	select {
-	case <-s.machine.Done():
-		return fmt.Errorf("%w (%s)", err, s.machine.Reason())
+	case <-s.machine().Done():
+		return fmt.Errorf("%w (%s)", err, s.machine().Reason())
 	default:
 		return err
 	}

@@ -89,7 +89,7 @@ func TestHostProcesses(t *testing.T) {
 // told of.
 func TestKilledNotesAreBounded(t *testing.T) {
 	s := newSession(&Node{}, "")
-	s.machine = &earlier{}
+	s.setMachine(&earlier{})
 	for n, want := range map[int]int{1: 1, wire.MaxVictims: wire.MaxVictims, wire.MaxVictims + 1: wire.MaxVictims} {
 		if got := s.killedNotes(guest.Exit{Killed: make([]wire.Victim, n)}); len(got) != want {
 			t.Errorf("of %d that were killed, %d are told", n, len(got))

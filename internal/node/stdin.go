@@ -26,6 +26,11 @@ func (n *Node) WriteStdin(ctx context.Context, sessionID, id string, p skerry.St
 		return 0, skerry.Errorf(skerry.CodeStdinUnavailable,
 			"the command has no standard input: it was started without attachStdin, or the server was restarted since, which closes standard input")
 	}
+	done, err := s.use(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, n.stdinWait)
 	defer cancel()
 	select {

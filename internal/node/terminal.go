@@ -20,7 +20,7 @@ const prefixTerminal = "tty_"
 // Terminal implements nodeapi.Node.
 func (n *Node) Terminal(ctx context.Context, sessionID string, p skerry.TerminalParams) (_ skerry.Terminal, err error) {
 	defer edge(ctx, &err)
-	s, err := n.running(sessionID)
+	s, done, err := n.use(ctx, sessionID)
 	if err != nil {
 		return nil, err
 	}
@@ -40,10 +40,11 @@ func (n *Node) Terminal(ctx context.Context, sessionID string, p skerry.Terminal
 		TTY:  &guest.Size{Cols: max(p.Cols, 1), Rows: max(p.Rows, 1)},
 	})
 	if err != nil {
+		done()
 		return nil, s.failure(err)
 	}
 	tctx, cancel := context.WithCancel(s.ctx)
-	return &terminal{s: s, proc: proc, ctx: tctx, cancel: cancel}, nil
+	return &terminal{s: s, proc: proc, ctx: tctx, cancel: cancel, done: done}, nil
 }
 
 // terminal is an interactive command. Its reader reads the output directly from the
@@ -54,6 +55,8 @@ type terminal struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	close  sync.Once
+	// done ends the use of the session.
+	done func()
 
 	// rest is the part of a chunk that did not fit into the last Read.
 	rest  []byte
@@ -117,6 +120,7 @@ func (t *terminal) Close() error {
 		_ = t.proc.Signal(syscall.SIGHUP)
 		t.cancel()
 		t.s.reap(t.proc)
+		t.done()
 	})
 	return nil
 }
@@ -132,6 +136,7 @@ func (s *session) reap(proc *guest.Process) {
 // seeOff waits for the end of a process whose output is not needed any more, and
 // has the agent forget it. It also returns when the session ends.
 func (s *session) seeOff(proc *guest.Process) {
+	defer s.hold()()
 	kill := time.AfterFunc(hangUpGrace, func() { _ = proc.Signal(syscall.SIGKILL) })
 	defer kill.Stop()
 	proc.Discard(s.ctx)

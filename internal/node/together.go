@@ -67,6 +67,8 @@ func (n *Node) guardTogether() {
 		case limit == 0:
 			return
 		case room < 2*margin(limit):
+			n.pool.squeeze()
+			n.hibernateOne()
 			n.confine(limit)
 			confined = true
 			if room <= 0 && relieving.CompareAndSwap(false, true) {
@@ -108,11 +110,9 @@ func (n *Node) holdings(limit int64) (all []holding) {
 	sessions := slices.Collect(maps.Values(n.sessions))
 	n.mu.Unlock()
 	for _, s := range sessions {
-		s.mu.Lock()
-		m := s.machine
-		s.mu.Unlock()
-		if m == nil {
-			continue // it is starting
+		m := s.machine()
+		if m == nil || s.isHibernated() {
+			continue // it is starting, or holds nothing
 		}
 		if bytes, err := m.PinnedMemory(limit / int64(len(sessions))); err == nil { // or it has ended
 			all = append(all, holding{s, m, bytes})
@@ -261,15 +261,24 @@ func (s *session) isSaving() bool { return len(s.saving) > 0 }
 // yield makes the sandbox kill its process with the most memory for the sake of
 // others, and returns about how many bytes that frees; 0 means that none was killed.
 func (s *session) yield() int64 {
+	ctx, cancel := context.WithTimeout(s.ctx, togetherPatience)
+	defer cancel()
+	done, err := s.use(ctx)
+	if err != nil {
+		return 0
+	}
+	defer done()
 	if _, frozen := s.standstills(); frozen {
 		// It cannot kill anything while it stands still.
-		ctx, cancel := context.WithTimeout(s.ctx, togetherPatience)
-		defer cancel()
 		if err := s.saving.enter(ctx); err != nil {
 			return 0
 		}
 		defer s.saving.leave()
-		if err := s.thaw(); err != nil {
+		if err := s.standing.enter(ctx); err != nil {
+			return 0
+		}
+		defer s.standing.leave()
+		if err := s.thaw(ctx); err != nil {
 			return 0
 		}
 		defer func() {

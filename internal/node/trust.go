@@ -158,13 +158,23 @@ func (t *trust) look() (wanted, tried, done bool) {
 	return t.wanted, t.tried, t.done
 }
 
-// trustLater installs the authority for running commands, in the background.
+// trustLater installs the authority for running commands, in the background. A session
+// that its client has paused is left alone: its next command installs it.
 func (s *session) trustLater() {
+	if wanted, tried, _ := s.trust.look(); !wanted || tried {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.live && !s.stopping {
-		s.work.Go(func() { s.trusts(s.ctx) })
+	if !s.live || s.stopping || s.frozen && !s.idle.asleep {
+		return
 	}
+	s.work.Go(func() {
+		if done, err := s.use(s.ctx); err == nil {
+			defer done()
+			s.trusts(s.ctx)
+		}
+	})
 }
 
 // prefixErrand begins the ids of the processes that the node itself runs in the
@@ -181,35 +191,44 @@ func (s *session) installAuthority(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, trustPatience)
 	defer cancel()
-	proc, err := s.guest.Start(ctx, guest.StartSpec{
-		ID: skerry.NewID(prefixErrand), Name: "/bin/sh", Args: []string{"-c", trustScript}, Cwd: "/", Root: true, Timeout: trustPatience,
+	exit, said, err := errand(ctx, s.guest, guest.StartSpec{
+		Name: "/bin/sh", Args: []string{"-c", trustScript}, Cwd: "/", Root: true, Timeout: trustPatience,
 		Env: map[string]string{"SKERRY_AUTHORITY": authority, "SKERRY_LINE": line, "SKERRY_HASH": subjectHash(authority), "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-	})
+	}, s.reap)
 	if err != nil {
 		return s.failure(err)
 	}
-	said := ""
+	if exit.Code != 0 {
+		return fmt.Errorf("adding the certificate ended with %d: %q", exit.Code, said)
+	}
+	return nil
+}
+
+// maxSaid is how much of an errand's output is kept.
+const maxSaid = 300
+
+// errand runs a process for the node itself, and returns how it ended and the beginning
+// of its output. abandon gets one that has not ended with ctx.
+func errand(ctx context.Context, client *guest.Client, spec guest.StartSpec, abandon func(*guest.Process)) (exit guest.Exit, said string, err error) {
+	spec.ID = skerry.NewID(prefixErrand)
+	proc, err := client.Start(ctx, spec)
+	if err != nil {
+		return guest.Exit{}, "", err
+	}
 	for {
 		chunk, err := proc.Next(ctx)
 		if err != nil {
 			break
 		}
-		said = (said + string(chunk.Data))[:min(300, len(said)+len(chunk.Data))]
+		said = (said + string(chunk.Data))[:min(maxSaid, len(said)+len(chunk.Data))]
 		_ = proc.Ack(chunk.Stream, chunk.End())
 	}
-	exit, err := proc.Wait(ctx)
-	if err != nil {
+	if exit, err = proc.Wait(ctx); err != nil {
 		_ = proc.Signal(syscall.SIGHUP)
-		s.reap(proc) // neither it nor what it prints stays
-		return err
+		abandon(proc) // neither it nor what it prints stays
+		return guest.Exit{}, said, err
 	}
-	if exit.Code != 0 {
-		err = fmt.Errorf("adding the certificate ended with %d: %q", exit.Code, said)
-	}
-	if ferr := proc.Forget(); err == nil {
-		err = ferr
-	}
-	return err
+	return exit, said, proc.Forget()
 }
 
 // certificateLine returns a line of a PEM certificate that occurs in no other

@@ -63,6 +63,12 @@ type Event struct {
 	Exit *Exit
 	// Loss is how a session was lost.
 	Loss Loss
+	// Hibernated: of SessionAsleep, that the session is off the machine; of SessionAwake,
+	// that it was.
+	Hibernated bool
+	// Took is how long resuming a session that was asleep took, or saving one that
+	// hibernates.
+	Took time.Duration
 }
 
 // EventKind says what happened.
@@ -86,6 +92,11 @@ const (
 	// SessionOverdue: the node has paused the session, because its time is up and
 	// nobody read the events. Stop, or SetDeadline with time left, or Resume follows.
 	SessionOverdue EventKind = "session_overdue"
+	// SessionAsleep: the node has paused the session, because nobody uses it. Its status
+	// is still running: every use resumes it first. It may be told again with Hibernated.
+	SessionAsleep EventKind = "session_asleep"
+	// SessionAwake: the session is not asleep any more.
+	SessionAwake EventKind = "session_awake"
 	// SessionStopped: Stop has succeeded. It is the session's last event. Lists do
 	// not have sessions that have stopped.
 	SessionStopped EventKind = "session_stopped"

@@ -23,6 +23,11 @@ type Networks interface {
 	// Events returns the newest decisions about a session, oldest first, also after
 	// the session's end.
 	Events(ctx context.Context, sessionID string, limit int) ([]skerry.NetworkEvent, error)
+	// Traffic returns how many packets each lease has carried, by its id.
+	Traffic(ctx context.Context) (map[string]uint64, error)
+	// Connected returns the addresses of the sandboxes that have open TCP connections
+	// to the outside.
+	Connected(ctx context.Context) (map[netip.Addr]bool, error)
 }
 
 // Lease is the network of a session for the session's whole life.
@@ -38,6 +43,9 @@ type Lease interface {
 	// nothing. Connections that the policy forbids are closed. If SetNetwork fails,
 	// the previous policy stays in force.
 	SetNetwork(ctx context.Context, sessionID string, network NetworkSpec) error
+	// Renew configures the interface again, which the kernel of a machine that has ended
+	// took over.
+	Renew(ctx context.Context) error
 	Release(ctx context.Context) error
 }
 

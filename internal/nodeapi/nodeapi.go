@@ -89,6 +89,13 @@ type Sessions interface {
 	// left resumes it. The node does not stop it: only the controller can name what
 	// is saved before. Clocks may differ, so it is a duration.
 	SetDeadline(ctx context.Context, sessionID string, left time.Duration) error
+	// Meters reads what the running sessions use, by their ids. A session takes a
+	// fraction of a millisecond, so it is not for frequent polling. Sessions whose meters
+	// cannot be read, because they are ending, are left out.
+	Meters(ctx context.Context) (map[string]Meter, error)
+	// SetIdle sets the idle mode of the session; "" is the node's own mode. See
+	// SessionAsleep.
+	SetIdle(ctx context.Context, sessionID string, mode skerry.IdleMode) error
 	// Recover adopts the sessions in keep that survived a restart of the node, or
 	// of the controller, destroys everything else that the node finds on its
 	// machine, and returns the adopted ones. What they may reach is enforced before
@@ -253,6 +260,8 @@ type SessionSpec struct {
 	TimeLeft time.Duration
 	// Network is enforced before the session starts.
 	Network NetworkSpec
+	// Idle is the idle mode of the session; see SetIdle.
+	Idle skerry.IdleMode
 }
 
 // NetworkSpec is what a session may reach, and whose it is.
@@ -316,6 +325,13 @@ type Usage struct {
 	ActiveCPU    time.Duration
 	IngressBytes int64
 	EgressBytes  int64
+}
+
+// Meter is what a running session has used so far, and the memory that it uses now.
+type Meter struct {
+	Usage
+	// MemoryBytes is memory that the host's kernel cannot reclaim.
+	MemoryBytes int64
 }
 
 // Images resolves what a client names to an image that nodes have.

@@ -37,6 +37,8 @@ type entry struct {
 	// The rest is guarded by the cache's lock.
 	used time.Time
 	pins int
+	// sound is when the files were last known to be right, and as what.
+	sound soundness
 	// dropped entries are not found any more, and removed with the last pin.
 	dropped bool
 }
@@ -276,6 +278,11 @@ func (c *cache) make(name id, size int64, manifest []byte, pinned bool, fill fun
 	}
 	if err == nil {
 		err = fill(tmp.files())
+	}
+	if err == nil {
+		// What this process has just written is right.
+		e.sound.at = time.Now()
+		e.sound.stamps, err = stampsOf(tmp.files())
 	}
 	if err == nil {
 		err = os.Rename(tmp.path, e.path)

@@ -70,6 +70,7 @@ type sandboxDocument struct {
 	UpdatedAt  int64                    `json:"updatedAt"`
 	ExpiresAt  int64                    `json:"expiresAt,omitempty"`
 	PausedAt   int64                    `json:"pausedAt,omitempty"`
+	Idle       string                   `json:"idle,omitempty"`
 
 	TotalDuration     int64 `json:"totalDurationMs,omitempty"`
 	TotalActiveCPU    int64 `json:"totalActiveCpuDurationMs,omitempty"`

@@ -61,10 +61,17 @@ func fullSandbox() *skerry.Sandbox {
 		Mounts: map[string]skerry.Mount{
 			"/data": {Drive: "data", Mode: skerry.MountReadWrite}, "/ref": {Drive: "ref", Mode: skerry.MountSnapshot}},
 		CurrentSnapshotID: "snap_full", CurrentSessionID: "sbx_full", Status: skerry.StatusRunning, StatusUpdatedAt: at(1),
-		Cwd: "/vercel/sandbox", CreatedAt: at(2), UpdatedAt: at(3), ExpiresAt: at(4), PausedAt: at(5),
+		Cwd: "/vercel/sandbox", CreatedAt: at(2), UpdatedAt: at(3), ExpiresAt: at(4), PausedAt: at(5), Idle: skerry.IdlePause,
 		TotalDuration: 7 * second, TotalActiveCPU: 5 * second, TotalEgressBytes: 11, TotalIngressBytes: 13,
 	}
 	s.SetPolicy(fullPolicy())
+	return s
+}
+
+// sandboxBeforeIdle is what an earlier version has stored of it.
+func sandboxBeforeIdle() *skerry.Sandbox {
+	s := fullSandbox()
+	s.Idle = ""
 	return s
 }
 
@@ -109,8 +116,8 @@ func TestFullValuesAreFull(t *testing.T) {
 		value     any
 		notStored string
 	}{
-		{*fullSandbox(), "Routes"},
-		{*fullSession(), "DriveIDs"}, // in the drives
+		{*fullSandbox(), "Routes IdleState"},
+		{*fullSession(), "DriveIDs IdleState"}, // the drives have the ids, the node has the state
 		{*fullCommand(), ""},
 		{*fullSnapshot(), ""},
 		{*fullDrive(), "CurrentSessionID CurrentSandboxName"}, // the other way round

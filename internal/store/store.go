@@ -15,11 +15,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/keyfile"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // Store is a database. Its methods may be called concurrently.
@@ -88,7 +90,9 @@ func (e *engine) updateDurably(ctx context.Context, f func(context.Context, tx) 
 	return e.repeat(ctx, f, e.durably)
 }
 
-func (e *engine) repeat(ctx context.Context, f func(context.Context, tx) error, run func(context.Context, func(*sql.Tx) error) error) error {
+func (e *engine) repeat(ctx context.Context, f func(context.Context, tx) error, run func(context.Context, func(*sql.Tx) error) error) (err error) {
+	ctx, span := tracing.Start(ctx, tracing.StoreWrite)
+	defer func() { span.End(trouble(err)) }()
 	ctx, cancel := e.limit(ctx)
 	defer cancel()
 	for i := 0; ; i++ {
@@ -150,22 +154,36 @@ func transact(ctx context.Context, db beginner, f func(*sql.Tx) error) error {
 type scanner interface{ Scan(...any) error }
 
 // one reads one row; it is sql.ErrNoRows if there is none.
-func one[T any](ctx context.Context, e *engine, scan func(scanner) (T, error), query string, args ...any) (T, error) {
+func one[T any](ctx context.Context, e *engine, scan func(scanner) (T, error), query string, args ...any) (v T, err error) {
+	ctx, span := tracing.Start(ctx, tracing.StoreRead)
+	defer func() { span.End(trouble(err)) }()
 	ctx, cancel := e.limit(ctx)
 	defer cancel()
-	v, err := scan(e.read.QueryRowContext(ctx, e.bind(query), args...))
+	v, err = scan(e.read.QueryRowContext(ctx, e.bind(query), args...))
 	return v, late(ctx, err)
 }
 
+// trouble is err if the database is why a call failed, and not what it has answered.
+func trouble(err error) error {
+	if errors.Is(err, sql.ErrNoRows) || isUnique(err) || err != nil && !slices.Contains(troubles, skerry.CodeOf(err)) {
+		return nil
+	}
+	return err
+}
+
+var troubles = []skerry.Code{skerry.CodeInternal, skerry.CodeUnavailable}
+
 // list reads rows. It is never nil.
-func list[T any](ctx context.Context, e *engine, scan func(scanner) (T, error), query string, args ...any) ([]T, error) {
+func list[T any](ctx context.Context, e *engine, scan func(scanner) (T, error), query string, args ...any) (all []T, err error) {
+	ctx, span := tracing.Start(ctx, tracing.StoreRead)
+	defer span.Done(&err)
 	ctx, cancel := e.limit(ctx)
 	defer cancel()
 	rows, err := e.read.QueryContext(ctx, e.bind(query), args...)
 	if err != nil {
 		return nil, late(ctx, err)
 	}
-	all, err := scanAll(rows, scan)
+	all, err = scanAll(rows, scan)
 	return all, late(ctx, err)
 }
 

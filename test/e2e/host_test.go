@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,18 +59,72 @@ func (s *server) processes() map[int][]string {
 	return found
 }
 
+// machine returns the id of a session's machine, which is another one than the session's
+// if it was started ahead or the session has hibernated; "" if it hibernates.
+func (s *server) machine(session string) string {
+	s.t.Helper()
+	b, err := os.ReadFile(s.path("state/sessions/" + session + "/session.json"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	state := struct {
+		Machine    string `json:"machine"`
+		Hibernated bool   `json:"hibernated"`
+	}{Machine: session}
+	if err := json.Unmarshal(b, &state); err != nil {
+		s.t.Fatal(err)
+	}
+	if state.Hibernated {
+		return ""
+	}
+	return state.Machine
+}
+
+// ready returns the machines that were started ahead and are no session's yet, with
+// their networks.
+func (s *server) ready() map[string]string {
+	s.t.Helper()
+	machines := map[string]string{}
+	for _, name := range s.list(s.path("state/warm")) {
+		if strings.HasPrefix(name, ".") {
+			continue // it is being written
+		}
+		b, err := os.ReadFile(s.path("state/warm/" + name))
+		if os.IsNotExist(err) {
+			continue // it is a session's by now
+		}
+		var record struct {
+			Lease string `json:"lease"`
+		}
+		if err == nil {
+			err = json.Unmarshal(b, &record)
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		machines[strings.TrimSuffix(name, ".json")] = record.Lease
+	}
+	return machines
+}
+
 // sentry returns the process that is a session's kernel: the first of its PID
 // namespace.
 func (s *server) sentry(session string) int {
 	s.t.Helper()
+	return s.sentryOf(s.machine(session))
+}
+
+// sentryOf returns the process that is a machine's kernel.
+func (s *server) sentryOf(machine string) int {
+	s.t.Helper()
 	for pid, args := range s.processes() {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err == nil && strings.Contains(string(b), fmt.Sprintf("NSpid:\t%d\t1\n", pid)) && slices.Contains(args, "boot") &&
-			slices.Contains(args, "--root="+filepath.Join(s.runDir(), "machines", session)) {
+			slices.Contains(args, "--root="+filepath.Join(s.runDir(), "machines", machine)) {
 			return pid
 		}
 	}
-	s.t.Fatalf("session %s has no sentry", session)
+	s.t.Fatalf("machine %s has no sentry", machine)
 	return 0
 }
 
@@ -206,13 +261,29 @@ func (s *server) running() []string {
 // session that runs. spare is how many networks it may keep prepared.
 func (s *server) assertOwned(spare int) {
 	s.t.Helper()
-	running := s.running()
-	same := func(what string, got []string) {
+	running, ready := s.running(), s.ready()
+	machines := slices.Collect(maps.Keys(ready))
+	for _, id := range running {
+		machine := s.machine(id)
+		if machine != "" {
+			machines = append(machines, machine)
+		}
+		if saved := slices.Contains(s.list(s.path("state/sessions/"+id)), "memory"); saved != (machine == "") {
+			s.t.Errorf("session %s has the machine %q, and memory on disk: %v", id, machine, saved)
+		}
+	}
+	// Blank machines are made and ended meanwhile. Their folder is what is there first and
+	// goes last.
+	blanks := s.blanks()
+	spare += len(blanks)
+	same := func(what string, got, want []string) {
 		s.t.Helper()
-		slices.Sort(running)
+		blanks := append(s.blanks(), blanks...)
+		got = slices.DeleteFunc(got, func(id string) bool { return slices.Contains(blanks, id) })
+		slices.Sort(want)
 		slices.Sort(got)
-		if got = slices.Compact(got); !slices.Equal(got, running) {
-			s.t.Errorf("%s are of sessions %v; those that run are %v", what, got, running)
+		if got = slices.Compact(got); !slices.Equal(got, want) {
+			s.t.Errorf("%s are of %v; those that run are %v", what, got, want)
 		}
 	}
 	var processes []string
@@ -223,15 +294,15 @@ func (s *server) assertOwned(spare int) {
 			}
 		}
 	}
-	same("processes", processes)
+	same("processes", processes, machines)
 	var groups []string
 	for name := range s.groups() {
 		if name != "" {
 			groups = append(groups, name)
 		}
 	}
-	same("cgroups", groups)
-	same("machines' folders", s.list(filepath.Join(s.runDir(), "machines")))
+	same("cgroups", groups, machines)
+	same("machines' folders", s.list(filepath.Join(s.runDir(), "machines")), machines)
 	var states, leases []string
 	for _, id := range s.list(s.path("state/sessions")) {
 		b, err := os.ReadFile(s.path("state/sessions/" + id + "/session.json"))
@@ -247,7 +318,8 @@ func (s *server) assertOwned(spare int) {
 		}
 		states, leases = append(states, id), append(leases, state.Lease)
 	}
-	same("sessions' states", states)
+	same("sessions' states", states, running)
+	leases = append(leases, slices.Collect(maps.Values(ready))...)
 	admitted, _ := s.admitted()
 	// Two interfaces are the proxy's.
 	links := slices.DeleteFunc(s.links(), func(id string) bool { return id == "proxy" || id == "none" })
@@ -270,7 +342,7 @@ func (s *server) assertOwned(spare int) {
 // server keeps, and that each session's folder is one the server still knows.
 func (s *server) assertKnownFiles() {
 	s.t.Helper()
-	known := []string{"agent", "db", "disks", "drives", "firewall", "node", "node.pid", "sandboxd.log", "sandboxd.pid", "sandboxd.sock", "sessions", "snapshots"}
+	known := []string{"agent", "db", "disks", "drives", "firewall", "node", "node.pid", "sandboxd.log", "sandboxd.pid", "sandboxd.sock", "sessions", "snapshots", "warm"}
 	for _, name := range s.list(s.path("state")) {
 		if !slices.Contains(known, name) {
 			s.t.Errorf("the state folder holds %s", name)

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -10,17 +9,6 @@ import (
 
 	"github.com/skerry-dev/skerry/client"
 )
-
-// freeAddr returns a loopback address at which nobody listens.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
 
 func get(t *testing.T, url string) (status int, body string) {
 	t.Helper()
@@ -39,8 +27,8 @@ func get(t *testing.T, url string) (status int, body string) {
 // TestMetrics has a sandbox created, used, saved, resumed and deleted, and looks for all
 // of that in the metrics.
 func TestMetrics(t *testing.T) {
-	addr, profiles := freeAddr(t), freeAddr(t)
-	s := newServer(t, "--metrics-listen", addr, "--pprof-listen", profiles)
+	addr, profiles := freeAddress(t), freeAddress(t)
+	s := newServer(t, "--warm", "0", "--metrics-listen", addr, "--pprof-listen", profiles)
 	series := func() map[string]float64 {
 		t.Helper()
 		status, body := get(t, "http://"+addr+"/metrics")
@@ -84,10 +72,20 @@ func TestMetrics(t *testing.T) {
 		`skerry_step_duration_seconds_count{result="ok",step="start_image"}`, `skerry_step_duration_seconds_count{result="ok",step="start_snapshot"}`,
 		`skerry_step_duration_seconds_count{result="ok",step="save"}`, `skerry_step_duration_seconds_count{result="ok",step="exec"}`,
 		`skerry_step_duration_seconds_count{result="ok",step="stop"}`, `skerry_snapshot_bytes_total{of="files"}`, `skerry_api_errors_total{code="not_found"}`,
+		`skerry_phase_duration_seconds_count{phase="start.queue",result="ok"}`, `skerry_phase_duration_seconds_count{phase="store.write",result="ok"}`,
 		`skerry_api_request_duration_seconds_count{operation="createSandbox",status="200"}`, "process_resident_memory_bytes", "go_goroutines",
 	} {
 		if got[name] < 1 {
 			t.Errorf("%s is %v", name, got[name])
+		}
+	}
+	for _, phase := range []string{
+		"start.network", "start.source", "start.machine", "start.agent", "machine.group", "machine.kernel", "machine.boot",
+		"agent.exec", "save.machine", "save.store",
+	} {
+		// Of a node in another process, that one knows.
+		if n := got[`skerry_phase_duration_seconds_count{phase="`+phase+`",result="ok"}`]; (n < 1) != s.split {
+			t.Errorf("the phase %s was counted %v times", phase, n)
 		}
 	}
 	if n := got[`skerry_sessions{state="running"}`]; n != 0 {

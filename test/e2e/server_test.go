@@ -3,6 +3,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +32,10 @@ var (
 
 // split has each test's server run as two processes: its node, and the rest.
 var split = os.Getenv("SKERRY_E2E_SPLIT") != ""
+
+// ahead is the number of sandboxes that servers start ahead, unless their flags say
+// otherwise.
+var ahead = cmp.Or(os.Getenv("SKERRY_E2E_WARM"), "0")
 
 func setting(name, otherwise string) string {
 	if v := os.Getenv(name); v != "" {
@@ -171,7 +176,8 @@ func (s *server) start() {
 
 // args are the flags of both processes.
 func (s *server) args() []string {
-	args := append([]string{"--run-dir", s.path("run"), "--listen", s.address, "--background"}, s.flags...)
+	// Machines that nobody has asked for would be in the way of tests that count.
+	args := append([]string{"--run-dir", s.path("run"), "--listen", s.address, "--background", "--warm", ahead}, s.flags...)
 	// What tests fetch from inside sandboxes may stand in a private network.
 	if nets := os.Getenv("SKERRY_TEST_PRIVATE"); nets != "" {
 		args = append(args, "--allow-private", nets)
@@ -343,15 +349,18 @@ func (s *server) stopNode() {
 	s.awaitEnd(pid)
 }
 
-// waitFor waits until something that happens beside the test has happened.
+// waitFor waits until something that happens beside the test has happened. What takes
+// longer than a second is looked for less often: to look costs CPU time, which others need.
 func (s *server) waitFor(what string, happened func() bool) {
 	s.t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(time.Minute)
+	long, deadline := time.After(time.Second), time.After(time.Minute)
 	for !happened() {
 		select {
 		case <-tick.C:
+		case <-long:
+			tick.Reset(50 * time.Millisecond)
 		case <-deadline:
 			s.t.Fatalf("waited in vain for %s", what)
 		}

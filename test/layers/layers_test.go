@@ -19,21 +19,22 @@ const module = "github.com/skerry-dev/skerry"
 // is wired together in cmd/sandboxd is free.
 var allowed = map[string]string{
 	"client":      "internal/config",
-	"cmd/sandbox": "internal/cli internal/version", "internal/cli": "client internal/config internal/usage internal/version",
-	"cmd/skerry-agent": "internal/guest/agent",
+	"cmd/sandbox": "internal/cli internal/version", "internal/cli": "client internal/config internal/terminal internal/usage internal/version",
+	"cmd/skerry-agent": "internal/guest/agent", "internal/top": "internal/terminal",
 
 	// The server, from the top. Neither of the controller and the node knows the
 	// other, nor which network, driver or store it has.
+	"internal/api":        "internal/tracing",
 	"internal/auth":       "internal/store",
-	"internal/controller": "internal/nodeapi",
-	"internal/store":      "internal/keyfile internal/nodeapi",
-	"internal/metrics":    "internal/nodeapi",
-	"internal/node":       "internal/atomicfile internal/drive internal/driver internal/guest internal/guest/wire internal/image internal/nodeapi internal/nodeapi/eventlog internal/output internal/room internal/share internal/snapshot internal/socketpair",
+	"internal/controller": "internal/nodeapi internal/tracing",
+	"internal/store":      "internal/keyfile internal/nodeapi internal/tracing",
+	"internal/metrics":    "internal/nodeapi internal/tracing",
+	"internal/node":       "internal/atomicfile internal/drive internal/driver internal/guest internal/guest/wire internal/image internal/nodeapi internal/nodeapi/eventlog internal/output internal/room internal/share internal/snapshot internal/socketpair internal/tracing",
 	"internal/image":      "internal/atomicfile internal/guest/wire internal/nodeapi",
 	"internal/snapshot":   "internal/blob internal/nodeapi", "internal/blob/blobtest": "internal/blob",
-	"internal/driver/gvisor": "internal/atomicfile internal/cgroup internal/driver internal/guest/pipes patches",
+	"internal/driver/gvisor": "internal/atomicfile internal/cgroup internal/driver internal/guest/pipes internal/tracing patches",
 	"internal/driver/fake":   "internal/driver internal/guest/agent internal/guest/pipes", "internal/driver/drivertest": "internal/driver internal/guest",
-	"internal/guest": "internal/guest/wire internal/nodeapi", "internal/guest/agent": "internal/guest/wire", "internal/guest/pipes": "internal/guest/wire",
+	"internal/guest": "internal/guest/wire internal/nodeapi internal/tracing", "internal/guest/agent": "internal/guest/wire", "internal/guest/pipes": "internal/guest/wire",
 
 	"internal/firewall": "internal/egress internal/egress/ca internal/egress/dns internal/egress/oidc internal/egress/policy internal/network internal/nodeapi",
 	"internal/egress": "internal/cgivar internal/egress/ca internal/egress/dns internal/egress/hello internal/egress/oidc internal/egress/policy " +
@@ -43,7 +44,7 @@ var allowed = map[string]string{
 
 	"internal/blob": "internal/atomicfile", "internal/config": "internal/atomicfile", "internal/drive": "internal/atomicfile", "internal/keyfile": "internal/atomicfile",
 
-	"internal/nodeapi/eventlog": "internal/nodeapi", "internal/nodeapi/remote": "internal/nodeapi internal/socketpair",
+	"internal/nodeapi/eventlog": "internal/nodeapi", "internal/nodeapi/remote": "internal/nodeapi internal/socketpair internal/tracing",
 
 	// Servers for the tests of other packages, of real parts over a node without
 	// isolation. Nothing but tests imports them.
@@ -52,7 +53,9 @@ var allowed = map[string]string{
 	"internal/controller/controllertest": "internal/controller internal/nodeapi/processnode internal/store",
 	"internal/servertest":                "internal/api internal/auth internal/controller internal/controller/controllertest",
 
-	"bench": "client", "bench/hostile": "client", "bench/memory": "client", "bench/ingress": "internal/ingress",
+	"bench": "bench/meter bench/native client", "bench/hostile": "client", "bench/memory": "client", "bench/ingress": "internal/ingress",
+	"bench/paths": "bench/meter client", "bench/scale": "bench/meter client", "bench/streams": "bench/meter client", "bench/workloads": "bench/meter bench/native client",
+	"bench/wake": "bench/meter client", "test/soak": "client",
 	"test/conformance/ts/issuer": "internal/egress/oidc",
 }
 

@@ -111,7 +111,7 @@ var serverProgram = sync.OnceValues(func() (string, error) {
 	// The go command keeps the program in its cache.
 	cmd := exec.Command("go", "tool", "-n", "versitygw")
 	cmd.Dir = filepath.Join(strings.TrimSpace(string(folder)), "s3server")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath", "GOWORK=off")
 	var output bytes.Buffer
 	cmd.Stderr = &output
 	path, err := cmd.Output()

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,10 +35,13 @@ type Lab struct {
 	// Broken returns specs whose starts fail, each at another step.
 	Broken func(t *testing.T, id string) map[string]driver.Spec
 	// Kill kills a machine's kernel, and Hang stops it from doing anything.
-	Kill, Hang func(t *testing.T, m driver.Machine)
+	Kill, Hang func(t *testing.T, m Running)
 	// Left returns what the host still has of a machine.
 	Left func(t *testing.T, id string) []string
 }
+
+// Running is a driver.Machine or a driver.Blank.
+type Running interface{ ID() string }
 
 // BuildTool builds the program that the suite runs in machines.
 func BuildTool(path string) error {
@@ -61,6 +65,7 @@ func Run(t *testing.T, open func(t *testing.T) *Lab) {
 		{"Memory", memory},
 		{"Fork", fork},
 		{"Pause", pause},
+		{"Activity", activity},
 		{"Killed", killed},
 		{"End", end},
 		{"HungAgent", hungAgent},
@@ -70,6 +75,9 @@ func Run(t *testing.T, open func(t *testing.T) *Lab) {
 		{"Attach", attach},
 		{"Recover", recovers},
 		{"Stop", stop},
+		{"Prepare", prepare},
+		{"Unprepared", unprepared},
+		{"LostBlank", lostBlank},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, open(t)) })
 	}
@@ -106,6 +114,12 @@ func (l *Lab) start(t *testing.T, id string, from driver.Source) *box {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return l.greet(t, m, from)
+}
+
+// greet connects to the agent of a machine, which is stopped at the end of the test.
+func (l *Lab) greet(t *testing.T, m driver.Machine, from driver.Source) *box {
+	t.Helper()
 	b := &box{Machine: m, t: t, l: l}
 	d := l.Driver
 	t.Cleanup(func() {
@@ -317,7 +331,11 @@ func memory(t *testing.T, l *Lab) {
 	if got, want := b.Format(true), l.Driver.Format(true); got != want || got == l.Driver.Format(false) {
 		t.Errorf("the machine's format is %s, the driver's %s", got, want)
 	}
-	dir := b.save(driver.Saving{Memory: true})
+	went := 0
+	dir := b.save(driver.Saving{Memory: true, GoesOn: func() { went++ }})
+	if went != 1 {
+		t.Errorf("GoesOn was called %d times", went)
+	}
 	b.answers()
 	most := b.goesOn("n", n)
 	copied := l.start(t, "woken", driver.Source{Memory: dir})
@@ -329,7 +347,7 @@ func fork(t *testing.T, l *Lab) {
 	b := l.start(t, "parent", driver.Source{})
 	if !l.Driver.Capabilities().Fork {
 		spec := l.Spec("child")
-		spec.Source.Fork = &driver.Fork{Of: b.Machine, Dir: t.TempDir(), Saved: func(error) {}}
+		spec.Source.Fork = &driver.Fork{Of: b.Machine, Dir: t.TempDir(), GoesOn: func() {}, Saved: func(error) {}}
 		if _, err := l.Driver.Start(within(t, patience), spec); err == nil {
 			t.Error("the driver forks, but says otherwise")
 		}
@@ -339,14 +357,14 @@ func fork(t *testing.T, l *Lab) {
 	b.command("count", "n")
 	n := b.goesOn("n", 0)
 	dir := t.TempDir()
-	saved := 0
-	child := l.start(t, "child", driver.Source{Fork: &driver.Fork{Of: b.Machine, Dir: dir, Saved: func(err error) {
+	went, saved := 0, 0
+	child := l.start(t, "child", driver.Source{Fork: &driver.Fork{Of: b.Machine, Dir: dir, GoesOn: func() { went++ }, Saved: func(err error) {
 		if saved++; err != nil {
 			t.Error(err)
 		}
 	}}})
-	if saved != 1 {
-		t.Errorf("Saved was called %d times", saved)
+	if went != 1 || saved != 1 {
+		t.Errorf("GoesOn was called %d times, Saved %d times", went, saved)
 	}
 	child.goesOn("n", n)
 	b.goesOn("n", n)
@@ -356,7 +374,7 @@ func fork(t *testing.T, l *Lab) {
 	<-b.Done()
 	spec := l.Spec("orphan")
 	saved = 0
-	spec.Source.Fork = &driver.Fork{Of: b.Machine, Dir: t.TempDir(), Saved: func(err error) {
+	spec.Source.Fork = &driver.Fork{Of: b.Machine, Dir: t.TempDir(), GoesOn: func() {}, Saved: func(err error) {
 		if saved++; err == nil {
 			t.Error("a machine that has ended is saved")
 		}
@@ -396,6 +414,43 @@ func pause(t *testing.T, l *Lab) {
 	// A machine that is paused can be stopped: the test's end does.
 	if err := b.Pause(within(t, patience)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// activity counts the processes beside the agent, also those that nobody waits for, and
+// in a machine that was paused.
+func activity(t *testing.T, l *Lab) {
+	b := l.start(t, "active", driver.Source{})
+	b.runs(0)
+	p := b.command("count", "n")
+	b.goesOn("n", 0)
+	b.runs(1)
+	if l.Driver.Capabilities().Pause {
+		if err := errors.Join(b.Pause(within(t, patience)), b.Resume(within(t, patience))); err != nil {
+			t.Fatal(err)
+		}
+		b.runs(1)
+	}
+	if err := p.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	b.runs(0)
+}
+
+// runs fails unless that many processes run in the machine soon.
+func (b *box) runs(processes int) {
+	b.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		a, err := b.Activity(within(b.t, patience))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if a.Processes == processes {
+			return
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("machine %s has %d processes beside the agent, not %d", b.ID(), a.Processes, processes)
+		}
 	}
 }
 

@@ -21,7 +21,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest/pipes"
@@ -31,8 +30,8 @@ import (
 type Config struct {
 	// Dir has a folder for each machine.
 	Dir string
-	// Before, if set, is called before each operation of a machine: "start",
-	// "attach", "save", "pause", "resume", "stop". The operation fails with its
+	// Before, if set, is called before each operation of a machine: "prepare", "check",
+	// "start", "attach", "save", "pause", "resume", "stop". The operation fails with its
 	// error.
 	Before func(op, id string) error
 }
@@ -104,7 +103,7 @@ func (d *Driver) Name() string { return "fake" }
 
 // Capabilities implements driver.Driver.
 func (d *Driver) Capabilities() driver.Capabilities {
-	return driver.Capabilities{Pause: true, Volumes: []driver.VolumeKind{driver.Tree}}
+	return driver.Capabilities{Pause: true, Prepare: true, Volumes: []driver.VolumeKind{driver.Tree}}
 }
 
 // Format implements driver.Driver.
@@ -132,9 +131,6 @@ func (d *Driver) dir(id string) string { return filepath.Join(d.cfg.Dir, id) }
 // prepare fills a machine's folder.
 func (d *Driver) prepare(ctx context.Context, spec driver.Spec) error {
 	root := filepath.Join(d.dir(spec.ID), rootDir)
-	if err := os.Mkdir(root, 0o755); err != nil {
-		return err
-	}
 	if spec.Source.Files != "" {
 		if err := tar(ctx, "-xpf", filepath.Join(spec.Source.Files, filesName), "-C", root); err != nil {
 			return err
@@ -176,65 +172,15 @@ func tar(ctx context.Context, args ...string) error {
 	return nil
 }
 
-func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *Machine, err error) {
+func (d *Driver) start(ctx context.Context, spec driver.Spec) (*Machine, error) {
 	if spec.Source.Runs() {
 		return nil, errNoMemory
 	}
-	if err := d.before("start", spec.ID); err != nil {
-		return nil, err
-	}
-	if err := os.Mkdir(d.dir(spec.ID), 0o700); err != nil {
-		return nil, err
-	}
-	host, guest, err := pipes.New()
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(d.dir(spec.ID)))
-	}
-	defer guest.Close()
-	var m *Machine
-	defer func() {
-		if err == nil {
-			return
-		}
-		if m != nil {
-			_ = m.Signal(syscall.SIGKILL)
-		}
-		err = errors.Join(err, host.Close(), killMarked(context.WithoutCancel(ctx), d.dir(spec.ID)))
-		if m != nil {
-			<-m.done
-			d.forget(m)
-		}
-		err = errors.Join(err, os.RemoveAll(d.dir(spec.ID)))
-	}()
-	if err := d.prepare(ctx, spec); err != nil {
-		return nil, err
-	}
-	names, err := guest.Names()
+	b, err := d.assemble(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
-	pid, err := spawn(d.dir(spec.ID), filepath.Join(d.dir(spec.ID), rootDir), guest)
-	if err != nil {
-		return nil, err
-	}
-	if m, err = d.open(spec.ID, pid, names); err != nil {
-		return nil, err
-	}
-	for _, mount := range spec.Volumes {
-		m.mounts = append(m.mounts, mount.Path)
-	}
-	b, err := json.Marshal(state{PID: pid, StartTime: m.started, Pipes: names, Mounts: m.mounts})
-	if err == nil {
-		err = os.WriteFile(filepath.Join(d.dir(spec.ID), stateFile), b, 0o600)
-	}
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	m.first.Store(&pipes.Conn{Duplex: host})
-	return m, nil
+	return b.start(ctx, spec)
 }
 
 // Recover implements driver.Driver.

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -60,6 +61,15 @@ func (d *Driver) open(id string, pid int, names pipes.Names) (*Machine, error) {
 	defer d.mu.Unlock()
 	d.machines[id] = m
 	return m, nil
+}
+
+// write writes what Recover needs.
+func (m *Machine) write() error {
+	b, err := json.Marshal(state{PID: m.pid, StartTime: m.started, Pipes: m.names, Mounts: m.mounts})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(m.dir(), stateFile), b, 0o600)
 }
 
 // ended reports whether a process has ended, or cannot be asked.
@@ -200,6 +210,18 @@ func (m *Machine) pause(op string, paused bool, sig syscall.Signal) error {
 	return nil
 }
 
+// Activity implements driver.Machine.
+func (m *Machine) Activity(context.Context) (driver.Activity, error) {
+	if err := m.d.before("activity", m.id); err != nil {
+		return driver.Activity{}, err
+	}
+	pids, err := marked(m.dir())
+	if err != nil {
+		return driver.Activity{}, fmt.Errorf("list the processes of machine %s: %w", m.id, err)
+	}
+	return driver.Activity{Processes: max(0, len(pids)-1)}, nil // one is the agent's
+}
+
 // Usage implements driver.Machine. It counts the time of the commands that
 // have ended.
 func (m *Machine) Usage() (driver.Usage, error) {
@@ -220,6 +242,9 @@ func (m *Machine) Memory() (driver.Memory, error) { return driver.Memory{}, nil 
 
 // PinnedMemory implements driver.Machine.
 func (m *Machine) PinnedMemory(int64) (int64, error) { return 0, nil }
+
+// Raise implements driver.Machine.
+func (m *Machine) Raise() error { return nil }
 
 // Confine implements driver.Machine.
 func (m *Machine) Confine(int64) error { return nil }

@@ -65,6 +65,7 @@ const (
 	toHostFD
 	doorFD
 	lifeFD
+	beginFD
 )
 
 // machineMain is the machine's process.
@@ -77,6 +78,11 @@ func machineMain(root string) error {
 		_, _ = io.Copy(io.Discard, os.NewFile(lifeFD, "life"))
 		_ = killMarked(ctx, os.Getenv(markName)) // this process, too
 	}()
+	begin := os.NewFile(beginFD, "begin")
+	if _, err := begin.Read(make([]byte, 1)); err != nil {
+		return nil // it is not needed
+	}
+	begin.Close()
 	// This process adopts orphans, like PID 1.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return err
@@ -96,22 +102,27 @@ var life struct {
 
 func init() { life.r, life.w, life.err = os.Pipe() }
 
-// spawn starts a machine's process.
-func spawn(dir, root string, guest pipes.Guest) (pid int, err error) {
+// spawn starts a machine's process, which runs the agent when a byte was written to begin.
+func spawn(dir, root string, guest pipes.Guest) (pid int, begin *os.File, err error) {
 	if life.err != nil {
-		return 0, life.err
+		return 0, nil, life.err
 	}
+	r, begin, err := os.Pipe()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer r.Close()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{machineName, root}
 	cmd.Env = append(os.Environ(), markName+"="+dir)
 	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{guest.In, guest.Out, guest.Door, life.r}
+	cmd.ExtraFiles = []*os.File{guest.In, guest.Out, guest.Door, life.r, r}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return 0, fmt.Errorf("start the machine's process: %w", err)
+		return 0, nil, errors.Join(fmt.Errorf("start the machine's process: %w", err), begin.Close())
 	}
 	go func() { _ = cmd.Wait() }() // watch tells of the end
-	return cmd.Process.Pid, nil
+	return cmd.Process.Pid, begin, nil
 }
 
 // marked returns the processes of a machine.
@@ -120,20 +131,34 @@ func marked(dir string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	var pids []int
-	mark := []byte(markName + "=" + dir)
+	var asked, pids []int
 	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
+		if pid, err := strconv.Atoi(e.Name()); err == nil {
+			asked = append(asked, pid)
 		}
-		env := environ(pid)
-		for v := range bytes.SplitSeq(env, []byte{0}) {
-			if bytes.Equal(v, mark) {
-				pids = append(pids, pid)
-				break
+	}
+	mark := []byte(markName + "=" + dir)
+	// In the middle of an execve the environment is empty for a moment. All that have
+	// none are asked again together: those of gVisor's processes are always empty.
+	for range 20 {
+		var empty []int
+		for _, pid := range asked {
+			env := environ(pid)
+			if len(env) == 0 && hasMemory(pid) {
+				empty = append(empty, pid)
+			}
+			for v := range bytes.SplitSeq(env, []byte{0}) {
+				if bytes.Equal(v, mark) {
+					pids = append(pids, pid)
+					break
+				}
 			}
 		}
+		if len(empty) == 0 {
+			break
+		}
+		asked = empty
+		time.Sleep(time.Millisecond)
 	}
 	return pids, nil
 }
@@ -141,19 +166,16 @@ func marked(dir string) ([]int, error) {
 // environ returns a process's environment, nil if it has ended or is another
 // user's.
 func environ(pid int) []byte {
-	// In the middle of an execve it is empty for a moment.
-	for range 20 {
-		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if err != nil || len(env) > 0 {
-			return env
-		}
-		const size = 20 // 0 for what has ended, and for the kernel's own
-		if fields, err := stat(pid); err != nil || fields[size] == 0 {
-			return nil
-		}
-		time.Sleep(time.Millisecond)
-	}
-	return nil
+	env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	return env
+}
+
+// hasMemory reports whether a process has an address space: what has ended has none,
+// nor do the kernel's own.
+func hasMemory(pid int) bool {
+	const size = 20
+	fields, err := stat(pid)
+	return err == nil && fields[size] > 0
 }
 
 // send sends a signal to all processes of a machine, until no new ones appear.

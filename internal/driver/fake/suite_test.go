@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -32,8 +33,8 @@ func TestDriver(t *testing.T) {
 					"no volume":                {ID: id, Volumes: []driver.Volume{{Kind: driver.Tree, Path: "/x", Source: os.NewFile(1<<20, "none")}}},
 				}
 			},
-			Kill: func(t *testing.T, m driver.Machine) { signal(t, m, unix.SIGKILL) },
-			Hang: func(t *testing.T, m driver.Machine) { signal(t, m, unix.SIGSTOP) },
+			Kill: func(t *testing.T, m drivertest.Running) { signal(t, m, unix.SIGKILL) },
+			Hang: func(t *testing.T, m drivertest.Running) { signal(t, m, unix.SIGSTOP) },
 			Left: func(t *testing.T, id string) (left []string) {
 				if _, err := os.Lstat(filepath.Join(dir, id)); err == nil {
 					left = append(left, "its folder")
@@ -51,9 +52,9 @@ func TestDriver(t *testing.T) {
 	})
 }
 
-func signal(t *testing.T, m driver.Machine, sig unix.Signal) {
+func signal(t *testing.T, m drivertest.Running, sig unix.Signal) {
 	t.Helper()
-	if err := m.(*Machine).Signal(sig); err != nil {
+	if err := m.(interface{ Signal(syscall.Signal) error }).Signal(sig); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -140,8 +140,14 @@ func saveFailure(err error) error {
 // refusal reads a sentry's answer. It may quote what a sandbox has named, but
 // not at its end, where the cause is.
 func refusal(answer urpc.RemoteError) error {
+	said := answer.Message
+	if strings.HasPrefix(said, "error serializing ") {
+		// Stacks follow the cause. What comes before has no line breaks: an object is
+		// quoted as Go source.
+		said, _, _ = strings.Cut(said, ":\ngoroutine ")
+	}
 	for _, errno := range writeFailures {
-		if strings.HasSuffix(answer.Message, ": "+errno.Error()) {
+		if strings.HasSuffix(said, ": "+errno.Error()) {
 			return fmt.Errorf("%w: %w", errno, answer)
 		}
 	}

@@ -24,13 +24,14 @@ const (
 // itself keeps to the limit, unless it was taken over by what it runs. Twice in a row, as what is deleted is given back a little
 // later.
 func (m *machine) watchFiles() {
-	tick := time.NewTicker(filesPeriod)
-	defer tick.Stop()
 	for over := 0; ; {
+		// All machines are looked at together: to wake this process once for each costs
+		// more than the looks.
+		now := time.Now()
 		select {
 		case <-m.done:
 			return
-		case <-tick.C:
+		case <-time.After(now.Truncate(filesPeriod).Add(filesPeriod).Sub(now)):
 		}
 		if m.d.cfg.Debug {
 			m.boundDebugLogs()

@@ -282,6 +282,14 @@ func (m *machine) Usage() (driver.Usage, error) {
 	return driver.Usage{CPU: u.CPU, MemoryBytes: u.MemoryBytes, OOMKills: u.OOMKills}, nil
 }
 
+// Raise implements driver.Machine.
+func (m *machine) Raise() error {
+	if err := m.group.Weigh(usualWeight(m.vcpus)); err != nil {
+		return fmt.Errorf("raise machine %s: %w", m.id, err)
+	}
+	return nil
+}
+
 // Attach implements driver.Machine.
 func (m *machine) Attach(ctx context.Context) (net.Conn, error) {
 	if conn := m.first.Swap(nil); conn != nil {

@@ -57,15 +57,16 @@ func moduleVersion(path string) string {
 	return "unknown"
 }
 
-// saveMemory writes the machine with its memory.
-func (m *machine) saveMemory(ctx context.Context, dir string) error {
-	if err := m.checkpoint(ctx, dir); err != nil {
+// saveMemory writes the machine with its memory. told, if not nil, gets a byte when all but
+// the pages is written and the machine goes on.
+func (m *machine) saveMemory(ctx context.Context, dir string, told *os.File) error {
+	if err := m.checkpoint(ctx, dir, told); err != nil {
 		return fmt.Errorf("save the memory of machine %s: %w", m.id, err)
 	}
 	return nil
 }
 
-func (m *machine) checkpoint(ctx context.Context, dir string) error {
+func (m *machine) checkpoint(ctx context.Context, dir string, told *os.File) error {
 	if m.sentry == "" {
 		return skerry.Errorf(skerry.CodeConflict, "the sandbox was started by a version of Skerry without memory snapshots: restart it first")
 	}
@@ -81,13 +82,21 @@ func (m *machine) checkpoint(ctx context.Context, dir string) error {
 		return err
 	}
 	defer end()
+	how := sandbox.CheckpointOpts{
+		Compression: statefile.CompressionLevelNone,
+		// It goes on also where it is to stop: a stop that fails afterwards
+		// must leave it as it was.
+		Resume: true,
+	}
 	err = m.call(ctx, func() error {
-		return m.box.Checkpoint(m.conf, m.id, dir, sandbox.CheckpointOpts{
-			Compression: statefile.CompressionLevelNone,
-			// It goes on also where it is to stop: a stop that fails afterwards
-			// must leave it as it was.
-			Resume: true,
-		})
+		if told != nil {
+			own, err := dup(told) // Checkpoint closes it
+			if err != nil {
+				return err
+			}
+			tellProgress(&how, own)
+		}
+		return m.box.Checkpoint(m.conf, m.id, dir, how)
 	})
 	if err != nil {
 		return saveFailure(err)
@@ -118,8 +127,17 @@ func checkImage(dir string, spec driver.Spec) error {
 }
 
 // load has the sentry go on from a memory snapshot. The machine's limits are
-// in force by now. The host allows it that many processes.
-func (m *machine) load(dir string, processes int) error {
+// in force by now. It takes gate, which, if not nil, yields a byte when all pages are written.
+func (m *machine) load(dir string, spec driver.Spec, gate *os.File) error {
+	defer func() {
+		if gate != nil {
+			gate.Close()
+		}
+	}()
+	netns, err := network(spec)
+	if err != nil {
+		return err
+	}
 	// Unlike at a start, the helper processes of the sandbox's code are made
 	// only now, and some run before this returns. They get their rank and limit by
 	// birth.
@@ -127,13 +145,16 @@ func (m *machine) load(dir string, processes int) error {
 	if err != nil {
 		return err
 	}
-	unlimit, err := m.proc.limitChildren(processes - reserve(processes))
+	unlimit, err := m.proc.limitChildren(spec.Processes - reserve(spec.Processes))
 	if err != nil {
 		return errors.Join(err, unrank())
 	}
 	// The rest of the pages is read in the background: see awaitMemory.
 	const direct, background = false, true
 	var fromNetNS *boot.CreateLinksAndRoutesArgs
+	useNetNS(m.box, netns)
+	awaitPages(m.box, gate) // the call closes it
+	gate = nil
 	err = m.box.Restore(m.conf, m.oci, m.id, dir, direct, background, fromNetNS)
 	if err := errors.Join(err, unlimit(), unrank()); err != nil {
 		return err

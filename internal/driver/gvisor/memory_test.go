@@ -306,6 +306,97 @@ func TestMemorySnapshot(t *testing.T) {
 	assertCounts(t, tg, nonce3, n3)
 }
 
+// TestMemoryIsOfOneMoment: a machine runs on while its pages are still being saved, and
+// changes them. What was saved is as it was at one moment all the same.
+func TestMemoryIsOfOneMoment(t *testing.T) {
+	l := newLab(t)
+	spec := func(id string) driver.Spec {
+		spec := l.spec(id)
+		spec.MemoryBytes, spec.DiskBytes = 1<<30, 512<<20
+		return spec
+	}
+	m, g := l.start(t, spec("original"))
+	if got := g.ask("change /rounds"); got != "<nil>" {
+		t.Fatal(got)
+	}
+	assertRounds(t, g, 2)
+	for i := range 4 {
+		dir := snapshotMemory(t, m)
+		assertRounds(t, g, 2)
+		fork, fg := l.restored(t, spec(fmt.Sprint("fork", i)), dir)
+		assertRounds(t, fg, 2)
+		if err := fork.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestForkWithoutRoom: the pages of a fork are written when its source goes on again. If they
+// find no room, the fork fails and the source does not notice.
+func TestForkWithoutRoom(t *testing.T) {
+	l := newLab(t)
+	m, g := l.start(t, l.spec("source"))
+	if got := g.ask("count /counter"); got != "<nil>" {
+		t.Fatal(got)
+	}
+	if got := g.ask("write /data 32"); got != "ok" {
+		t.Fatal(got)
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("small", dir, "tmpfs", 0, "size=24m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	saved := make(chan error, 1)
+	fork := func(id, dir string) (driver.Machine, error) {
+		spec := l.spec(id)
+		spec.Source.Fork = &driver.Fork{Of: m, Dir: dir, GoesOn: func() {}, Saved: func(err error) { saved <- err }}
+		return l.Start(t.Context(), spec)
+	}
+	if _, err := fork("failed", dir); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a fork without room: %v", err)
+	}
+	if err := <-saved; !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("a save without room: %v", err)
+	}
+	l.assertNothingLeft(t, "failed")
+	nonce, n := countsAnew(t, g, 0)
+	assertCounts(t, g, nonce, n)
+	child, err := fork("forked", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-saved; err != nil {
+		t.Error(err)
+	}
+	if err := child.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	assertCounts(t, g, nonce, n)
+}
+
+// assertRounds waits until the changing process has done more rounds, all of them right.
+func assertRounds(t *testing.T, g *guest, more int) {
+	t.Helper()
+	first := -1
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		answer, n := g.ask("read /rounds"), 0 // there may be none yet
+		if _, err := fmt.Sscan(answer, &n); err == nil {
+			if first < 0 {
+				first = n
+			}
+			if n >= first+more {
+				return
+			}
+		} else if !strings.Contains(answer, "no such file") {
+			t.Fatalf("the changing process says %q", answer)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the changing process stands at %q", answer)
+		}
+	}
+}
+
 // assertConfined checks what a fresh machine has too: all processes under the
 // limits, unprivileged, and those of the sandboxed code first in line when
 // memory runs out.

@@ -29,6 +29,17 @@ func (m *machine) Pause(ctx context.Context) error {
 	if m.paused {
 		return nil
 	}
+	if err := m.halt(ctx); err != nil {
+		return err
+	}
+	if err := m.stand(); err != nil {
+		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.goOn(ctx)))
+	}
+	return nil
+}
+
+// halt has the sentry stop its tasks; m.pausing is held.
+func (m *machine) halt(ctx context.Context) error {
 	m.paused = true
 	if err := m.save(); err != nil {
 		m.paused = false
@@ -38,16 +49,7 @@ func (m *machine) Pause(ctx context.Context) error {
 		m.paused = false
 		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.save()))
 	}
-	if err := m.stand(); err != nil {
-		return fmt.Errorf("pause machine %s: %w", m.id, errors.Join(err, m.goOn(ctx)))
-	}
 	return nil
-}
-
-func (m *machine) isPaused() bool {
-	m.pausing.Lock()
-	defer m.pausing.Unlock()
-	return m.paused
 }
 
 // stopWait is how long the threads of a sentry may take to stop. One that the
@@ -98,7 +100,11 @@ func (m *machine) goOn(ctx context.Context) error {
 		return err
 	}
 	m.paused = false
-	return m.save()
+	if err := m.save(); err != nil {
+		// What is written down holds: it may be paused. A later process finds out.
+		m.d.cfg.Log.Warn("cannot write down that a machine goes on", "machine", m.id, "error", err)
+	}
+	return nil
 }
 
 // probeWait is how long a program that does nothing may take.
@@ -155,12 +161,12 @@ func (p *process) send(sig unix.Signal) error {
 
 // isStopped says whether a signal has stopped all of the process's threads.
 func (p *process) isStopped() (bool, error) {
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", p.pid))
-	if err != nil || len(threads) == 0 {
+	dirs, err := threads(p.pid)
+	if err != nil || len(dirs) == 0 {
 		return false, err
 	}
-	for _, stat := range threads {
-		b, err := os.ReadFile(stat)
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, "stat"))
 		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue // it has ended
 		}

@@ -106,13 +106,35 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
+// threads returns the folders of a process's threads in /proc, none if the process has
+// gone. It does not use Glob, which would list the files of every thread.
+func threads(pid int) ([]string, error) {
+	dir := fmt.Sprintf("/proc/%d/task", pid)
+	f, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+		return nil, err
+	}
+	for i, tid := range names {
+		names[i] = filepath.Join(dir, tid)
+	}
+	return names, nil
+}
+
 // descendants lists the processes below pid. A process that ends meanwhile is
 // left out.
 func descendants(pid int) []int {
 	var all []int
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, t := range tasks {
-		b, err := os.ReadFile(t)
+	dirs, _ := threads(pid)
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, "children"))
 		if err != nil {
 			continue
 		}

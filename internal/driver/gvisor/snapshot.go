@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/checkpoint"
 	"gvisor.dev/gvisor/runsc/sandbox"
 
@@ -18,26 +20,47 @@ import (
 // difference to the image, not to an earlier snapshot. The sentry alone writes
 // it; with our patch it has all that Linux keeps of a file.
 
-// Save implements driver.Machine. A sentry that is paused does not save itself.
+// Save implements driver.Machine. A sentry saves itself while its tasks are paused, but
+// not while it is stopped.
 func (m *machine) Save(ctx context.Context, dir string, how driver.Saving) (err error) {
-	paused := m.isPaused()
-	if paused {
-		if err := m.Resume(ctx); err != nil {
+	if how.GoesOn == nil {
+		return m.saveTelling(ctx, dir, how, nil)
+	}
+	p, err := newProgress(how.GoesOn)
+	if err != nil {
+		return err
+	}
+	defer p.end()
+	return m.saveTelling(ctx, dir, how, p.told)
+}
+
+// saveTelling is Save. told, if not nil, gets a byte when the machine goes on, if that is before
+// all is written.
+func (m *machine) saveTelling(ctx context.Context, dir string, how driver.Saving, told *os.File) (err error) {
+	m.pausing.Lock()
+	defer m.pausing.Unlock()
+	paused := m.paused
+	switch {
+	case paused:
+		if err := m.proc.send(unix.SIGCONT); err != nil {
+			return saveFailure(err)
+		}
+	case how.Hold:
+		// Paused before it is saved, and not after: what ran in between would be lost.
+		if err := m.halt(ctx); err != nil {
 			return saveFailure(err)
 		}
 	}
-	write := m.saveFiles
 	if how.Memory {
-		write = m.saveMemory
+		err = m.saveMemory(ctx, dir, told)
+	} else {
+		err = m.saveFiles(ctx, dir)
 	}
-	err = write(ctx, dir)
-	if paused {
-		ctx = context.WithoutCancel(ctx)
-	} else if !how.Hold || err != nil {
-		return err
+	if paused || m.paused && err == nil {
+		err = errors.Join(err, m.stand())
 	}
-	if perr := m.Pause(ctx); perr != nil {
-		err = errors.Join(err, saveFailure(perr))
+	if err != nil && m.paused && !paused {
+		err = errors.Join(err, m.goOn(ctx))
 	}
 	return err
 }

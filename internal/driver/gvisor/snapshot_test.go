@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/urpc"
 
 	"github.com/skerry-dev/skerry/internal/driver"
 )
@@ -104,6 +105,41 @@ func TestUnsavable(t *testing.T) {
 	}
 	if got := g.ask("cpus"); got != "2" {
 		t.Errorf("after a failed snapshot the machine says %q", got)
+	}
+}
+
+// TestSaveOnAFullDisk: a disk that is full is not the sandbox's doing, in whatever part of
+// a save it is.
+func TestSaveOnAFullDisk(t *testing.T) {
+	l := newLab(t)
+	m, g := l.start(t, l.spec("full"))
+	for _, memory := range []bool{false, true} {
+		dir := t.TempDir()
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=8k"); err != nil {
+			t.Fatal(err)
+		}
+		err := m.Save(t.Context(), dir, driver.Saving{Memory: memory})
+		var unsavable *driver.UnsavableError
+		if !errors.Is(err, unix.ENOSPC) || errors.As(err, &unsavable) {
+			t.Errorf("memory %v: %v", memory, err)
+		}
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil { // the sandbox may still have a file open
+			t.Error(err)
+		}
+	}
+	if got := g.ask("cpus"); got != "2" {
+		t.Errorf("after failed saves the machine says %q", got)
+	}
+	// A cause that a sandbox has named counts for nothing.
+	for said, host := range map[string]bool{
+		"error serializing object &wire.Struct{}: no space left on device:\ngoroutine 68 [running]:\n": true,
+		"error serializing type or ID: no space left on device:\ngoroutine 68 [running]:\n":            true,
+		"error serializing object \"x: no space left on device:\\ngoroutine \": odd:\ngoroutine 1":     false,
+		"odd: x: no space left on device:\ngoroutine 1":                                                false,
+	} {
+		if err := refusal(urpc.RemoteError{Message: said}); errors.Is(err, unix.ENOSPC) != host {
+			t.Errorf("%q is %v", said, err)
+		}
 	}
 }
 

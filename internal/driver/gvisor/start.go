@@ -17,6 +17,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/cgroup"
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/guest/pipes"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // sentryMemory is what a machine's cgroup gets on top of what its user asked
@@ -45,7 +46,7 @@ func (d *Driver) Name() string { return name }
 
 // Capabilities implements driver.Driver.
 func (d *Driver) Capabilities() driver.Capabilities {
-	return driver.Capabilities{Memory: true, Fork: true, Pause: true, Volumes: []driver.VolumeKind{driver.Tree}}
+	return driver.Capabilities{Memory: true, Fork: true, Pause: true, Prepare: Patched, Volumes: []driver.VolumeKind{driver.Tree}}
 }
 
 // Start implements driver.Driver.
@@ -68,14 +69,23 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, err e
 		return nil, err
 	}
 	defer guest.Close()
+	return d.become(ctx, spec, pipes.Conn{Duplex: host}, func(begin func(*machine) error) (*machine, error) {
+		return d.launch(ctx, spec, guest, begin)
+	})
+}
+
+// become starts a machine from its source. launch makes the machine, has begin bring it
+// to life, and leaves nothing if that fails. host is the host's end of the connection to
+// the agent.
+func (d *Driver) become(ctx context.Context, spec driver.Spec, host pipes.Conn, launch launcher) (*machine, error) {
 	if spec.Source.Runs() {
 		// The agent finds its connection ended, until Attach knocks.
 		if err := host.Close(); err != nil {
 			return nil, err
 		}
-		return d.proceed(ctx, spec, guest)
+		return d.proceed(ctx, spec, launch)
 	}
-	m, err := d.launch(ctx, spec, guest, func(m *machine) error {
+	m, err := launch(func(m *machine) error {
 		if err := m.box.StartRoot(m.conf, m.oci); err != nil {
 			return err
 		}
@@ -87,43 +97,31 @@ func (d *Driver) start(ctx context.Context, spec driver.Spec) (_ *machine, err e
 	if err != nil {
 		return nil, errors.Join(err, host.Close())
 	}
-	m.first.Store(&pipes.Conn{Duplex: host})
+	m.first.Store(&host)
 	return m, nil
 }
 
+type launcher func(begin func(*machine) error) (*machine, error)
+
 // proceed starts a machine that goes on with processes that ran before.
-func (d *Driver) proceed(ctx context.Context, spec driver.Spec, guest pipes.Guest) (*machine, error) {
-	dir, ready := spec.Source.Memory, func() error { return nil }
+func (d *Driver) proceed(ctx context.Context, spec driver.Spec, launch launcher) (*machine, error) {
+	load := func(m *machine) error { return m.load(spec.Source.Memory, spec, nil) }
 	if fork := spec.Source.Fork; fork != nil {
 		of, ok := fork.Of.(*machine)
 		if !ok {
 			return nil, fmt.Errorf("machine %s is another driver's", fork.Of.ID())
 		}
 		// It is saved while the new machine is made.
-		done := make(chan struct{})
-		var failed error
-		go func() {
-			defer close(done)
-			failed = of.Save(ctx, fork.Dir, driver.Saving{Memory: true})
-			fork.Saved(failed)
-		}()
-		defer func() { <-done }()
-		dir = fork.Dir
-		ready = func() error {
-			if <-done; failed != nil {
-				return failed
-			}
-			return checkImage(dir, spec)
+		save, err := of.fork(ctx, fork)
+		if err != nil {
+			return nil, err
 		}
-	} else if err := checkImage(dir, spec); err != nil {
+		defer save.wait()
+		load = func(m *machine) error { return save.load(m, spec) }
+	} else if err := checkImage(spec.Source.Memory, spec); err != nil {
 		return nil, err
 	}
-	return d.launch(ctx, spec, guest, func(m *machine) error {
-		if err := ready(); err != nil {
-			return err
-		}
-		return m.load(dir, spec.Processes)
-	})
+	return launch(load)
 }
 
 // network returns the namespace with the machine's interface, "" for none. The
@@ -140,12 +138,33 @@ func network(spec driver.Spec) (netns string, err error) {
 	return spec.Interfaces[0].NetNS, nil
 }
 
-// maxWeight is the kernel's own bound of a group's weight.
-const maxWeight = 10_000
+// maxWeight is the kernel's own bound of a group's weight. A machine in the background
+// has a tenth of the share of one vCPU: with less it might not start in time on a busy
+// host.
+const backgroundWeight, maxWeight = 10, 10_000
+
+// weight is the share of the CPU that a machine is started with.
+func weight(spec driver.Spec) int {
+	if spec.Background {
+		return backgroundWeight
+	}
+	return usualWeight(spec.VCPUs)
+}
+
+func usualWeight(vcpus int) int { return min(100*vcpus, maxWeight) }
 
 // launch makes a machine, puts it under its limits, and only then has begin
 // bring it to life. guest is the agent's ends of its pipes.
-func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest, begin func(*machine) error) (_ *machine, err error) {
+func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest, begin func(*machine) error) (*machine, error) {
+	m, err := d.assemble(ctx, spec, guest)
+	if err != nil {
+		return nil, err
+	}
+	return m, m.animate(ctx, spec, begin)
+}
+
+// assemble makes a machine and puts it under its limits. Its sentry waits.
+func (d *Driver) assemble(ctx context.Context, spec driver.Spec, guest pipes.Guest) (_ *machine, err error) {
 	dir := d.machineDir(spec.ID)
 	oci := ociSpec(spec, dir)
 	if err := writeBundle(dir, oci, len(spec.Volumes)); err != nil {
@@ -157,28 +176,20 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 		diskLimit: spec.DiskBytes,
 	}
 	defer func() {
-		if err == nil {
-			return
+		if err != nil {
+			err = d.dismantle(ctx, m, spec.Volumes, err)
 		}
-		aerr := d.abandon(ctx, spec.ID, m.proc, m.gofer)
-		if m.words != nil {
-			m.words.started()
-			if said := m.words.last(); said != "" {
-				err = fmt.Errorf("%w: %s", err, said)
-			}
-			m.words.close()
-		}
-		d.users.giveBack(m.user)
-		err = errors.Join(withMount(spec.Volumes, err), aerr)
 	}()
 	if m.pipes, err = guest.Names(); err != nil {
 		return nil, err
 	}
+	_, span := tracing.Start(ctx, tracing.MachineGroup)
+	defer func() { span.End(err) }() // whichever is under way
 	m.group, err = d.cfg.Cgroups.Create(spec.ID, cgroup.Limits{
 		CPUs:        spec.VCPUs,
 		MemoryBytes: spec.MemoryBytes + sentryMemory,
 		Processes:   spec.Processes,
-		Weight:      min(100*spec.VCPUs, maxWeight),
+		Weight:      weight(spec),
 	})
 	if err != nil {
 		return nil, err
@@ -201,15 +212,12 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 	if m.disk, err = dup(args.GoferFilestoreFiles[0]); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			m.disk.Close()
-		}
-	}()
 	if m.words, err = hearWords(dir, true); err != nil {
 		return nil, err
 	}
 	defer d.killLate(ctx, spec.ID)()
+	span.End(nil)
+	_, span = tracing.Start(ctx, tracing.MachineKernel)
 	if err := d.startProcesses(m, spec, args); err != nil {
 		return nil, late(ctx, err)
 	}
@@ -223,21 +231,52 @@ func (d *Driver) launch(ctx context.Context, spec driver.Spec, guest pipes.Guest
 	if err := m.limitProcesses(spec); err != nil {
 		return nil, err
 	}
+	return m, nil
+}
+
+// animate has begin bring an assembled machine to life. If that fails, nothing of it is
+// left.
+func (m *machine) animate(ctx context.Context, spec driver.Spec, begin func(*machine) error) (err error) {
+	defer func() {
+		if err != nil {
+			err = m.d.dismantle(ctx, m, spec.Volumes, err)
+		}
+	}()
+	defer m.d.killLate(ctx, m.id)()
+	_, span := tracing.Start(ctx, tracing.MachineBoot)
+	defer func() { span.End(err) }()
 	if err := m.save(); err != nil {
-		return nil, err
+		return err
 	}
 	// From here on sandboxed code runs.
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := begin(m); err != nil {
-		return nil, late(ctx, err)
+		return late(ctx, err)
 	}
 	if err := ctx.Err(); err != nil { // it may have been killed for that
-		return nil, err
+		return err
 	}
 	m.begin()
-	return m, nil
+	return nil
+}
+
+// dismantle removes what is there of a machine that cannot start, for the reason why.
+func (d *Driver) dismantle(ctx context.Context, m *machine, volumes []driver.Volume, why error) error {
+	if m.disk != nil {
+		m.disk.Close()
+	}
+	aerr := d.abandon(ctx, m.id, m.proc, m.gofer)
+	if m.words != nil {
+		m.words.started()
+		if said := m.words.last(); said != "" {
+			why = fmt.Errorf("%w: %s", why, said)
+		}
+		m.words.close()
+	}
+	d.users.giveBack(m.user)
+	return errors.Join(withMount(volumes, why), aerr)
 }
 
 // late names the end of ctx as the reason of what failed for it.

@@ -46,17 +46,32 @@ func TestDriver(t *testing.T) {
 					}),
 				}
 			},
-			Kill: func(t *testing.T, m driver.Machine) { sendTo(t, m, unix.SIGKILL) },
-			Hang: func(t *testing.T, m driver.Machine) { sendTo(t, m, unix.SIGSTOP) },
+			Kill: func(t *testing.T, m drivertest.Running) { sendTo(t, m, unix.SIGKILL) },
+			Hang: func(t *testing.T, m drivertest.Running) { sendTo(t, m, unix.SIGSTOP) },
 			Left: func(t *testing.T, id string) []string { return l.left(t, id) },
 		}
 	})
 }
 
-func sendTo(t *testing.T, m driver.Machine, sig unix.Signal) {
+func sendTo(t *testing.T, m drivertest.Running, sig unix.Signal) {
 	t.Helper()
-	if err := m.(*machine).proc.send(sig); err != nil {
+	if b, ok := m.(*blank); ok {
+		m = b.m
+	}
+	p := m.(*machine).proc
+	if err := p.send(sig); err != nil {
 		t.Fatal(err)
+	}
+	// On a busy host a sentry may still answer before it stops.
+	for sig == unix.SIGSTOP {
+		if stopped, err := p.isStopped(); err != nil {
+			t.Fatal(err)
+		} else if stopped {
+			return
+		}
+		if t.Context().Err() != nil {
+			t.Fatal("the sentry does not stop")
+		}
 	}
 }
 

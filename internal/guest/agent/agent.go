@@ -35,6 +35,7 @@ type Agent struct {
 	copying  context.Context
 	platform Platform
 	root     string // Platform.Root
+	accounts accounts
 	// protected is set if commands must be exposed; see Platform.
 	protected bool
 
@@ -152,6 +153,13 @@ func (a *Agent) processes() []*process {
 	return procs
 }
 
+// busy reports whether there is any process.
+func (a *Agent) busy() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.procs) > 0
+}
+
 func (a *Agent) process(id uint32) *process {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -198,7 +206,7 @@ func (a *Agent) start(l *wire.Link, id uint32, req *wire.Start) error {
 	setup, user := a.config()
 	creds := credentials{account: account{name: "root", home: "/root", shell: "/bin/sh"}, groups: []int{0}}
 	if !req.Root {
-		creds = lookup(a.root, user)
+		creds = a.accounts.lookup(a.root, user)
 	} else if st, err := os.Stat("/bin/bash"); err == nil && st.Mode().IsRegular() {
 		creds.shell = "/bin/bash"
 	}

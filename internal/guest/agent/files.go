@@ -53,7 +53,7 @@ func failure(err error) *wire.Failure {
 func (a *Agent) mkdir(req *wire.PathRequest) error {
 	setup, user := a.config()
 	name := absolute(absolute(setup.WorkDir, req.Cwd), req.Path)
-	return a.platform.As(lookup(a.root, user), func() error {
+	return a.platform.As(a.accounts.lookup(a.root, user), func() error {
 		err := unix.Mkdir(a.root+name, 0o777)
 		switch err {
 		case nil:
@@ -72,7 +72,7 @@ func (a *Agent) readFile(ctx context.Context, l *wire.Link, gate *wire.Gate, id 
 	name := absolute(absolute(setup.WorkDir, req.Cwd), req.Path)
 	var fd int
 	var size int64
-	err := a.platform.As(lookup(a.root, user), func() (err error) {
+	err := a.platform.As(a.accounts.lookup(a.root, user), func() (err error) {
 		fd, size, err = openRegular(a.root, name)
 		return err
 	})
@@ -214,7 +214,7 @@ func (a *Agent) writeTar(req *wire.PathRequest, r io.Reader) error {
 	if err := reach(dir); err != nil {
 		return fmt.Errorf("restore the working directory: %w", err)
 	}
-	return a.platform.As(lookup(a.root, user), func() error {
+	return a.platform.As(a.accounts.lookup(a.root, user), func() error {
 		x, err := newExtractor(a.root, dir)
 		if err != nil {
 			return err

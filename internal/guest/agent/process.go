@@ -33,6 +33,7 @@ type process struct {
 	timedOut bool
 	started  time.Time
 	endedAt  time.Time
+	deadline time.Time  // of the timeout; zero without
 	done     bool       // exit is complete
 	exit     wire.Exit  // valid when done
 	link     *wire.Link // the connection for the exit
@@ -94,8 +95,13 @@ func (p *process) open(req *wire.Start, creds *credentials) (child [3]*os.File, 
 		child[i+1] = w
 	}
 	if p.stdin == nil {
-		child[0], err = os.Open(os.DevNull)
-		return child, err
+		// Not os.Open, which tries whether the file can be polled.
+		fd, err := openRetry(unix.AT_FDCWD, os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return child, &os.PathError{Op: "open", Path: os.DevNull, Err: err}
+		}
+		child[0] = os.NewFile(uintptr(fd), os.DevNull)
+		return child, nil
 	}
 	child[0], p.stdin.file, err = newStdinPipe()
 	return child, err
@@ -153,6 +159,9 @@ func (p *process) exited(status unix.WaitStatus) {
 func (p *process) follow(ctx context.Context, timeout time.Duration) {
 	defer context.AfterFunc(ctx, p.closeFiles)()
 	if timeout > 0 {
+		p.mu.Lock()
+		p.deadline = time.Now().Add(timeout)
+		p.mu.Unlock()
 		timer := time.AfterFunc(timeout, func() { p.signal(unix.SIGKILL, true) })
 		defer timer.Stop()
 	}
@@ -321,6 +330,9 @@ func (p *process) state(have wire.ResumePoint) wire.ProcessState {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.PID, s.Ended = p.pid, p.done
+	if !p.done && !p.deadline.IsZero() {
+		s.TimeoutMillis = max(1, time.Until(p.deadline).Milliseconds())
+	}
 	return s
 }
 

@@ -93,6 +93,8 @@ func (s *session) frame(h wire.Header) error {
 		return decode(s, h, s.resume)
 	case wire.TypeRenew:
 		return decode(s, h, s.renew)
+	case wire.TypeIdentify:
+		return decode(s, h, s.identify)
 	case wire.TypeStart:
 		return decode(s, h, func(id uint32, req *wire.Start) error {
 			return s.begin(id, req.Validate(), nil, func() error { return s.a.start(s.l, id, req) })
@@ -225,6 +227,40 @@ func (s *session) renew(id uint32, req *wire.Setup) error {
 	return s.prepare(id, req, p)
 }
 
+// identify gives a sandbox that was set up in advance its name and environment. No command
+// may be running.
+func (s *session) identify(id uint32, req *wire.Identity) error {
+	if err := s.claim(id); err != nil {
+		return err
+	}
+	if err := req.Validate(); err != nil {
+		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailInvalid, "%v", err))
+	}
+	setup, user := s.a.config()
+	if s.a.busy() {
+		return s.reply(id, wire.Reply{}, wire.Failf(wire.FailBusy, "commands run already"))
+	}
+	p := newPreparer(s.a.platform)
+	if err := p.identify(*req); err != nil {
+		return s.reply(id, wire.Reply{}, err)
+	}
+	next := *setup
+	next.Hostname, next.Env, next.Resolv = req.Hostname, req.Env, req.Resolv
+	s.a.mu.Lock()
+	s.a.setup = &next
+	s.a.mu.Unlock()
+	return s.reply(id, wire.Reply{Info: info(user, p.warnings)}, nil)
+}
+
+// info describes the agent after it was set up.
+func info(user account, warnings []string) *wire.Info {
+	return &wire.Info{
+		Version: wire.Version,
+		PID:     os.Getpid(),
+		User:    wire.User{Name: user.name, UID: user.uid, GID: user.gid}, Warnings: warnings,
+	}
+}
+
 // prepare applies a Setup and replies.
 func (s *session) prepare(id uint32, req *wire.Setup, p *preparer) error {
 	user, err := p.prepare(req)
@@ -235,11 +271,7 @@ func (s *session) prepare(id uint32, req *wire.Setup, p *preparer) error {
 	s.a.setup, s.a.user = req, user
 	s.a.mu.Unlock()
 	s.ready = true
-	return s.reply(id, wire.Reply{Info: &wire.Info{
-		Version: wire.Version,
-		PID:     os.Getpid(),
-		User:    wire.User{Name: user.name, UID: user.uid, GID: user.gid}, Warnings: p.warnings,
-	}}, nil)
+	return s.reply(id, wire.Reply{Info: info(user, p.warnings)}, nil)
 }
 
 // resume sends a listing of the processes. After the listing it continues their output.

@@ -51,21 +51,13 @@ func (p *preparer) warn(what string, err error) {
 // prepare applies a Setup and returns the default user. It does not fail because of any
 // file of the sandbox.
 func (p *preparer) prepare(s *wire.Setup) (account, error) {
-	if err := p.platform.SetHostname(s.Hostname); err != nil {
-		return account{}, fmt.Errorf("set the hostname: %w", err)
+	if err := p.identify(wire.Identity{Hostname: s.Hostname, Resolv: s.Resolv}); err != nil {
+		return account{}, err
 	}
 	if s.Processes > 0 && !p.again {
 		if err := p.platform.LimitProcesses(s.Processes); err != nil {
 			return account{}, fmt.Errorf("limit processes: %w", err)
 		}
-	}
-	// The hostname has its own line, because the first name in a line is the full
-	// name that "hostname -f" shows.
-	hosts := "127.0.0.1\tlocalhost\n127.0.0.1\t" + s.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n::1\t" + s.Hostname + "\n"
-	p.warn("hosts", p.file("/etc/hosts", hosts, 0o644))
-	p.warn("hostname", p.file("/etc/hostname", s.Hostname+"\n", 0o644))
-	if len(s.Resolv) > 0 {
-		p.warn("resolvers", p.file("/etc/resolv.conf", strings.Join(s.Resolv, "\n")+"\n", 0o644))
 	}
 	p.warn("mtab", p.mtab())
 	user := p.user(s.User)
@@ -80,6 +72,22 @@ func (p *preparer) prepare(s *wire.Setup) (account, error) {
 	p.trust(s.Authorities)
 	p.warn("working directory", p.dir(s.WorkDir, user.uid, user.gid))
 	return user, nil
+}
+
+// identify sets the names of the sandbox, and its resolvers.
+func (p *preparer) identify(i wire.Identity) error {
+	if err := p.platform.SetHostname(i.Hostname); err != nil {
+		return fmt.Errorf("set the hostname: %w", err)
+	}
+	// The hostname has its own line, because the first name in a line is the full
+	// name that "hostname -f" shows.
+	hosts := "127.0.0.1\tlocalhost\n127.0.0.1\t" + i.Hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n::1\t" + i.Hostname + "\n"
+	p.warn("hosts", p.file("/etc/hosts", hosts, 0o644))
+	p.warn("hostname", p.file("/etc/hostname", i.Hostname+"\n", 0o644))
+	if len(i.Resolv) > 0 {
+		p.warn("resolvers", p.file("/etc/resolv.conf", strings.Join(i.Resolv, "\n")+"\n", 0o644))
+	}
+	return nil
 }
 
 // xattrs sets the extended attributes that the format of the image cannot store. It runs

@@ -39,7 +39,13 @@ func newSource(fd, capacity int) (*source, error) {
 // the process.
 func newPipeSource() (*source, *os.File, error) {
 	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return nil, nil, err
+	}
+	// The process's end is not for it to poll.
+	if _, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETFL, 0); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
 		return nil, nil, err
 	}
 	w := os.NewFile(uintptr(fds[1]), "pipe")
@@ -48,11 +54,6 @@ func newPipeSource() (*source, *os.File, error) {
 	capacity, err := unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	if err != nil {
 		capacity = pipeSize
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		unix.Close(fds[0])
-		w.Close()
-		return nil, nil, err
 	}
 	s, err := newSource(fds[0], capacity)
 	if err != nil {

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"path"
 	"strconv"
 	"strings"
@@ -90,7 +91,7 @@ func (l *launch) fork() (int, error) {
 		envv = append(envv, k+"="+v)
 	}
 	last := error(unix.ENOENT)
-	for _, file := range l.candidates() {
+	for file := range l.candidates() {
 		pid, err := l.exec(file, argv, envv)
 		if err == nil {
 			return pid, nil
@@ -118,24 +119,31 @@ func (l *launch) exec(file string, argv, envv []string) (int, error) {
 		Sys:   &syscall.SysProcAttr{Setsid: true, Setctty: l.tty},
 	}
 	attr.Sys.Credential = l.platform.Credential(l.creds)
+	if l.platform.Alone() {
+		pid, err := vforkExec(file, argv, attr)
+		if !errors.Is(err, errNoVfork) {
+			return pid, err
+		}
+	}
 	return syscall.ForkExec(file, argv, attr)
 }
 
 // candidates returns the files that the name of the command can mean, in the order of
-// PATH.
-func (l *launch) candidates() []string {
-	if strings.Contains(l.name, "/") {
-		return []string{l.absolute(l.name)}
-	}
-	var files []string
-	for dir := range strings.SplitSeq(l.env["PATH"], ":") {
-		file := path.Join(l.absolute(dir), l.name)
-		var st unix.Stat_t
-		if unix.Stat(file, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
-			files = append(files, file)
+// PATH. The next one is looked for only if the last could not be executed.
+func (l *launch) candidates() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if strings.Contains(l.name, "/") {
+			yield(l.absolute(l.name))
+			return
+		}
+		for dir := range strings.SplitSeq(l.env["PATH"], ":") {
+			file := path.Join(l.absolute(dir), l.name)
+			var st unix.Stat_t
+			if unix.Stat(file, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && !yield(file) {
+				return
+			}
 		}
 	}
-	return files
 }
 
 // absolute returns the path of a name in the sandbox. With a platform that has a root, a

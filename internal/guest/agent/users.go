@@ -2,8 +2,12 @@ package agent
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // accountFileLimit limits the size of /etc/passwd and /etc/group. Root in the sandbox
@@ -77,8 +81,50 @@ type credentials struct {
 	groups []int
 }
 
+// accounts looks up the accounts of the sandbox. It reads their files only when one has
+// changed since.
+type accounts struct {
+	mu            sync.Mutex
+	passwd, group stamp
+	of            account // the account that was asked for
+	found         credentials
+}
+
+// stamp changes with every change of a file.
+type stamp struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+func stampOf(path string) (stamp, bool) {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return stamp{}, false
+	}
+	return stamp{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, true
+}
+
 // lookup returns the current account of fallback.name. So a usermod in one command
 // applies to the next. If the account is missing, lookup returns fallback.
+func (a *accounts) lookup(root string, fallback account) credentials {
+	passwd, ok := stampOf(root + "/etc/passwd")
+	group, ok2 := stampOf(root + "/etc/group")
+	if !ok || !ok2 {
+		return lookup(root, fallback)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.passwd != passwd || a.group != group || a.of != fallback {
+		// A change that comes after the stamps is found by the next lookup.
+		a.passwd, a.group, a.of, a.found = passwd, group, fallback, lookup(root, fallback)
+	}
+	found := a.found
+	found.groups = slices.Clone(found.groups)
+	return found
+}
+
+// lookup reads the files.
 func lookup(root string, fallback account) credentials {
 	acct := fallback
 	if b, err := readRegular(root+"/etc/passwd", accountFileLimit); err == nil {

@@ -34,6 +34,7 @@
 //	Setup      host   JSON Setup            first frame of the first connection
 //	Resume     host   JSON Resume           first frame of every later one; Listing
 //	Renew      host   JSON Setup            first frame in a restored sandbox, instead of Resume
+//	Identify   host   JSON Identity         give a sandbox that was set up in advance its name and environment
 //	Start      host   JSON Start            run a command
 //	WriteTar   host   JSON PathRequest      extract the Data of stream 0 until EOF
 //	ReadFile   host   JSON PathRequest      Reply with the size, then Data of stream 1, then EOF
@@ -70,6 +71,12 @@
 // streams continue: those of Resume, within the output that the guest still has. Then
 // the guest sends the rest of the output. It also sends the Exit again, until Forget.
 // Standard input, uploads and downloads end with their connection.
+//
+// # Sandboxes that are set up in advance
+//
+// A host may set up a sandbox, and run commands in it, before it knows which session will
+// use it. Identify gives it a name, an environment and resolvers that replace those of Setup.
+// It fails while a command runs.
 //
 // # Renewal
 //

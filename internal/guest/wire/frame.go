@@ -65,6 +65,7 @@ const (
 	TypeListing
 	TypeRenew
 	TypeRelieve
+	TypeIdentify
 	typeEnd
 )
 
@@ -92,6 +93,7 @@ var payloadBounds = [typeEnd]struct{ min, max uint32 }{
 	TypeListing:  {2, maxListing},
 	TypeRenew:    {2, maxRequest},
 	TypeRelieve:  {0, 0},
+	TypeIdentify: {2, maxRequest},
 }
 
 // MaxPayload returns the maximum payload of a frame of type t. It is 0 for an unknown

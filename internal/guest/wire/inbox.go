@@ -35,6 +35,7 @@ type inStream struct {
 	received int64
 	consumed int64
 	acked    int64 // last Ack to the sender
+	again    int64 // of what the sender sends next, this much was received before
 	open     bool
 }
 
@@ -79,12 +80,32 @@ func (in *Inbox) StartAt(stream uint8, offset int64) {
 	in.stream[stream] = inStream{received: offset, consumed: offset, acked: offset, open: true}
 }
 
+// Restart prepares a stream for a new connection of the sender, and returns the last
+// acknowledged offset, from which the sender must go on: it must not drop what has been
+// received and not acknowledged. The Inbox drops what it receives again.
+func (in *Inbox) Restart(stream uint8) int64 {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	s := &in.stream[stream]
+	s.again = s.received - s.acked
+	return s.acked
+}
+
 // Fill reads the payload of a Data frame. Its error wraps errFrame if the sender
 // violated the protocol.
 func (in *Inbox) Fill(l *Link, h Header) error {
 	n := int(h.Length)
 	in.mu.Lock()
 	s := &in.stream[h.Stream]
+	if again := min(s.again, int64(n)); again > 0 {
+		s.again -= again
+		n -= int(again)
+		in.mu.Unlock()
+		if err := l.Discard(uint32(again)); err != nil || n == 0 {
+			return err
+		}
+		in.mu.Lock()
+	}
 	switch {
 	case !s.open:
 		in.mu.Unlock()
@@ -94,7 +115,7 @@ func (in *Inbox) Fill(l *Link, h Header) error {
 		return fmt.Errorf("%w: data beyond the window", errFrame)
 	case in.err != nil:
 		in.mu.Unlock()
-		return l.Discard(h.Length)
+		return l.Discard(uint32(n))
 	}
 	for n > 0 {
 		b := in.tail(n)

@@ -28,7 +28,7 @@ type Setup struct {
 	Xattrs Xattrs `json:"xattrs,omitempty"`
 	// Authorities are certificate authorities for the sandbox to trust.
 	Authorities []Authority `json:"authorities,omitempty"`
-	// Resolv is the lines of /etc/resolv.conf. If empty, the file stays.
+	// Resolv has the lines of /etc/resolv.conf. If it is empty, the file is not changed.
 	Resolv []string `json:"resolv,omitempty"`
 	// Processes, if positive, limits the processes and threads in the sandbox.
 	Processes int `json:"processes,omitempty"`
@@ -55,13 +55,36 @@ func (a *Authority) valid() bool {
 	return a.Name != "" && !strings.ContainsAny(a.Name+a.Hash, "/\x00") && a.Hash != "" && strings.HasSuffix(a.PEM, "\n")
 }
 
+// Identity is the part of a Setup that differs between sandboxes of the same image.
+type Identity struct {
+	Hostname string            `json:"hostname"`
+	Env      map[string]string `json:"env,omitempty"`
+	// Resolv has the lines of /etc/resolv.conf. If it is empty, the file is not changed.
+	Resolv []string `json:"resolv,omitempty"`
+}
+
+// Validate reports what is wrong with i.
+func (i *Identity) Validate() error {
+	if i.Hostname == "" || len(i.Hostname) > 63 || strings.ContainsAny(i.Hostname, " \t\r\n\x00/") {
+		return fmt.Errorf("hostname %q is not a DNS label", i.Hostname)
+	}
+	for _, line := range i.Resolv {
+		if strings.ContainsAny(line, "\n\x00") {
+			return fmt.Errorf("resolv.conf line %q contains a line break or a NUL byte", line)
+		}
+	}
+	return nil
+}
+
 // Validate reports what is wrong with s.
 func (s *Setup) Validate() error {
+	identity := Identity{Hostname: s.Hostname, Resolv: s.Resolv}
+	if err := identity.Validate(); err != nil {
+		return err
+	}
 	switch {
 	case s.Version != Version:
 		return fmt.Errorf("protocol version %d, want %d", s.Version, Version)
-	case s.Hostname == "" || len(s.Hostname) > 63 || strings.ContainsAny(s.Hostname, " \t\r\n\x00/"):
-		return fmt.Errorf("hostname %q is not a DNS label", s.Hostname)
 	case s.User.Name == "" || strings.ContainsAny(s.User.Name, ":\n\x00/ ") || s.User.UID <= 0 || s.User.GID <= 0:
 		return fmt.Errorf("user %q %d:%d is not an unprivileged account", s.User.Name, s.User.UID, s.User.GID)
 	case !strings.HasPrefix(s.WorkDir, "/") || strings.ContainsRune(s.WorkDir, 0):
@@ -72,11 +95,6 @@ func (s *Setup) Validate() error {
 	for _, a := range s.Authorities {
 		if !a.valid() {
 			return fmt.Errorf("authority %q is malformed", a.Name)
-		}
-	}
-	for _, line := range s.Resolv {
-		if strings.ContainsAny(line, "\n\x00") {
-			return fmt.Errorf("resolv.conf line %q contains a line break or a NUL byte", line)
 		}
 	}
 	return nil
@@ -216,6 +234,8 @@ type ProcessState struct {
 	// Stdout and Stderr are the offsets at which the streams continue.
 	Stdout int64 `json:"stdout"`
 	Stderr int64 `json:"stderr"`
+	// TimeoutMillis is the rest of Start.TimeoutMillis, 0 if there is no timeout.
+	TimeoutMillis int64 `json:"timeout,omitempty"`
 }
 
 // ProcessStates is a listing of at most MaxProcesses processes.

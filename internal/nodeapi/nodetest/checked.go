@@ -68,6 +68,18 @@ func (c *checked) Resume(ctx context.Context, id string) error {
 	return err
 }
 
+func (c *checked) Meters(ctx context.Context) (map[string]nodeapi.Meter, error) {
+	m, err := c.Node.Meters(ctx)
+	c.error(ctx, "Meters", err)
+	return m, err
+}
+
+func (c *checked) SetIdle(ctx context.Context, id string, mode skerry.IdleMode) error {
+	err := c.Node.SetIdle(ctx, id, mode)
+	c.error(ctx, "SetIdle", err)
+	return err
+}
+
 func (c *checked) SetDeadline(ctx context.Context, id string, left time.Duration) error {
 	err := c.Node.SetDeadline(ctx, id, left)
 	c.error(ctx, "SetDeadline", err)

@@ -23,6 +23,7 @@ var sessionTests = map[string]func(*suite){
 	"start ends":  (*suite).startEnds,
 	"lost":        (*suite).lost,
 	"pause":       (*suite).pause,
+	"meters":      (*suite).meters,
 	"recover":     (*suite).recover,
 	"retain":      (*suite).retain,
 	"network":     (*suite).network,
@@ -52,6 +53,7 @@ func (s *suite) onSession(id, command string) map[string]func(context.Context) e
 		"Pause":       func(ctx context.Context) error { return s.Node.Pause(ctx, id) },
 		"Resume":      func(ctx context.Context) error { return s.Node.Resume(ctx, id) },
 		"SetDeadline": func(ctx context.Context) error { return s.Node.SetDeadline(ctx, id, time.Hour) },
+		"SetIdle":     func(ctx context.Context) error { return s.Node.SetIdle(ctx, id, skerry.IdleNever) },
 		"Snapshot":    func(ctx context.Context) error { _, err := s.Node.Snapshot(ctx, id, nodeapi.Saving{}); return err },
 	}
 }
@@ -215,6 +217,36 @@ func (s *suite) pause() {
 	s.until(r, "two\n")
 	s.ok(s.Node.Pause(s.ctx, id))
 	s.stop(id) // also one that is paused
+}
+
+// meters are of the sessions that run. They only grow, but for the memory.
+func (s *suite) meters() {
+	one, two := s.start(), s.start()
+	s.ok(s.Node.Pause(s.ctx, two))
+	before, err := s.Node.Meters(s.ctx)
+	s.ok(err)
+	id, r := s.exec(one, sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"))
+	s.all(r)
+	s.exit(one, id)
+	after, err := s.Node.Meters(s.ctx)
+	s.ok(err)
+	for _, id := range []string{one, two} {
+		b, bok := before[id]
+		a, aok := after[id]
+		if !bok || !aok || a.MemoryBytes < 0 || a.ActiveCPU < b.ActiveCPU || a.IngressBytes < b.IngressBytes || a.EgressBytes < b.EgressBytes {
+			s.Errorf("session %s has used %+v (%v), later %+v (%v)", id, b, bok, a, aok)
+		}
+	}
+	used, err := s.Node.Stop(s.ctx, one)
+	s.ok(err)
+	if used.ActiveCPU < after[one].ActiveCPU {
+		s.Errorf("at its end session %s had used %+v, before %+v", one, used, after[one])
+	}
+	left, err := s.Node.Meters(s.ctx)
+	s.ok(err)
+	if _, is := left[one]; is || len(left) != 1 {
+		s.Errorf("after the end of session %s there are meters of %v", one, left)
+	}
 }
 
 // recover takes over the sessions that are wanted, and ends the others.

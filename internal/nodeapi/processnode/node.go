@@ -37,12 +37,13 @@ type Point string
 
 // The points. Except at Saved, nothing has been done yet.
 const (
-	Start Point = "start"
-	Stop  Point = "stop"
-	Exec  Point = "exec"
-	Save  Point = "save"  // before Snapshot copies the files
-	Saved Point = "saved" // when they are copied, but Snapshot has not returned
-	Keep  Point = "keep"
+	Start   Point = "start"
+	Stop    Point = "stop"
+	Exec    Point = "exec"
+	Save    Point = "save"  // before Snapshot copies the files
+	Saved   Point = "saved" // when they are copied, but Snapshot has not returned
+	Keep    Point = "keep"
+	SetIdle Point = "set_idle"
 )
 
 // Hook runs at a Point, with the id of the session or, at Keep, of the capture. It
@@ -115,6 +116,7 @@ type session struct {
 	ended     bool
 	deadline  time.Time
 	paused    bool
+	idle      skerry.IdleState
 	commands  map[string]*command
 	terminals map[*terminal]struct{}
 	conns     map[*conn]struct{}
@@ -470,6 +472,9 @@ func (n *Node) listEvents(after eventlog.Place, limit int) []nodeapi.Event {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		events := []nodeapi.Event{own}
+		if s.idle != "" {
+			events = append(events, nodeapi.Event{Kind: nodeapi.SessionAsleep, SessionID: id, Hibernated: s.idle == skerry.IdleHibernated})
+		}
 		for cmd, c := range s.commands {
 			events = append(events, c.event(id, cmd))
 		}
@@ -547,6 +552,18 @@ func (n *Node) setPaused(id string, paused bool) error {
 	return nil
 }
 
+// Meters implements nodeapi.Sessions. All sessions use the same.
+func (n *Node) Meters(ctx context.Context) (_ map[string]nodeapi.Meter, err error) {
+	defer edge(ctx, &err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	meters := map[string]nodeapi.Meter{}
+	for id := range n.sessions {
+		meters[id] = nodeapi.Meter{Usage: used, MemoryBytes: 1 << 20}
+	}
+	return meters, nil
+}
+
 // SetDeadline implements nodeapi.Sessions. The node enforces no deadlines.
 func (n *Node) SetDeadline(ctx context.Context, id string, left time.Duration) (err error) {
 	defer edge(ctx, &err)
@@ -558,6 +575,50 @@ func (n *Node) SetDeadline(ctx context.Context, id string, left time.Duration) (
 	defer s.mu.Unlock()
 	s.deadline = time.Now().Add(left)
 	return nil
+}
+
+// SetIdle implements nodeapi.Sessions. The node pauses no session by itself.
+func (n *Node) SetIdle(ctx context.Context, id string, mode skerry.IdleMode) (err error) {
+	defer edge(ctx, &err)
+	s, err := n.session(id)
+	if err != nil {
+		return err
+	}
+	if err := n.reach(ctx, SetIdle, id); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spec.Idle = mode
+	return nil
+}
+
+// Sleep tells that a session is asleep, or awake again if state is "". Nothing happens to
+// it.
+func (n *Node) Sleep(id string, state skerry.IdleState) {
+	s, err := n.session(id)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	s.idle = state
+	s.mu.Unlock()
+	kind := nodeapi.SessionAwake
+	if state != "" {
+		kind = nodeapi.SessionAsleep
+	}
+	n.events.Append(nodeapi.Event{Kind: kind, SessionID: id, Hibernated: state == skerry.IdleHibernated})
+}
+
+// Idle returns a session's mode.
+func (n *Node) Idle(id string) skerry.IdleMode {
+	s, err := n.session(id)
+	if err != nil {
+		return ""
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spec.Idle
 }
 
 // TimeLeft returns how long a session may run on.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // ClientConfig configures a Client.
@@ -222,6 +223,9 @@ func (f *flight) roundTrip(method string, body io.Reader) (*http.Response, error
 		return nil, f.lost(err)
 	}
 	req.Header.Set(headerCall, f.id)
+	if span := tracing.Traceparent(f.caller); span != "" {
+		req.Header.Set(tracing.Header, span)
+	}
 	if d, ok := f.caller.Deadline(); ok {
 		req.Header.Set(headerTimeout, strconv.FormatInt(int64(time.Until(d)), 10))
 	}
@@ -324,6 +328,16 @@ func (c *Client) Resume(ctx context.Context, id string) error {
 // SetDeadline implements nodeapi.Node.
 func (c *Client) SetDeadline(ctx context.Context, id string, left time.Duration) error {
 	return c.do(ctx, "deadline", deadlineArgs{id, left})
+}
+
+// Meters implements nodeapi.Node.
+func (c *Client) Meters(ctx context.Context) (map[string]nodeapi.Meter, error) {
+	return invoke[map[string]nodeapi.Meter](ctx, c, "meters", nothing{}, maxHead)
+}
+
+// SetIdle implements nodeapi.Node.
+func (c *Client) SetIdle(ctx context.Context, id string, mode skerry.IdleMode) error {
+	return c.do(ctx, "idle", idleArgs{id, mode})
 }
 
 // Recover implements nodeapi.Node.

@@ -12,7 +12,8 @@
 // The header Skerry-Timeout has the nanoseconds until the caller's deadline. The
 // header Skerry-Call has the id of the call: the method "cancel" ends the context of
 // the call with that id, whose answer is still waited for. A stream that is reset
-// has been given up: its call ends, and so does what it returned.
+// has been given up: its call ends, and so does what it returned. Traceparent (W3C
+// Trace Context) names the span that the call belongs to.
 //
 // Most methods have one JSON document as their request and one as their answer
 // (answer). The others use frames in a body, or in both:
@@ -391,6 +392,10 @@ type (
 	deadlineArgs struct {
 		ID   string
 		Left time.Duration
+	}
+	idleArgs struct {
+		ID   string
+		Mode skerry.IdleMode
 	}
 	networkArgs struct {
 		ID      string

@@ -16,6 +16,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
 // ServerConfig configures a Server.
@@ -28,6 +29,8 @@ type ServerConfig struct {
 	// Hello is what the server says of its node; Protocol is filled in.
 	Hello Hello
 	Log   *slog.Logger // required
+	// Tracer continues the traces of calls; nil for not at all.
+	Tracer *tracing.Tracer
 
 	timing timing // the constants, but in tests
 }
@@ -117,14 +120,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer c.end()
+	if !known(name) {
+		s.refuse(w)
+		return
+	}
+	var span tracing.Span
+	c.ctx, span = s.cfg.Tracer.Call(c.ctx, "remote."+name, r.Header.Get(tracing.Header))
+	defer span.End(nil)
 	if m, ok := calls[name]; ok {
 		c.answer(m)
-	} else if serve, ok := streams[name]; ok {
-		serve(c)
 	} else {
-		s.refuse(w)
+		streams[name](c)
 	}
 }
+
+// known reports whether there is such a method.
+func known(name string) bool { return calls[name].run != nil || streams[name] != nil }
 
 func (s *Server) refuse(w http.ResponseWriter) {
 	http.Error(w, fmt.Sprintf("this node speaks version %d of the protocol", Protocol), http.StatusNotFound)
@@ -246,6 +257,10 @@ func init() { // the server's own methods are among them
 		"deadline": act(func(ctx context.Context, n nodeapi.Node, in deadlineArgs) error {
 			return n.SetDeadline(ctx, in.ID, in.Left)
 		}),
+		"meters": method(func(ctx context.Context, s *Server, _ nothing) (map[string]nodeapi.Meter, error) {
+			return s.cfg.Node.Meters(ctx)
+		}),
+		"idle": act(func(ctx context.Context, n nodeapi.Node, in idleArgs) error { return n.SetIdle(ctx, in.ID, in.Mode) }),
 		"recover": listing(func(ctx context.Context, s *Server, in keepArgs) ([]string, error) {
 			return s.cfg.Node.Recover(ctx, in.Keep)
 		}),

@@ -5,6 +5,8 @@ import { randomBytes } from "node:crypto";
 
 import { Sandbox } from "@vercel/sandbox";
 
+export { Sandbox };
+
 const wanted = ["SKERRY_URL", "SKERRY_TOKEN", "SKERRY_TEAM", "SKERRY_PROJECT"];
 const missing = wanted.filter((name) => !process.env[name]);
 if (missing.length > 0) {

@@ -400,8 +400,12 @@ test("calls while a snapshot is taken wait for the next session", async (t) => {
   assert.deepEqual([later.status, later.json.error.code], [410, "sandbox_stopped"]);
 
   // The SDK meets whichever of these there is, and goes on where it was saved.
+  // What starts before the snapshot is taken ends with its session, so the
+  // command waits until the snapshot has begun.
   const again = await get(sandbox.name, { resume: true });
   const next = again.snapshot();
+  const taken = `/v2/sandboxes/sessions/${again.currentSession().sessionId}`;
+  while ((await api("GET", taken)).json.session.status === "running");
   assert.equal(await sh(await get(sandbox.name), "cat file"), "kept");
   await next;
 });

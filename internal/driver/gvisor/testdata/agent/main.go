@@ -33,6 +33,8 @@ func main() {
 		mapped()
 	case os.Args[1] == "count":
 		count()
+	case os.Args[1] == "change":
+		change(os.Args[2])
 	case os.Args[1] == "relieve":
 		fmt.Println("relieved")
 	case os.Args[1] == "sleep":
@@ -131,9 +133,9 @@ func do(verb string, args []string) string {
 			}
 		}
 		return strings.Join(seen, " ")
-	case "count":
+	case "count", "change":
 		// A process of its own that writes down how far it has come.
-		return fmt.Sprint(exec.Command("/proc/self/exe", "count", args[0]).Start())
+		return fmt.Sprint(exec.Command("/proc/self/exe", verb, args[0]).Start())
 	case "read":
 		b, err := os.ReadFile(args[0])
 		return fmt.Sprintf("%s %v", b, err)
