@@ -46,17 +46,27 @@ func (c *command) get() skerry.Command {
 	return c.cmd
 }
 
-// end records how the command ended, once.
-func (c *command) end(code int, after time.Duration) (skerry.Command, bool) {
+// save has the command written as it is now. The lock is held, so that a command
+// that ends meanwhile is not written as one that runs.
+func (c *command) save(to *saver) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	to.save(c.cmd)
+}
+
+// end records how the command ended, and has that written, once. Whoever waits for
+// the end is told afterwards, and so finds it in a list.
+func (c *command) end(code int, after time.Duration, to *saver) (first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cmd.Finished() {
-		return c.cmd, false
+		return false
 	}
 	c.cmd.ExitCode = &code
 	c.cmd.Duration = skerry.Duration(after)
+	to.save(c.cmd)
 	close(c.done)
-	return c.cmd, true
+	return true
 }
 
 // execTimeout bounds the start of a command; it takes milliseconds unless the
@@ -113,7 +123,7 @@ func (c *commands) RunCommand(ctx context.Context, scope skerry.Scope, sessionID
 	if first.Args == nil {
 		first.Args = []string{}
 	}
-	c.saver.save(cmd.get())
+	cmd.save(c.saver)
 	c.expected.confirmCommand(id)
 	return &first, output, nil
 }
@@ -125,9 +135,8 @@ func (s *session) expect(cmd *command) {
 		if exit == nil {
 			exit = &nodeapi.Exit{Code: lostExitCode, Duration: time.Since(first.StartedAt.Time)}
 		}
-		if last, once := cmd.end(exit.Code, exit.Duration); once {
-			s.saver.save(last)
-			s.retire(last.ID)
+		if cmd.end(exit.Code, exit.Duration, s.saver) {
+			s.retire(first.ID)
 		}
 	})
 }
@@ -170,9 +179,8 @@ func (s *session) disown(id string) {
 func (s *session) endCommands() {
 	for _, cmd := range s.commands.all() {
 		now := cmd.get()
-		if last, first := cmd.end(lostExitCode, time.Since(now.StartedAt.Time)); first {
-			s.saver.save(last)
-			s.commands.remove(last.ID)
+		if cmd.end(lostExitCode, time.Since(now.StartedAt.Time), s.saver) {
+			s.commands.remove(now.ID)
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,4 +81,39 @@ func TestSaverKeepsTheOrder(t *testing.T) {
 	if !slices.Equal(written, want) {
 		t.Errorf("written were %v", written)
 	}
+}
+
+// TestEndIsWrittenLast ends commands while their beginning is saved: whoever is told
+// of the end finds the command ended in the store.
+func TestEndIsWrittenLast(t *testing.T) {
+	h := &lastStore{}
+	s := newSaver(h, slog.New(slog.DiscardHandler), time.Millisecond)
+	for n := range 20000 {
+		cmd := &command{done: make(chan struct{}), cmd: skerry.Command{ID: fmt.Sprint(n)}}
+		var begun sync.WaitGroup
+		begun.Go(func() { cmd.save(s) })
+		go cmd.end(3, time.Second, s)
+		<-cmd.done
+		begun.Wait()
+		if err := s.flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.last.Load(); got.ID != fmt.Sprint(n) || !got.Finished() {
+			t.Fatalf("the store has %+v", got)
+		}
+	}
+	if err := s.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// lastStore keeps the newest command.
+type lastStore struct {
+	Store
+	last atomic.Pointer[skerry.Command]
+}
+
+func (l *lastStore) SaveCommands(_ context.Context, cmds []skerry.Command) error {
+	l.last.Store(&cmds[len(cmds)-1])
+	return nil
 }
