@@ -2,12 +2,14 @@
 // end of the first command in the fork, of an idle sandbox, and of one with a warm Python
 // and a warm Node.js process; beside it, in the same run, a plain creation with its
 // first command. With -resume it measures resumes of stopped sandboxes in the same
-// way, with -stall how long the source of a fork stands still. It needs SKERRY_URL and the
-// rest of the SDK's environment.
+// way, with -stall how long the source of a fork stands still, with -together forks that
+// are asked for at once. It needs SKERRY_URL and the rest of the SDK's environment, and
+// SKERRY_METRICS to count saves.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -16,6 +18,9 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/skerry-dev/skerry/bench/meter"
 	"github.com/skerry-dev/skerry/client"
 )
 
@@ -30,6 +35,8 @@ type bench struct {
 	runs int
 	// pause is the time before each measurement.
 	pause time.Duration
+	// together is the number of forks at once, 0 for one after the other.
+	together int
 }
 
 func main() {
@@ -38,6 +45,7 @@ func main() {
 	flag.DurationVar(&b.pause, "pause", 0, "time before each measurement, in which the server can make machines ready")
 	sizes := flag.String("resume", "", "MB of changes, comma-separated: measure resumes in place of forks")
 	stall := flag.Bool("stall", false, "measure how long the source of a fork stands still, in place of forks")
+	flag.IntVar(&b.together, "together", 0, "number of forks that are asked for at once, in place of one")
 	flag.Parse()
 	if err := b.run(context.Background(), *sizes, *stall); err != nil {
 		fmt.Fprintln(os.Stderr, "memory:", err)
@@ -133,11 +141,68 @@ func (b *bench) forks(ctx context.Context, source *client.Sandbox) error {
 		return err
 	}
 	defer idle.Delete(context.WithoutCancel(ctx))
+	if b.together > 0 {
+		return b.crowds(ctx, map[string]*client.Sandbox{"idle": idle, "warm": source})
+	}
 	return b.turns(ctx, []row{
 		{name: "create → first command", begin: create},
 		{name: "memory fork, idle source → first command", begin: fork(idle)},
 		{name: "memory fork, warm source → first command", begin: fork(source)},
 	})
+}
+
+// crowds measures forks that are asked for at once, from the first call to the end of the
+// first command in the last one.
+func (b *bench) crowds(ctx context.Context, sources map[string]*client.Sandbox) error {
+	for name, source := range sources {
+		r := row{name: fmt.Sprintf("%d memory forks at once, %s source", b.together, name)}
+		saves, err := b.saves(ctx)
+		if err != nil {
+			return err
+		}
+		for range b.runs {
+			time.Sleep(b.pause)
+			all, ctx := errgroup.WithContext(ctx)
+			forks := make([]*client.Sandbox, b.together)
+			start := time.Now()
+			for i := range forks {
+				all.Go(func() (err error) {
+					if forks[i], err = source.Fork(ctx, client.ForkOptions{Memory: true}); err != nil {
+						return err
+					}
+					return forks[i].Command(ctx, "true").Run()
+				})
+			}
+			err := all.Wait()
+			r.times = append(r.times, time.Since(start))
+			for _, fork := range forks {
+				if fork != nil {
+					err = errors.Join(err, fork.Delete(context.WithoutCancel(ctx)))
+				}
+			}
+			if err != nil {
+				return err
+			}
+		}
+		r.print()
+		after, err := b.saves(ctx)
+		if err != nil {
+			return err
+		}
+		if after > 0 {
+			fmt.Printf("  %.1f saves for each %d forks\n", (after-saves)/float64(b.runs), b.together)
+		}
+	}
+	return nil
+}
+
+// saves returns how many saves the server has made, 0 if its metrics are not known.
+func (b *bench) saves(ctx context.Context) (float64, error) {
+	url := os.Getenv("SKERRY_METRICS")
+	if url == "" {
+		return 0, nil
+	}
+	return meter.Metric(ctx, url, `skerry_phase_duration_seconds_count{phase="save.machine",result="ok"}`)
 }
 
 // resumes measures resumes of stopped sandboxes with so many MB of changes.

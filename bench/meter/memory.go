@@ -66,7 +66,9 @@ func (m *Meter) Server(ctx context.Context) (s Server, err error) {
 		*d.count = len(entries)
 	}
 	if url := os.Getenv("SKERRY_METRICS"); url != "" {
-		s.Goroutines, err = goroutines(ctx, url)
+		var n float64
+		n, err = Metric(ctx, url, "go_goroutines")
+		s.Goroutines = int(n)
 	}
 	return s, err
 }
@@ -93,7 +95,8 @@ func field(file, name string) (int64, error) {
 	return 0, fmt.Errorf("%s has no %s: %w", file, name, os.ErrNotExist)
 }
 
-func goroutines(ctx context.Context, url string) (int, error) {
+// Metric reads a metric of the server, by its name with labels, from its metrics' address.
+func Metric(ctx context.Context, url, name string) (float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
@@ -108,11 +111,11 @@ func goroutines(ctx context.Context, url string) (int, error) {
 		return 0, err
 	}
 	for line := range bytes.Lines(b) {
-		if f := bytes.Fields(line); len(f) == 2 && string(f[0]) == "go_goroutines" {
-			return strconv.Atoi(string(f[1]))
+		if f := bytes.Fields(line); len(f) == 2 && string(f[0]) == name {
+			return strconv.ParseFloat(string(f[1]), 64)
 		}
 	}
-	return 0, fmt.Errorf("%s has no go_goroutines", url)
+	return 0, fmt.Errorf("%s has no %s", url, name)
 }
 
 // Peak calls measure again and again until it is asked for the largest value.

@@ -81,7 +81,7 @@ func New(session string) (*Meter, error) {
 		}
 		return m, nil
 	}
-	return nil, fmt.Errorf("session %s has no sentry on this machine", session)
+	return nil, fmt.Errorf("session %s has no sentry of its name on this machine: is its server elsewhere, or has it warm sandboxes (serve --warm 0)?", session)
 }
 
 // groups finds the control groups, by the folder in /proc of a session's sentry.

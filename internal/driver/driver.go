@@ -116,27 +116,25 @@ type Source struct {
 	// and MemoryBytes must be as they were (CodeBadRequest), and so must the
 	// driver's version (skerry.CodeSnapshotIncompatible).
 	Memory string
-	// Fork is a running machine. The rest of the specification must be the same as
-	// its own.
-	Fork *Fork
+	// Fork is a save of a running machine of the same driver. The rest of the
+	// specification must be the same as that machine's own. Start returns without an
+	// error only if the save has succeeded.
+	Fork Fork
 }
 
 // Runs reports whether the machine continues processes that ran before. Their guest
 // agent has lost its connection, and the caller must renew it.
 func (s Source) Runs() bool { return s.Memory != "" || s.Fork != nil }
 
-// Fork is a running machine that another one starts from. It goes on itself.
-type Fork struct {
-	Of Machine
-	// Dir is an empty folder. It gets what a Save of Of with memory writes, by the
-	// time that Start returns without an error.
-	Dir string
-	// GoesOn is called when Of goes on, which may be before it has been saved
-	// completely. It is called at most once, and before Saved.
-	GoesOn func()
-	// Saved is called once Of has been saved, with the error if that failed. It is
-	// called at most once, and before Start returns.
-	Saved func(error)
+// Fork is a save of a running machine with its memory. Any number of machines start from
+// it, also while it is under way. The running machine goes on.
+type Fork interface {
+	// Standing reports whether the running machine has done nothing yet that will not be
+	// saved. Whoever wants it as it is now can start from this Fork then.
+	Standing() bool
+	// Done is closed when the save has ended. Err is its error, valid after that.
+	Done() <-chan struct{}
+	Err() error
 }
 
 // Interface is a network interface of the host's that becomes the machine's.
@@ -244,6 +242,9 @@ type Machine interface {
 	// the machine is as before. It fails with an UnsavableError if the machine is
 	// why.
 	Save(ctx context.Context, dir string, how Saving) error
+	// Fork begins a Save with memory into dir. goesOn is called once, when the machine
+	// goes on or the save has failed, and before the save is done. ctx ends the save.
+	Fork(ctx context.Context, dir string, goesOn func()) (Fork, error)
 	// Format is that of what Save writes. A machine that an earlier process started
 	// may have another one than its driver.
 	Format(memory bool) Format

@@ -135,6 +135,9 @@ func (a *absent) Attach(context.Context) (net.Conn, error) { return nil, errAbse
 // Save implements driver.Machine.
 func (a *absent) Save(context.Context, string, driver.Saving) error { return errAbsent }
 
+// Fork implements driver.Machine.
+func (a *absent) Fork(context.Context, string, func()) (driver.Fork, error) { return nil, errAbsent }
+
 // SaveSize implements driver.Machine.
 func (a *absent) SaveSize(bool) (int64, error) { return 0, errAbsent }
 

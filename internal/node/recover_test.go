@@ -77,6 +77,10 @@ func (m *earlier) Stop(context.Context) error {
 
 func (m *earlier) SaveSize(bool) (int64, error) { return m.size, nil }
 
+func (m *earlier) Fork(context.Context, string, func()) (driver.Fork, error) {
+	return nil, errors.New("not here")
+}
+
 func (m *earlier) Format(bool) driver.Format { return driver.Format{Driver: "earlier"} }
 
 // Save writes a part of what it should, and the rest unless it fails.

@@ -64,9 +64,10 @@ type session struct {
 	reason string
 
 	// saving is held while a snapshot is taken, so snapshots are taken one after
-	// the other. standing is held while the machine is paused, resumed or saved.
+	// the other. forks share theirs. standing is held while the machine is paused, resumed or saved.
 	// policing is held while the network policy changes.
 	saving   gate
+	forks    forks
 	standing gate
 	policing sync.Mutex
 	// unleased is true once the lease is released. owed is the policy that is to be
@@ -143,6 +144,7 @@ func newSession(n *Node, id string) *session {
 		id:        id,
 		dir:       n.dir(id),
 		saving:    newGate(),
+		forks:     forks{gate: newGate()},
 		standing:  newGate(),
 		ending:    newGate(),
 		trust:     trust{trying: newGate()},

@@ -58,47 +58,6 @@ func (n *Node) source(ctx context.Context, spec nodeapi.SessionSpec) (*source, e
 	return from, nil
 }
 
-// forkSource has a session start from the present state of another one, which the
-// driver saves. What was saved is the capture, once the start has succeeded.
-func (n *Node) forkSource(ctx context.Context, of, captureID string) (_ *source, err error) {
-	to, err := n.captured(captureID)
-	if err != nil {
-		return nil, err
-	}
-	s, done, err := n.use(ctx, of)
-	if err != nil {
-		return nil, err
-	}
-	fail := func(err error) error { return s.failure(notSaved(fmt.Errorf("save session %s: %w", of, err))) }
-	save, err := s.beginSave(ctx, nodeapi.Saving{Memory: true})
-	if err != nil {
-		done()
-		return nil, fail(err)
-	}
-	var failure error
-	return &source{
-		Source: driver.Source{Fork: &driver.Fork{Of: s.machine(), Dir: save.dir, GoesOn: s.nudge, Saved: func(err error) {
-			failure = err
-			save.end()
-		}}},
-		agent: s.agent,
-		end: func(err error) error {
-			save.end() // the driver may not have come to it
-			done()
-			switch {
-			case failure != nil:
-				err = fail(failure)
-			case err == nil:
-				err = os.Rename(save.dir, to)
-			}
-			if err != nil {
-				return errors.Join(err, os.RemoveAll(save.dir))
-			}
-			return nil
-		},
-	}, nil
-}
-
 // wokenFile is in the same folder as the driver's files of a memory snapshot. It
 // has the data for waking up the agent.
 const wokenFile = "session.json"

@@ -64,6 +64,7 @@ func Run(t *testing.T, open func(t *testing.T) *Lab) {
 		{"Hold", hold},
 		{"Memory", memory},
 		{"Fork", fork},
+		{"ForkShared", forkShared},
 		{"Pause", pause},
 		{"Activity", activity},
 		{"Killed", killed},
@@ -341,50 +342,6 @@ func memory(t *testing.T, l *Lab) {
 	copied := l.start(t, "woken", driver.Source{Memory: dir})
 	copied.goesOn("n", n)
 	b.goesOn("n", most)
-}
-
-func fork(t *testing.T, l *Lab) {
-	b := l.start(t, "parent", driver.Source{})
-	if !l.Driver.Capabilities().Fork {
-		spec := l.Spec("child")
-		spec.Source.Fork = &driver.Fork{Of: b.Machine, Dir: t.TempDir(), GoesOn: func() {}, Saved: func(error) {}}
-		if _, err := l.Driver.Start(within(t, patience), spec); err == nil {
-			t.Error("the driver forks, but says otherwise")
-		}
-		b.answers()
-		return
-	}
-	b.command("count", "n")
-	n := b.goesOn("n", 0)
-	dir := t.TempDir()
-	went, saved := 0, 0
-	child := l.start(t, "child", driver.Source{Fork: &driver.Fork{Of: b.Machine, Dir: dir, GoesOn: func() { went++ }, Saved: func(err error) {
-		if saved++; err != nil {
-			t.Error(err)
-		}
-	}}})
-	if went != 1 || saved != 1 {
-		t.Errorf("GoesOn was called %d times, Saved %d times", went, saved)
-	}
-	child.goesOn("n", n)
-	b.goesOn("n", n)
-	l.start(t, "later", driver.Source{Memory: dir}).goesOn("n", n)
-	// A machine that has ended cannot be forked.
-	l.Kill(t, b.Machine)
-	<-b.Done()
-	spec := l.Spec("orphan")
-	saved = 0
-	spec.Source.Fork = &driver.Fork{Of: b.Machine, Dir: t.TempDir(), GoesOn: func() {}, Saved: func(err error) {
-		if saved++; err == nil {
-			t.Error("a machine that has ended is saved")
-		}
-	}}
-	if _, err := l.Driver.Start(within(t, patience), spec); err == nil || saved > 1 {
-		t.Errorf("a machine that has ended is forked: %v, saved %d times", err, saved)
-	}
-	if left := l.Left(t, "orphan"); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
 }
 
 func pause(t *testing.T, l *Lab) {

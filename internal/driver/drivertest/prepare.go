@@ -81,15 +81,8 @@ func prepare(t *testing.T, l *Lab) {
 	}
 	fresh.command("count", "n")
 	n := fresh.goesOn("n", 0)
-	fork := func(dir string) driver.Source {
-		return driver.Source{Fork: &driver.Fork{Of: fresh.Machine, Dir: dir, GoesOn: func() {}, Saved: func(err error) {
-			if err != nil {
-				t.Error(err)
-			}
-		}}}
-	}
 	dir := t.TempDir()
-	child := l.become(t, "child", fork(dir))
+	child := l.become(t, "child", driver.Source{Fork: fresh.fork(dir, func() {})})
 	n = child.goesOn("n", n)
 	child.says("changed", "read", "file")
 	// What it has become can be saved like any other.

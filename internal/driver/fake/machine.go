@@ -178,6 +178,11 @@ func (m *Machine) Save(ctx context.Context, dir string, how driver.Saving) (err 
 	return tar(ctx, append(args, "-cf", filepath.Join(dir, filesName), ".")...)
 }
 
+// Fork implements driver.Machine.
+func (m *Machine) Fork(context.Context, string, func()) (driver.Fork, error) {
+	return nil, errNoMemory
+}
+
 // SaveSize implements driver.Machine.
 func (m *Machine) SaveSize(bool) (size int64, err error) {
 	err = filepath.WalkDir(m.Root(), func(_ string, e fs.DirEntry, err error) error {

@@ -3,20 +3,29 @@ package gvisor
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/skerry-dev/skerry/internal/driver"
 )
 
-// progress hears from a sentry that it has written all but the pages of a save, and goes on.
+// progress hears from a sentry that saves itself: it writes a byte before it goes on, and
+// another one when it has written all but the pages.
 type progress struct {
 	// told is the sentry's end of a pipe.
 	told, heard *os.File
-	// begun is closed when the sentry has told, or when it will not any more. Then early
+	pipe        syscall.RawConn
+	// begun is closed when the sentry has told all, or when it will not any more. Then early
 	// says whether it was the former.
 	begun chan struct{}
 	early bool
+
+	mu sync.Mutex
+	// moved is set when the sentry has told that it goes on, or when it will not any more.
+	moved bool
 }
 
 // newProgress calls goesOn when the sentry goes on, at the end at the latest.
@@ -26,13 +35,54 @@ func newProgress(goesOn func()) (*progress, error) {
 		return nil, err
 	}
 	p := &progress{told: told, heard: heard, begun: make(chan struct{})}
+	if p.pipe, err = heard.SyscallConn(); err != nil {
+		return nil, errors.Join(err, told.Close(), heard.Close())
+	}
 	go func() {
 		defer close(p.begun)
-		_, err := io.ReadFull(heard, make([]byte, 1))
-		p.early = err == nil
+		p.early = p.hear() && p.hear()
 		goesOn()
 	}()
 	return p, nil
+}
+
+// hear waits for a byte. It reports false if none comes any more.
+func (p *progress) hear() (heard bool) {
+	err := p.pipe.Read(func(fd uintptr) (done bool) {
+		// standing looks at the pipe either before the byte is taken out, or when moved
+		// says so.
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		n, err := unix.Read(int(fd), make([]byte, 1))
+		if err == unix.EAGAIN || err == unix.EINTR {
+			return false
+		}
+		p.moved, heard = true, n == 1
+		return true
+	})
+	if err != nil {
+		p.mu.Lock()
+		p.moved = true
+		p.mu.Unlock()
+	}
+	return heard
+}
+
+// standing reports whether the sentry has not told yet that it goes on. It looks itself: a
+// program's output may be with a client before hear has run.
+func (p *progress) standing() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.moved {
+		return false
+	}
+	waiting := -1
+	err := p.pipe.Control(func(fd uintptr) {
+		if n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ); err == nil {
+			waiting = n
+		}
+	})
+	return err == nil && waiting == 0
 }
 
 // end ends it when the save has ended. The sentry may keep its end of the pipe.
@@ -41,68 +91,90 @@ func (p *progress) end() {
 	<-p.begun
 }
 
-// forking is the save of a machine that another one starts from. The other one loads the
-// state of the kernel while the pages of the memory are still being written.
+// forking is the save of a machine that other ones start from. They load the state of its
+// kernel while the pages of its memory are still being written. It implements driver.Fork.
 type forking struct {
 	*progress
+	dir string
+	// tells says whether the sentry tells before it goes on: others do not have the patch,
+	// or an earlier version of it.
+	tells bool
 	// done is closed when the save has ended. Then err is its error.
 	done chan struct{}
 	err  error
-	// gate lets the other machine read the pages. It gets a byte if all have been written.
-	gate, pass *os.File
 }
 
-// fork begins to save the machine for another one.
-func (m *machine) fork(ctx context.Context, fork *driver.Fork) (*forking, error) {
-	gate, pass, err := os.Pipe()
+// Fork implements driver.Machine.
+func (m *machine) Fork(ctx context.Context, dir string, goesOn func()) (driver.Fork, error) {
+	p, err := newProgress(goesOn)
 	if err != nil {
 		return nil, err
 	}
-	p, err := newProgress(fork.GoesOn)
-	if err != nil {
-		return nil, errors.Join(err, gate.Close(), pass.Close())
-	}
-	f := &forking{progress: p, done: make(chan struct{}), gate: gate, pass: pass}
+	f := &forking{progress: p, dir: dir, tells: Patched && m.sentry == sentryVersion(), done: make(chan struct{})}
 	go func() {
 		defer close(f.done)
-		defer f.pass.Close()
-		f.err = m.saveTelling(ctx, fork.Dir, driver.Saving{Memory: true}, p.told)
+		f.err = m.saveTelling(ctx, dir, driver.Saving{Memory: true}, p.told)
 		p.end()
-		fork.Saved(f.err)
-		if f.err == nil {
-			_, _ = f.pass.Write([]byte{1}) // if nobody reads, load says why
-		}
 	}()
 	return f, nil
 }
 
+// Standing implements driver.Fork.
+func (f *forking) Standing() bool { return f.tells && f.standing() }
+
+// Done implements driver.Fork.
+func (f *forking) Done() <-chan struct{} { return f.done }
+
+// Err implements driver.Fork.
+func (f *forking) Err() error { return f.err }
+
 // load has another machine load what is saved.
-func (f *forking) load(m *machine, spec driver.Spec) error {
-	<-f.begun
+func (f *forking) load(ctx context.Context, m *machine, spec driver.Spec) error {
+	select {
+	case <-f.begun:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if !f.early {
-		if <-f.done; f.err != nil {
-			return f.err
+		if err := f.wait(ctx); err != nil {
+			return err
 		}
 	}
-	dir := spec.Source.Fork.Dir
-	err := checkImage(dir, spec)
+	err := checkImage(f.dir, spec)
 	if err == nil {
-		// The machine takes the gate.
-		gate := f.gate
-		f.gate = nil
-		err = m.load(dir, spec, gate)
+		err = f.loadEarly(ctx, m, spec)
 	}
 	// Without all of its pages it is none.
-	if <-f.done; f.err != nil {
-		return f.err
+	if err := f.wait(ctx); err != nil {
+		return err
 	}
 	return err
 }
 
-// wait returns when the save has ended.
-func (f *forking) wait() {
-	<-f.done
-	if f.gate != nil {
-		f.gate.Close()
+// loadEarly has another machine load what is saved, while pages may still be written.
+func (f *forking) loadEarly(ctx context.Context, m *machine, spec driver.Spec) error {
+	// The machine reads pages when it gets a byte, and gives up when it gets none.
+	gate, pass, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	var opened sync.WaitGroup
+	opened.Go(func() {
+		defer pass.Close()
+		if f.wait(ctx) == nil {
+			_, _ = pass.Write([]byte{1}) // if nobody reads, load says why
+		}
+	})
+	defer opened.Wait()
+	return m.load(f.dir, spec, gate)
+}
+
+// wait returns when the save has ended, with its error.
+func (f *forking) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }

@@ -347,27 +347,26 @@ func TestForkWithoutRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	saved := make(chan error, 1)
-	fork := func(id, dir string) (driver.Machine, error) {
+	fork := func(id, dir string) (child driver.Machine, saved, err error) {
+		save, err := m.Fork(t.Context(), dir, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
 		spec := l.spec(id)
-		spec.Source.Fork = &driver.Fork{Of: m, Dir: dir, GoesOn: func() {}, Saved: func(err error) { saved <- err }}
-		return l.Start(t.Context(), spec)
+		spec.Source.Fork = save
+		child, err = l.Start(t.Context(), spec)
+		<-save.Done()
+		return child, save.Err(), err
 	}
-	if _, err := fork("failed", dir); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("a fork without room: %v", err)
-	}
-	if err := <-saved; !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("a save without room: %v", err)
+	if _, saved, err := fork("failed", dir); !errors.Is(err, unix.ENOSPC) || !errors.Is(saved, unix.ENOSPC) {
+		t.Errorf("a fork without room: %v, its save: %v", err, saved)
 	}
 	l.assertNothingLeft(t, "failed")
 	nonce, n := countsAnew(t, g, 0)
 	assertCounts(t, g, nonce, n)
-	child, err := fork("forked", t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := <-saved; err != nil {
-		t.Error(err)
+	child, saved, err := fork("forked", t.TempDir())
+	if err != nil || saved != nil {
+		t.Fatal(err, saved)
 	}
 	if err := child.Stop(t.Context()); err != nil {
 		t.Error(err)

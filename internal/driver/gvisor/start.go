@@ -106,18 +106,12 @@ type launcher func(begin func(*machine) error) (*machine, error)
 // proceed starts a machine that goes on with processes that ran before.
 func (d *Driver) proceed(ctx context.Context, spec driver.Spec, launch launcher) (*machine, error) {
 	load := func(m *machine) error { return m.load(spec.Source.Memory, spec, nil) }
-	if fork := spec.Source.Fork; fork != nil {
-		of, ok := fork.Of.(*machine)
+	if spec.Source.Fork != nil {
+		save, ok := spec.Source.Fork.(*forking)
 		if !ok {
-			return nil, fmt.Errorf("machine %s is another driver's", fork.Of.ID())
+			return nil, errors.New("the machine that is to be forked is another driver's")
 		}
-		// It is saved while the new machine is made.
-		save, err := of.fork(ctx, fork)
-		if err != nil {
-			return nil, err
-		}
-		defer save.wait()
-		load = func(m *machine) error { return save.load(m, spec) }
+		load = func(m *machine) error { return save.load(ctx, m, spec) }
 	} else if err := checkImage(spec.Source.Memory, spec); err != nil {
 		return nil, err
 	}

@@ -26,6 +26,15 @@ func run(args []string) error {
 		b, err := os.ReadFile(args[0])
 		fmt.Print(string(b))
 		return err
+	case "tally": // FILE: makes ever more files FILE1, FILE2, ... and tells their texts
+		for n := 1; ; n++ {
+			file, text := args[0]+strconv.Itoa(n), strconv.FormatInt(time.Now().UnixNano(), 10)
+			if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+				return err
+			}
+			fmt.Println(file, text)
+			time.Sleep(200 * time.Microsecond)
+		}
 	case "count": // FILE: writes ever higher numbers into it
 		for n := 1; ; n++ {
 			if err := os.WriteFile(args[0]+".new", []byte(strconv.Itoa(n)), 0o644); err != nil {

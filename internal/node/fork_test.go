@@ -1,0 +1,139 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/skerry-dev/skerry/internal/driver"
+)
+
+// forkable is a machine whose saves last until the test ends them.
+type forkable struct {
+	earlier
+	saves []*slowSave
+}
+
+type slowSave struct {
+	standing atomic.Bool
+	done     chan struct{}
+	err      error
+}
+
+func (m *forkable) Fork(ctx context.Context, dir string, goesOn func()) (driver.Fork, error) {
+	f := &slowSave{done: make(chan struct{})}
+	f.standing.Store(true)
+	m.saves = append(m.saves, f)
+	context.AfterFunc(ctx, func() {
+		select {
+		case <-f.done:
+		default:
+			f.finish(ctx.Err())
+		}
+	})
+	return f, os.WriteFile(filepath.Join(dir, "pages"), []byte{byte(len(m.saves))}, 0o600)
+}
+
+func (f *slowSave) finish(err error) {
+	f.err = err
+	f.standing.Store(false)
+	close(f.done)
+}
+
+func (f *slowSave) Standing() bool        { return f.standing.Load() }
+func (f *slowSave) Done() <-chan struct{} { return f.done }
+func (f *slowSave) Err() error            { return f.err }
+
+// TestForksShareASave has forks ask for a session before it goes on, and after.
+func TestForksShareASave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		n, err := New(Config{Dir: filepath.Join(dir, "sessions"), SnapshotWork: filepath.Join(dir, "work"), Driver: machines{}, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &forkable{}
+		s := newSession(n, "sbx_source")
+		s.enter(m, 0)
+		share := func() *forkSave {
+			f, err := s.shareSave(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}
+		first, second := share(), share()
+		if first != second || len(m.saves) != 1 {
+			t.Errorf("two forks of a session that stands still made %d saves", len(m.saves))
+		}
+		// The session goes on, while its pages are written.
+		m.saves[0].standing.Store(false)
+		late := make(chan *forkSave, 3)
+		for range 3 {
+			go func() { late <- share() }()
+		}
+		synctest.Wait()
+		if len(m.saves) != 1 {
+			t.Error("a save began before the last one had ended")
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.shareSave(gone); !errors.Is(err, context.Canceled) {
+			t.Errorf("a fork that is given up while it waits: %v", err)
+		}
+		m.saves[0].finish(nil)
+		third := <-late
+		if <-late != third || <-late != third || third == first || len(m.saves) != 2 {
+			t.Errorf("three forks that waited made %d saves", len(m.saves)-1)
+		}
+
+		capture := func(name string) string { return filepath.Join(n.cfg.SnapshotWork, name) }
+		for _, name := range []string{"one", "two"} {
+			if failure, err := first.leave(capture(name), nil); failure != nil || err != nil {
+				t.Error(failure, err)
+			}
+			b, err := os.ReadFile(filepath.Join(capture(name), "pages"))
+			if err != nil || !slices.Equal(b, []byte{1}) {
+				t.Errorf("capture %s has %v, %v", name, b, err)
+			}
+			if _, err := readWoken(capture(name)); err != nil {
+				t.Error(err)
+			}
+		}
+		// One start fails, which the others do not notice; then their save does.
+		broken := errors.New("no network")
+		if failure, err := third.leave("", broken); failure != nil || !errors.Is(err, broken) {
+			t.Errorf("a start that failed: %v, %v", failure, err)
+		}
+		if !m.saves[1].Standing() || !third.join() {
+			t.Error("the save has ended with the first of its forks")
+		}
+		full := errors.New("the disk is full")
+		m.saves[1].finish(full)
+		for range 3 {
+			if failure, err := third.leave(capture("three"), nil); failure != full || err != nil {
+				t.Errorf("a fork whose save failed: %v, %v", failure, err)
+			}
+		}
+		// A save that nobody waits for any more ends.
+		if failure, err := share().leave("", broken); failure != nil || !errors.Is(err, broken) {
+			t.Errorf("the only fork is given up: %v, %v", failure, err)
+		}
+		if last := m.saves[len(m.saves)-1]; !errors.Is(last.err, context.Canceled) || len(m.saves) != 3 {
+			t.Errorf("its save, of %d, ended with %v", len(m.saves), last.err)
+		}
+		left, err := os.ReadDir(n.cfg.SnapshotWork)
+		if err != nil || len(left) != 2 {
+			t.Errorf("left are %v, %v", left, err)
+		}
+		if err := s.saving.enter(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
