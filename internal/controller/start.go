@@ -65,6 +65,15 @@ func (c *sessions) bringUp(ctx context.Context, s *session, from basis) error {
 	if err != nil {
 		return err
 	}
+	if from.forkOf != "" {
+		// It is saved as it is now, and not when its turn comes; forks at once share that.
+		ctx, cancel := context.WithTimeout(ctx, c.cfg.StartTimeout)
+		err := c.node.Capture(ctx, from.forkOf, from.snapshot.ID)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
 	if err := c.awaitSlot(ctx); err != nil {
 		return err
 	}

@@ -34,6 +34,8 @@ func TestErrorsAtTheEdge(t *testing.T) {
 		"Resume":       func() error { return n.Resume(ctx, none) },
 		"SetNetwork":   func() error { return n.SetNetwork(ctx, none, nodeapi.NetworkSpec{}) },
 		"Snapshot":     func() error { _, err := n.Snapshot(ctx, m.id, nodeapi.Saving{Lease: "lease"}); return err },
+		"Capture":      func() error { return n.Capture(ctx, m.id, odd) },
+		"Capture none": func() error { return n.Capture(ctx, none, "capture") },
 		"Keep":         func() error { _, err := n.Keep(ctx, odd, "lease"); return err },
 		"Discard":      func() error { return n.Discard(ctx, odd) },
 		"Exec":         func() error { _, err := n.Exec(ctx, m.id, nodeapi.CommandSpec{ID: odd}, false); return err },

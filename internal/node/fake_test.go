@@ -169,6 +169,7 @@ func TestCapabilities(t *testing.T) {
 	refused("saving memory", err)
 	spec := nodeapi.SessionSpec{ID: skerry.NewID(skerry.PrefixSession), ForkOf: id, Capture: "capture"}
 	refused("a fork", n.Start(t.Context(), spec))
+	refused("a capture", n.Capture(t.Context(), id, "capture"))
 	spec.ForkOf, spec.Memory, spec.Snapshot = "", true, "m"
 	refused("a start from memory", n.Start(t.Context(), spec))
 	if got := runOn(t, n, id, "echo on"); got != "on\n" {

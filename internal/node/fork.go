@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/skerry-dev/skerry/internal/driver"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
@@ -35,37 +36,121 @@ type forkSave struct {
 	users int
 }
 
-// forkSource has a session start from the present state of another one. What was saved is
-// the capture, once the start has succeeded.
-func (n *Node) forkSource(ctx context.Context, of, captureID string) (_ *source, err error) {
+// capture is a fork's part in a save, until the fork has started or is given up.
+type capture struct {
+	of   *session
+	save *forkSave
+	// done lets the session fall asleep.
+	done func()
+	// expires gives the capture up.
+	expires *time.Timer
+}
+
+// captureWait is how long a capture waits for a session that starts from it.
+const captureWait = 2 * time.Minute
+
+// Capture implements nodeapi.Saver.
+func (n *Node) Capture(ctx context.Context, id, captureID string) (err error) {
+	defer edge(ctx, &err)
+	if _, err := n.captured(captureID); err != nil {
+		return err
+	}
+	if err := n.canStart(nodeapi.SessionSpec{ForkOf: id}); err != nil {
+		return err
+	}
+	c, err := n.beginCapture(ctx, id)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	keep := !n.closed && n.captures[captureID] == nil
+	if keep {
+		n.captures[captureID] = c
+		c.expires = time.AfterFunc(captureWait, func() {
+			if c := n.takeCapture(captureID); c != nil {
+				_ = c.giveUp() // the folder that stays is removed by the next process
+			}
+		})
+	}
+	n.mu.Unlock()
+	if keep {
+		return nil
+	}
+	defer c.done()
+	_, err = c.save.leave("", nil)
+	return err
+}
+
+func (n *Node) beginCapture(ctx context.Context, id string) (*capture, error) {
+	s, done, err := n.use(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	save, err := s.shareSave(ctx)
+	if err != nil {
+		done()
+		return nil, s.notForked(err)
+	}
+	return &capture{of: s, save: save, done: done}, nil
+}
+
+func (s *session) notForked(err error) error {
+	return s.failure(notSaved(fmt.Errorf("save session %s: %w", s.id, err)))
+}
+
+// takeCapture returns a capture that no session has started from, which the caller has to
+// end; nil if there is none.
+func (n *Node) takeCapture(captureID string) *capture {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := n.captures[captureID]
+	delete(n.captures, captureID)
+	return c
+}
+
+// end makes the folder of a capture, once a session has started from it.
+func (c *capture) end(folder string, started error) error {
+	if c.expires != nil {
+		c.expires.Stop()
+	}
+	defer c.done()
+	failure, err := c.save.leave(folder, started)
+	if failure != nil {
+		return errors.Join(c.of.notForked(failure), err)
+	}
+	return err
+}
+
+// giveUp ends a capture that no session starts from.
+func (c *capture) giveUp() error {
+	c.expires.Stop()
+	defer c.done()
+	_, err := c.save.leave("", nil)
+	return err
+}
+
+// forkSource has a session start from the present state of another one, or from that of an
+// earlier moment if it was captured then. What was saved is the capture, once the start has
+// succeeded.
+func (n *Node) forkSource(ctx context.Context, of, captureID string) (*source, error) {
 	to, err := n.captured(captureID)
 	if err != nil {
 		return nil, err
 	}
-	s, done, err := n.use(ctx, of)
-	if err != nil {
-		return nil, err
-	}
-	fail := func(err error) error { return s.failure(notSaved(fmt.Errorf("save session %s: %w", of, err))) }
-	f, err := s.shareSave(ctx)
-	if err != nil {
-		done()
-		return nil, fail(err)
+	c := n.takeCapture(captureID)
+	if c == nil {
+		if c, err = n.beginCapture(ctx, of); err != nil {
+			return nil, err
+		}
 	}
 	return &source{
-		Source: driver.Source{Fork: f.fork},
-		agent:  s.agent,
+		Source: driver.Source{Fork: c.save.fork},
+		agent:  c.of.agent,
 		end: func(err error) error {
-			defer done()
-			capture := to
 			if err != nil {
-				capture = ""
+				return c.end("", err)
 			}
-			failure, err := f.leave(capture, err)
-			if failure != nil {
-				return errors.Join(fail(failure), err)
-			}
-			return err
+			return c.end(to, nil)
 		},
 	}, nil
 }
@@ -116,7 +201,7 @@ func (f *forkSave) join() bool {
 	return true
 }
 
-// leave makes the capture of a fork that has started, or none. The last fork to leave takes
+// leave makes the folder of a capture, or none if it is "" or the start has failed. The last fork to leave takes
 // the files with it. It returns why the save failed, if it did, and another error.
 func (f *forkSave) leave(capture string, started error) (failure, err error) {
 	f.mu.Lock()

@@ -10,7 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/driver"
 )
 
@@ -134,6 +136,80 @@ func TestForksShareASave(t *testing.T) {
 		}
 		if err := s.saving.enter(t.Context()); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// TestCaptures has captures wait for sessions that start from them.
+func TestCaptures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		n, err := New(Config{Dir: filepath.Join(dir, "sessions"), SnapshotWork: filepath.Join(dir, "work"), Driver: machines{}, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &forkable{earlier: earlier{done: make(chan struct{})}}
+		s := newSession(n, skerry.NewID(skerry.PrefixSession))
+		s.enter(m, 0)
+		s.live = true
+		if err := n.add(s); err != nil {
+			t.Fatal(err)
+		}
+		users := func() int { s.mu.Lock(); defer s.mu.Unlock(); return s.idle.users }
+		begin := func(captures ...string) {
+			t.Helper()
+			for _, id := range captures {
+				if err := n.Capture(t.Context(), s.id, id); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		begin("one", "one", "two", "three", "four")
+		if len(m.saves) != 1 || users() != 4 {
+			t.Errorf("four captures made %d saves, and keep the session awake %d times", len(m.saves), users())
+		}
+		m.saves[0].finish(nil)
+		// A session starts later from what was captured.
+		from, err := n.forkSource(t.Context(), s.id, "one")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := from.end(nil); err != nil || from.Fork != m.saves[0] {
+			t.Errorf("the end of a start: %v", err)
+		}
+		if from, err = n.forkSource(t.Context(), s.id, "two"); err != nil {
+			t.Fatal(err)
+		}
+		broken := errors.New("no network")
+		if err := from.end(broken); !errors.Is(err, broken) {
+			t.Errorf("the end of a start that failed: %v", err)
+		}
+		if err := n.Discard(t.Context(), "three"); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(captureWait)
+		synctest.Wait()
+		if users() != 0 || len(n.captures) != 0 {
+			t.Errorf("%d captures keep the session awake, %d are left", users(), len(n.captures))
+		}
+		// A session that comes too late starts from what the other one is then.
+		if from, err = n.forkSource(t.Context(), s.id, "four"); err != nil || len(m.saves) != 2 {
+			t.Fatalf("%d saves, %v", len(m.saves), err)
+		}
+		m.saves[1].finish(nil)
+		if err := from.end(nil); err != nil {
+			t.Error(err)
+		}
+		begin("five")
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		if users() != 0 {
+			t.Error("a capture has outlived the node")
+		}
+		left, err := os.ReadDir(n.cfg.SnapshotWork)
+		if err != nil || len(left) != 2 || left[0].Name() != "four" || left[1].Name() != "one" {
+			t.Errorf("left are %v, %v", left, err)
 		}
 	})
 }

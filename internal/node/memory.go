@@ -34,6 +34,9 @@ func (n *Node) Discard(ctx context.Context, captureID string) (err error) {
 	if err != nil {
 		return err
 	}
+	if c := n.takeCapture(captureID); c != nil {
+		return c.giveUp()
+	}
 	return os.RemoveAll(dir)
 }
 

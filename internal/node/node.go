@@ -137,6 +137,8 @@ type Node struct {
 
 	mu       sync.Mutex
 	sessions map[string]*session
+	// captures are those that no session has started from yet.
+	captures map[string]*capture
 	closed   bool
 	// recovered is true once Recover has taken over the sessions of earlier
 	// processes.
@@ -171,7 +173,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("clear the folder for snapshots: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, recovering: newGate(), hibernating: newGate(), returning: make(chan struct{}, returnsAtOnce)}
+	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, captures: map[string]*capture{}, recovering: newGate(), hibernating: newGate(), returning: make(chan struct{}, returnsAtOnce)}
 	n.pool = newWarmPool(n, cfg.Warm)
 	n.events = eventlog.New(eventlog.Size, n.listEvents)
 	return n, nil
@@ -188,10 +190,13 @@ func (n *Node) Close() error {
 	n.work.Wait()
 	n.pool.close()
 	n.mu.Lock()
-	sessions := n.sessions
-	n.sessions = map[string]*session{}
+	sessions, captures := n.sessions, n.captures
+	n.sessions, n.captures = map[string]*session{}, map[string]*capture{}
 	n.mu.Unlock()
 	var errs []error
+	for _, c := range captures {
+		errs = append(errs, c.giveUp())
+	}
 	for _, s := range sessions {
 		errs = append(errs, s.detach())
 	}

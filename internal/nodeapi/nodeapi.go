@@ -117,6 +117,11 @@ type Saver interface {
 	// Snapshot saves the session for good, also one that is paused. If it
 	// fails the session goes on.
 	Snapshot(ctx context.Context, sessionID string, how Saving) (SavedFiles, error)
+	// Capture begins to save what a running session is now, for a session that will
+	// start as its fork with this capture (see SessionSpec). Without it, or if Start
+	// comes too late, Start saves what the session is then. Captures that are asked
+	// for at once share a save. It can be repeated; Discard ends it.
+	Capture(ctx context.Context, sessionID, captureID string) error
 	// Keep makes a snapshot of a capture (see SessionSpec) for a lease, Discard
 	// removes it.
 	Keep(ctx context.Context, captureID, lease string) (SavedFiles, error)
@@ -242,7 +247,7 @@ type SessionSpec struct {
 	Memory   bool
 	// ForkOf, if not "", is a running session of this node that the session
 	// goes on from in the place of a Snapshot with Memory. It goes on itself.
-	// What it is at this moment stays on the node as the capture of that id
+	// What it is at this moment, or was when Capture was called, stays on the node as the capture of that id
 	// until Keep or Discard, but not if Start fails, nor when the service ends.
 	ForkOf  string
 	Capture string

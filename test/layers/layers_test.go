@@ -53,7 +53,7 @@ var allowed = map[string]string{
 	"internal/controller/controllertest": "internal/controller internal/nodeapi/processnode internal/store",
 	"internal/servertest":                "internal/api internal/auth internal/controller internal/controller/controllertest",
 
-	"bench": "bench/meter bench/native client", "bench/hostile": "client", "bench/memory": "client", "bench/ingress": "internal/ingress",
+	"bench": "bench/meter bench/native client", "bench/hostile": "client", "bench/memory": "bench/meter client", "bench/ingress": "internal/ingress",
 	"bench/paths": "bench/meter client", "bench/scale": "bench/meter client", "bench/streams": "bench/meter client", "bench/workloads": "bench/meter bench/native client",
 	"bench/wake": "bench/meter client", "test/soak": "client",
 	"test/conformance/ts/issuer": "internal/egress/oidc",

@@ -116,6 +116,12 @@ func (c *checked) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (
 	return saved, err
 }
 
+func (c *checked) Capture(ctx context.Context, id, capture string) error {
+	err := c.Node.Capture(ctx, id, capture)
+	c.error(ctx, "Capture", err)
+	return err
+}
+
 func (c *checked) Keep(ctx context.Context, id, lease string) (nodeapi.SavedFiles, error) {
 	saved, err := c.Node.Keep(ctx, id, lease)
 	c.error(ctx, "Keep", err)

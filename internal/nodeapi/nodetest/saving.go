@@ -151,14 +151,16 @@ func (s *suite) fork() {
 	id := s.start()
 	s.run(id, "echo here > file")
 	spec := s.spec(func(spec *nodeapi.SessionSpec) { spec.ForkOf, spec.Capture = id, skerry.NewID(skerry.PrefixSnapshot) })
+	captured := s.Node.Capture(s.ctx, id, spec.Capture)
 	err := s.Node.Start(s.ctx, spec)
 	if s.lacks(Forks) {
-		if err == nil {
+		if err == nil || captured == nil {
 			s.Error("what the implementation is said to lack works")
 		}
 		s.run(id, "true")
 		return
 	}
+	s.ok(captured)
 	s.ok(err)
 	s.run(id, "echo there > file")
 	if got := s.run(spec.ID, "cat file"); got != "here\n" {
@@ -174,6 +176,14 @@ func (s *suite) fork() {
 	for range 2 {
 		s.ok(s.Node.Discard(s.ctx, spec.Capture))
 	}
+	unused := skerry.NewID(skerry.PrefixSnapshot)
+	for range 2 {
+		s.ok(s.Node.Capture(s.ctx, id, unused))
+	}
+	for range 2 {
+		s.ok(s.Node.Discard(s.ctx, unused))
+	}
+	s.code("Capture nothing", s.Node.Capture(s.ctx, skerry.NewID(skerry.PrefixSession), unused), skerry.CodeNotFound)
 	s.code("Start as a fork of nothing", s.Node.Start(s.ctx, s.spec(func(spec *nodeapi.SessionSpec) {
 		spec.ForkOf, spec.Capture = skerry.NewID(skerry.PrefixSession), skerry.NewID(skerry.PrefixSnapshot)
 	})), skerry.CodeNotFound)

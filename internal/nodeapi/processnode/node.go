@@ -43,10 +43,11 @@ const (
 	Save    Point = "save"  // before Snapshot copies the files
 	Saved   Point = "saved" // when they are copied, but Snapshot has not returned
 	Keep    Point = "keep"
+	Capture Point = "capture"
 	SetIdle Point = "set_idle"
 )
 
-// Hook runs at a Point, with the id of the session or, at Keep, of the capture. It
+// Hook runs at a Point, with the id of the session or, at Keep and Capture, of the capture. It
 // may wait. If it returns an error, the operation fails with it.
 type Hook func(ctx context.Context, id string) error
 

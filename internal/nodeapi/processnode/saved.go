@@ -109,6 +109,16 @@ func treeSize(dir string) (size int64, err error) {
 	return size, err
 }
 
+// Capture implements nodeapi.Saver: Start saves a session as fast.
+func (n *Node) Capture(ctx context.Context, sessionID, captureID string) (err error) {
+	defer edge(ctx, &err)
+	if err := n.reach(ctx, Capture, captureID); err != nil {
+		return err
+	}
+	_, err = n.find(sessionID)
+	return err
+}
+
 // Keep implements nodeapi.Saver.
 func (n *Node) Keep(ctx context.Context, id, lease string) (_ nodeapi.SavedFiles, err error) {
 	defer edge(ctx, &err)

@@ -366,6 +366,11 @@ func (c *Client) Snapshot(ctx context.Context, id string, how nodeapi.Saving) (n
 	return invoke[nodeapi.SavedFiles](ctx, c, "snapshot", snapshotArgs{id, how}, maxHead)
 }
 
+// Capture implements nodeapi.Node.
+func (c *Client) Capture(ctx context.Context, id, captureID string) error {
+	return c.do(ctx, "capture", captureArgs{id, captureID})
+}
+
 // Keep implements nodeapi.Node.
 func (c *Client) Keep(ctx context.Context, captureID, lease string) (nodeapi.SavedFiles, error) {
 	return invoke[nodeapi.SavedFiles](ctx, c, "keep", keepCaptureArgs{captureID, lease}, maxHead)

@@ -410,6 +410,7 @@ type (
 		ID  string
 		How nodeapi.Saving
 	}
+	captureArgs     struct{ ID, Capture string }
 	keepCaptureArgs struct{ ID, Lease string }
 	driveArgs       struct {
 		ID, From string

@@ -277,6 +277,9 @@ func init() { // the server's own methods are among them
 		"snapshot": method(func(ctx context.Context, s *Server, in snapshotArgs) (nodeapi.SavedFiles, error) {
 			return s.cfg.Node.Snapshot(ctx, in.ID, in.How)
 		}),
+		"capture": act(func(ctx context.Context, n nodeapi.Node, in captureArgs) error {
+			return n.Capture(ctx, in.ID, in.Capture)
+		}),
 		"keep": method(func(ctx context.Context, s *Server, in keepCaptureArgs) (nodeapi.SavedFiles, error) {
 			return s.cfg.Node.Keep(ctx, in.ID, in.Lease)
 		}),
