@@ -55,6 +55,8 @@ func TestStartFillsTheDisk(t *testing.T) {
 	}{
 		{"the disk has room", false, other, skerry.CodeInternal},
 		{"the machine could not write", false, fmt.Errorf("write: %w", syscall.ENOSPC), skerry.CodeDiskFull},
+		{"the host has no more processes", false, fmt.Errorf("fork: %w", syscall.EAGAIN), skerry.CodeUnavailable},
+		{"the host has no more files", false, &os.PathError{Op: "open", Err: syscall.EMFILE}, skerry.CodeUnavailable},
 		{"the disk has become full", true, other, skerry.CodeDiskFull},
 	} {
 		refuse := func(op, _ string) error {

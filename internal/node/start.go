@@ -47,7 +47,8 @@ func (n *Node) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) 
 }
 
 // notStarted converts the error of a failed start into the one for clients if the disk has
-// become full meanwhile: a machine's kernel that cannot write ends in some way or other.
+// become full meanwhile, as a machine's kernel that cannot write ends in some way or other,
+// or if the host's kernel had no more processes, files or memory to give.
 func (n *Node) notStarted(err error) error {
 	if skerry.CodeOf(err) != skerry.CodeInternal {
 		return err
@@ -59,7 +60,17 @@ func (n *Node) notStarted(err error) error {
 	if e, ok := errors.AsType[*skerry.Error](full); ok {
 		return &skerry.Error{Code: e.Code, Message: e.Message, Err: err}
 	}
+	for errno, what := range scarce {
+		if errors.Is(err, errno) {
+			return &skerry.Error{Code: skerry.CodeUnavailable, Message: "the server's machine has no more " + what + " for another session; try again later", Err: err}
+		}
+	}
 	return err
+}
+
+// scarce is what the host's kernel refuses when it has no more of it.
+var scarce = map[syscall.Errno]string{
+	syscall.EAGAIN: "processes", syscall.EMFILE: "open files", syscall.ENFILE: "open files", syscall.ENOMEM: "memory",
 }
 
 // releaseTimeout is the maximum time for releasing a session whose start failed.
