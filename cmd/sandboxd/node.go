@@ -44,9 +44,11 @@ type nodeParts struct {
 	room func() error
 	// drain ends the warm sandboxes. A node in another process keeps them.
 	drain func() error
-	// warm returns the counts of warm sandboxes; nil for a node in another process.
-	warm  func() node.PoolStats
-	close func() error
+	// warm returns the counts of warm sandboxes, totals what all sandboxes have used; nil
+	// for a node in another process.
+	warm   func() node.PoolStats
+	totals func() node.Totals
+	close  func() error
 }
 
 // open builds the node, or connects to that of another process.
@@ -328,7 +330,7 @@ func (o *serveOptions) local(ctx context.Context, log *slog.Logger, url string) 
 	if err != nil {
 		return nil, errors.Join(err, drv.Close(), networks.Close())
 	}
-	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, room: disk.Check, drain: n.Drain, warm: n.PoolStats, close: func() error {
+	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, room: disk.Check, drain: n.Drain, warm: n.PoolStats, totals: n.Totals, close: func() error {
 		err := errors.Join(n.Close(), drv.Close(), networks.Close())
 		// While sandboxes run on, the group has children and stays.
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {

@@ -269,6 +269,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	addGauges(counted, control, vcpus, memoryMB)
 	if n.warm != nil {
 		addWarm(counted, n.warm)
+		addTotals(counted, n.totals)
 	}
 	stopMetrics, err := serveAt("metrics", o.observe.metrics, metricsHandler(counted, o.ready(db, n)), log)
 	if err != nil {

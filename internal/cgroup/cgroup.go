@@ -44,7 +44,7 @@ import (
 type Limits struct {
 	// CPUs is how many CPUs' worth of time the group gets.
 	CPUs int
-	// MemoryBytes bounds memory, page cache included. No swap is given.
+	// MemoryBytes bounds memory, page cache included. No swap is given, but by Reclaim.
 	MemoryBytes int64
 	// Processes bounds the number of processes and threads.
 	Processes int
@@ -80,6 +80,10 @@ type hierarchy interface {
 	weigh(name string, weight int) error
 	// reclaimable returns those of them that the kernel can drop or write back.
 	reclaimable(name string) (int64, error)
+	// reclaim returns the file, and what is written to it, that has the kernel take back
+	// so many bytes of the group's memory. allowSwap says whether it may be swapped.
+	reclaim(name string, bytes int64) (file, value string)
+	allowSwap(name string, allowed bool) error
 	// dirs returns the directories that make up the group.
 	dirs(name string) []string
 	// openForClone returns the directory to hand to clone(2), nil when the

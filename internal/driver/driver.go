@@ -270,6 +270,11 @@ type Machine interface {
 	// Confine lowers the amount of memory at which the host's kernel kills processes of
 	// the machine; 0 restores the machine's limit.
 	Confine(bytes int64) error
+	// Reclaim has the host's kernel take back the machine's memory, above all by writing it
+	// to swap, as far as that is possible until ctx ends. It returns the bytes that were
+	// given back, 0 if the driver cannot; they come back when they are used. What fails
+	// changes nothing for the machine.
+	Reclaim(ctx context.Context) (int64, error)
 	// Raise gives a machine that was started in the background its usual CPU weight.
 	Raise() error
 	// Relieve ends the process that holds most of the machine's memory, without

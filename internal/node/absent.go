@@ -118,6 +118,9 @@ func (a *absent) PinnedMemory(int64) (int64, error) { return 0, nil }
 // Confine implements driver.Machine.
 func (a *absent) Confine(int64) error { return nil }
 
+// Reclaim implements driver.Machine.
+func (a *absent) Reclaim(context.Context) (int64, error) { return 0, nil }
+
 // Raise implements driver.Machine.
 func (a *absent) Raise() error { return nil }
 

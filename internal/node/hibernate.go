@@ -100,17 +100,18 @@ func (s *session) tryHibernate() {
 }
 
 // hibernateOne has the session that has slept for longest hibernate, because memory is
-// short, unless one does so already.
+// short, unless one does so already. A save of a session whose pages are in swap brings
+// them back, so such a session hibernates only if swap is short too.
 func (n *Node) hibernateOne() {
 	if len(n.hibernating) > 0 {
 		return
 	}
-	now := time.Now()
+	now, spared := time.Now(), n.canSwap()
 	var first *session
 	var since time.Time
 	for _, s := range n.all() {
 		s.mu.Lock()
-		if !s.stopping && !s.idle.looking && s.mayHibernate(now, true) && (first == nil || s.idle.since.Before(since)) {
+		if !s.stopping && !s.idle.looking && s.mayHibernate(now, true) && !(spared && s.idle.swapped) && (first == nil || s.idle.since.Before(since)) {
 			first, since = s, s.idle.since
 		}
 		s.mu.Unlock()

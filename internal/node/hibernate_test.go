@@ -31,6 +31,8 @@ type parking struct {
 	full     atomic.Bool        // no memory can be saved
 	// fails is called before a machine starts from memory.
 	fails func() error
+	// reclaims, if set, is called for the machines' memory to be reclaimed.
+	reclaims func(ctx context.Context, id string) (int64, error)
 }
 
 // parked is a machine of a parking driver.
@@ -126,6 +128,13 @@ func (m *parked) Save(ctx context.Context, dir string, how driver.Saving) error 
 	defer m.d.mu.Unlock()
 	m.d.saved[m.id] = m
 	return os.WriteFile(filepath.Join(dir, "parked"), []byte(m.id), 0o600)
+}
+
+func (m *parked) Reclaim(ctx context.Context) (int64, error) {
+	if m.d.reclaims == nil {
+		return 0, nil
+	}
+	return m.d.reclaims(ctx, m.id)
 }
 
 func (m *parked) Stop(ctx context.Context) error {

@@ -52,6 +52,11 @@ type idle struct {
 	since      time.Time
 	hibernated bool
 	stays      time.Time
+	// reclaimed is true once its pages were given back since it fell asleep, or that has
+	// begun; stopReclaim ends it, nil if none is in progress. swapped is true if less is
+	// in memory than was given back; see reclaim.go.
+	reclaimed, swapped bool
+	stopReclaim        context.CancelFunc
 	// woken is true after a timer has woken the session, until its next use.
 	woken bool
 }
@@ -156,6 +161,7 @@ func (s *session) endSleep() bool {
 	s.mu.Lock()
 	was := s.idle.asleep
 	s.idle.asleep = false
+	s.idle.endReclaim()
 	s.mu.Unlock()
 	if was {
 		s.node.events.Append(nodeapi.Event{Kind: nodeapi.SessionAwake, SessionID: s.id})
@@ -391,6 +397,7 @@ func (s *session) sleep(ctx context.Context, until time.Time) error {
 			// Set before the machine is paused: from here on a use waits for it, and
 			// heartbeat does not take the agent for dead.
 			s.idle.asleep, s.idle.until, s.idle.since, s.frozen = true, until, time.Now(), true
+			s.idle.reclaimed, s.idle.swapped = false, false
 		}
 		s.mu.Unlock()
 		if !idle {

@@ -11,7 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/driver"
@@ -132,6 +135,12 @@ type Node struct {
 	// returning has a token for each one that a new process has return.
 	hibernating gate
 	returning   chan struct{}
+	// reclaiming is held while a session's pages are given back; reclaimed counts their
+	// bytes. freeSwap is the function, but in tests. complain bounds what is logged of it.
+	reclaiming gate
+	reclaimed  atomic.Int64
+	freeSwap   func() (int64, error)
+	complain   rate.Sometimes
 	// connections are those of idle sessions.
 	connections openConnections
 
@@ -174,6 +183,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, captures: map[string]*capture{}, recovering: newGate(), hibernating: newGate(), returning: make(chan struct{}, returnsAtOnce)}
+	n.reclaiming, n.freeSwap, n.complain = newGate(), freeSwap, rate.Sometimes{First: 1, Interval: time.Hour}
 	n.pool = newWarmPool(n, cfg.Warm)
 	n.events = eventlog.New(eventlog.Size, n.listEvents)
 	return n, nil

@@ -63,6 +63,7 @@ func (s *session) setFrozen(frozen bool) {
 // thaw resumes the machine. The caller holds standing.
 func (s *session) thaw(ctx context.Context) error {
 	began, hibernated := time.Now(), s.isHibernated()
+	s.stopReclaim() // it would take the pages that are used from now on
 	if err := s.comeBack(ctx); err != nil {
 		return err
 	}

@@ -380,6 +380,7 @@ func (s *session) end(ctx context.Context) error {
 	s.mu.Lock()
 	first := !s.stopping
 	s.stopping = true
+	s.idle.endReclaim() // the machine's group cannot be removed meanwhile
 	s.mu.Unlock()
 	if first {
 		s.measure(ctx)

@@ -145,6 +145,7 @@ func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, er
 			leave()
 		}
 	}()
+	s.stopReclaim() // it would take the pages that the save reads
 	size, err := s.machine().SaveSize(how.Memory)
 	if err != nil {
 		return save{}, err

@@ -68,7 +68,7 @@ func (n *Node) guardTogether() {
 			return
 		case room < 2*margin(limit):
 			n.pool.squeeze()
-			n.hibernateOne()
+			n.makeRoom(room)
 			n.confine(limit)
 			confined = true
 			if room <= 0 && relieving.CompareAndSwap(false, true) {

@@ -361,6 +361,10 @@ func pause(t *testing.T, l *Lab) {
 			}
 			b.stands()
 		}
+		// Whether or not the machine has swap, the count goes on as it was.
+		if freed, err := b.Reclaim(within(t, patience)); err != nil || freed < 0 {
+			t.Errorf("Reclaim() = %d, %v", freed, err)
+		}
 		for range 2 {
 			if err := b.Resume(within(t, patience)); err != nil {
 				t.Fatal(err)
@@ -466,6 +470,7 @@ func (b *box) all(deadline time.Duration) {
 		"Memory":       func(context.Context) error { _, err := b.Memory(); return err },
 		"PinnedMemory": func(context.Context) error { _, err := b.PinnedMemory(0); return err },
 		"Confine":      func(context.Context) error { return b.Confine(0) },
+		"Reclaim":      func(ctx context.Context) error { _, err := b.Reclaim(ctx); return err },
 		"Relieve":      func(ctx context.Context) error { _, err := b.Relieve(ctx); return err },
 		"Pause":        b.Pause,
 	} {

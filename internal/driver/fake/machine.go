@@ -254,6 +254,9 @@ func (m *Machine) Raise() error { return nil }
 // Confine implements driver.Machine.
 func (m *Machine) Confine(int64) error { return nil }
 
+// Reclaim implements driver.Machine.
+func (m *Machine) Reclaim(context.Context) (int64, error) { return 0, nil }
+
 // Relieve implements driver.Machine.
 func (m *Machine) Relieve(context.Context) (string, error) {
 	return "", errors.New("the fake driver relieves no machine")

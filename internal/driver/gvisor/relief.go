@@ -61,6 +61,15 @@ func (m *machine) Confine(bytes int64) error {
 	return nil
 }
 
+// Reclaim implements driver.Machine.
+func (m *machine) Reclaim(ctx context.Context) (int64, error) {
+	freed, err := m.group.Reclaim(ctx)
+	if err != nil {
+		return freed, fmt.Errorf("reclaim the memory of machine %s: %w", m.id, err)
+	}
+	return freed, nil
+}
+
 // Memory implements driver.Driver.
 func (d *Driver) Memory() (driver.Memory, error) {
 	limit, err := d.cfg.Cgroups.MemoryLimit()
