@@ -69,10 +69,12 @@ type Sandbox struct {
 	IdleState IdleState `json:"idleState,omitempty"`
 
 	// Totals of the ended sessions.
-	TotalDuration     Duration `json:"totalDurationMs,omitempty"`
-	TotalActiveCPU    Duration `json:"totalActiveCpuDurationMs,omitempty"`
-	TotalEgressBytes  int64    `json:"totalEgressBytes,omitempty"`
-	TotalIngressBytes int64    `json:"totalIngressBytes,omitempty"`
+	TotalDuration  Duration `json:"totalDurationMs,omitempty"`
+	TotalActiveCPU Duration `json:"totalActiveCpuDurationMs,omitempty"`
+	// TotalResidentMBSeconds is our own addition to the wire form.
+	TotalResidentMBSeconds int64 `json:"totalResidentMemoryMBSeconds,omitempty"`
+	TotalEgressBytes       int64 `json:"totalEgressBytes,omitempty"`
+	TotalIngressBytes      int64 `json:"totalIngressBytes,omitempty"`
 }
 
 // Source is the source of the files in the working directory, or a snapshot of the
@@ -158,7 +160,11 @@ type Session struct {
 	Policy        *NetworkPolicy        `json:"-"`
 	NetworkPolicy *NetworkPolicySummary `json:"networkPolicy,omitempty"`
 	ActiveCPU     Duration              `json:"activeCpuDurationMs,omitempty"`
-	Network       *NetworkTransfer      `json:"networkTransfer,omitempty"`
+	// ResidentMBSeconds is the memory that the session held on the server's machine over
+	// time, in MiB times seconds; our own addition to the wire form. What it wrote to swap
+	// or to disk while it was idle does not count.
+	ResidentMBSeconds int64            `json:"residentMemoryMBSeconds,omitempty"`
+	Network           *NetworkTransfer `json:"networkTransfer,omitempty"`
 }
 
 // SetPolicy sets the network policy of the session.

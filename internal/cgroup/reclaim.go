@@ -15,9 +15,9 @@ import (
 
 const (
 	// reclaimPasses is how often the kernel is asked for the group's memory. It spares
-	// pages that were used since it looked for the last time, so the first pass may give
-	// back little.
-	reclaimPasses = 4
+	// pages that were used since it looked for the last time, so the first passes may
+	// give back little. reclaimVain is the number of such passes in a row that are enough.
+	reclaimPasses, reclaimVain = 8, 2
 	// reclaimSignals is the interval of the signals that end a write whose time is up.
 	reclaimSignals = 5 * time.Millisecond
 )
@@ -45,7 +45,7 @@ func (g *Group) reclaim(ctx context.Context) (freed int64, err error) {
 	}
 	defer func() { err = errors.Join(err, g.m.h.allowSwap(g.name, false)) }()
 	held := first
-	for range reclaimPasses {
+	for pass, vain := 0, 0; pass < reclaimPasses && vain < reclaimVain && ctx.Err() == nil; pass++ {
 		file, value := g.m.h.reclaim(g.name, held)
 		if err := writeUntil(ctx, file, value); err != nil {
 			return max(0, first-held), err
@@ -54,8 +54,8 @@ func (g *Group) reclaim(ctx context.Context) (freed int64, err error) {
 		if held, err = g.memory(); err != nil {
 			return 0, err
 		}
-		if ctx.Err() != nil || before-held < before/16 {
-			break
+		if vain++; before-held >= before/16 {
+			vain = 0
 		}
 	}
 	return max(0, first-held), nil

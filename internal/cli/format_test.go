@@ -24,6 +24,7 @@ func wide(t *testing.T) *servertest.Server {
 		s.Stop(t, run.Session.ID)
 		s.Edit(t, name, func(sb *skerry.Sandbox, session *skerry.Session) {
 			sb.TotalActiveCPU, sb.TotalEgressBytes, sb.TotalIngressBytes = skerry.Duration(12*time.Second), 12<<20, 420<<20
+			sb.TotalResidentMBSeconds = 90 << 10 * 60
 			session.Duration = skerry.Duration(90 * time.Second)
 		})
 		if _, err := s.GetSandbox(t.Context(), controllertest.Scope, name, true); err != nil {

@@ -167,7 +167,7 @@ func (a *app) listSandboxes(ctx context.Context, opts client.ListOptions, f *lis
 func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 	title := []string{"NAME", "STATUS", "CREATED", "VCPUS", "MEMORY", "IMAGE/RUNTIME", "TIMEOUT", "TAGS"}
 	if all {
-		title = append(title, "CPU", "NETWORK (OUT/IN)", "PORTS")
+		title = append(title, "CPU", "MEMORY TIME", "NETWORK (OUT/IN)", "PORTS")
 	}
 	rows := make([][]cell, 0, len(list))
 	for _, sb := range list {
@@ -180,7 +180,7 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 			plain(image(sb.Image, sb.Runtime)), plain(timeout), plain(or(tagList(sb.Tags))),
 		}
 		if all {
-			row = append(row, plain(cpu(sb.TotalActiveCPU)), plain(network(sb.TotalEgressBytes, sb.TotalIngressBytes)), plain(portsOf(sb.Routes)))
+			row = append(row, plain(cpu(sb.TotalActiveCPU)), plain(memoryTime(sb.TotalResidentMBSeconds)), plain(network(sb.TotalEgressBytes, sb.TotalIngressBytes)), plain(portsOf(sb.Routes)))
 		}
 		rows = append(rows, row)
 	}
@@ -188,7 +188,7 @@ func (a *app) sandboxTable(list []skerry.Sandbox, all bool) {
 		a.nothing("sandbox", all, "sandbox list --all")
 		return
 	}
-	a.table(title, rows, "MEMORY", "TIMEOUT", "VCPUS", "NETWORK (OUT/IN)", "CPU", "IMAGE/RUNTIME", "TAGS", "PORTS", "CREATED")
+	a.table(title, rows, "MEMORY", "TIMEOUT", "VCPUS", "MEMORY TIME", "NETWORK (OUT/IN)", "CPU", "IMAGE/RUNTIME", "TAGS", "PORTS", "CREATED")
 }
 
 // nothing says to a person that a listing is empty, in place of a table that
@@ -230,6 +230,20 @@ func cpu(d skerry.Duration) string {
 		return "-"
 	}
 	return span(time.Duration(d))
+}
+
+// memoryTime is memory that was held over time, in MiB minutes or GiB hours.
+func memoryTime(mbSeconds int64) string {
+	switch minutes := mbSeconds / 60; {
+	case mbSeconds == 0:
+		return "-"
+	case minutes < 1:
+		return "< 1 MiB min"
+	case minutes < 60<<10:
+		return number(int(minutes)) + " MiB min"
+	default:
+		return fmt.Sprintf("%.1f GiB h", float64(minutes)/60/1024)
+	}
 }
 
 func network(out, in int64) string {

@@ -74,7 +74,7 @@ ended too, the latest first.`,
 func (a *app) sessionTable(list []skerry.Session, all bool) {
 	title := []string{"ID", "STATUS", "CREATED", "VCPUS", "MEMORY", "IMAGE/RUNTIME", "TIMEOUT", "DURATION"}
 	if all {
-		title = append(title, "CPU", "NETWORK (OUT/IN)", "STARTED FROM")
+		title = append(title, "CPU", "MEMORY TIME", "NETWORK (OUT/IN)", "STARTED FROM")
 	}
 	rows := make([][]cell, 0, len(list))
 	for _, s := range list {
@@ -94,9 +94,9 @@ func (a *app) sessionTable(list []skerry.Session, all bool) {
 			if s.Network != nil {
 				out, in = s.Network.Egress, s.Network.Ingress
 			}
-			row = append(row, plain(cpu(s.ActiveCPU)), plain(network(out, in)), plain(or(s.SourceSnapshotID)))
+			row = append(row, plain(cpu(s.ActiveCPU)), plain(memoryTime(s.ResidentMBSeconds)), plain(network(out, in)), plain(or(s.SourceSnapshotID)))
 		}
 		rows = append(rows, row)
 	}
-	a.table(title, rows, "MEMORY", "TIMEOUT", "VCPUS", "NETWORK (OUT/IN)", "CPU", "IMAGE/RUNTIME", "STARTED FROM", "DURATION", "CREATED")
+	a.table(title, rows, "MEMORY", "TIMEOUT", "VCPUS", "MEMORY TIME", "NETWORK (OUT/IN)", "CPU", "IMAGE/RUNTIME", "STARTED FROM", "DURATION", "CREATED")
 }

@@ -93,6 +93,9 @@ func (a *app) outcome(stopped client.Stopped, unsaved bool) string {
 	if s.ActiveCPU > 0 {
 		parts = append(parts, "CPU "+span(time.Duration(s.ActiveCPU)))
 	}
+	if s.ResidentMBSeconds >= 60 {
+		parts = append(parts, "memory "+memoryTime(s.ResidentMBSeconds))
+	}
 	if s.Network != nil && s.Network.Egress+s.Network.Ingress > 0 {
 		parts = append(parts, "network "+size(s.Network.Egress)+" out, "+size(s.Network.Ingress)+" in")
 	}

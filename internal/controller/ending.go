@@ -216,7 +216,7 @@ func (s *session) finish(e *ending, status skerry.SessionStatus, reason string) 
 }
 
 func setUsage(run *skerry.Session, usage nodeapi.Usage) {
-	run.ActiveCPU = skerry.Duration(usage.ActiveCPU)
+	run.ActiveCPU, run.ResidentMBSeconds = skerry.Duration(usage.ActiveCPU), usage.ResidentMBSeconds
 	run.Network = &skerry.NetworkTransfer{Ingress: usage.IngressBytes, Egress: usage.EgressBytes}
 }
 

@@ -364,6 +364,7 @@ func replace(sandbox *skerry.Sandbox, stored, next *skerry.Session) error {
 	if next.Status.Ended() {
 		sandbox.TotalDuration += next.Duration
 		sandbox.TotalActiveCPU += next.ActiveCPU
+		sandbox.TotalResidentMBSeconds += next.ResidentMBSeconds
 		if next.Network != nil {
 			sandbox.TotalIngressBytes += next.Network.Ingress
 			sandbox.TotalEgressBytes += next.Network.Egress

@@ -196,6 +196,7 @@ func (s *session) leave(ctx context.Context, dir string) error {
 		s.node.cfg.Log.Error("cannot write down that a session hibernates", "session", s.id, "error", err)
 		return nil
 	}
+	s.meterAll()
 	if err := s.away().end(ctx); err != nil {
 		s.node.cfg.Log.Error("cannot end the machine of a session that hibernates", "session", s.id, "error", err)
 	}
@@ -205,6 +206,8 @@ func (s *session) leave(ctx context.Context, dir string) error {
 // enter gives the session another machine, which had used so much CPU time before.
 func (s *session) enter(m driver.Machine, before time.Duration) {
 	_, hibernated := m.(*absent)
+	s.meterMemory() // of the one that it leaves
+	defer s.beginResident(m)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.setMachine(m)

@@ -33,6 +33,8 @@ type parking struct {
 	fails func() error
 	// reclaims, if set, is called for the machines' memory to be reclaimed.
 	reclaims func(ctx context.Context, id string) (int64, error)
+	// holds is what each machine holds.
+	holds atomic.Int64
 }
 
 // parked is a machine of a parking driver.
@@ -136,6 +138,8 @@ func (m *parked) Reclaim(ctx context.Context) (int64, error) {
 	}
 	return m.d.reclaims(ctx, m.id)
 }
+
+func (m *parked) PinnedMemory(int64) (int64, error) { return m.d.holds.Load(), nil }
 
 func (m *parked) Stop(ctx context.Context) error {
 	m.d.mu.Lock()

@@ -412,6 +412,7 @@ func (s *session) sleep(ctx context.Context, until time.Time) error {
 			return err
 		}
 		s.node.events.Append(nodeapi.Event{Kind: nodeapi.SessionAsleep, SessionID: s.id})
+		s.meterAll()
 		return nil
 	})
 }

@@ -42,6 +42,8 @@ func (s *session) meter(ctx context.Context) (m nodeapi.Meter, ok bool) {
 	if m.MemoryBytes, err = s.machine().PinnedMemory(0); err != nil {
 		return m, false
 	}
+	s.addResident(m.MemoryBytes)
+	m.ResidentMBSeconds = s.resident.mbSeconds()
 	m.IngressBytes, m.EgressBytes, err = s.lease.Counters(ctx)
 	return m, err == nil
 }

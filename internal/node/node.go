@@ -141,6 +141,8 @@ type Node struct {
 	reclaimed  atomic.Int64
 	freeSwap   func() (int64, error)
 	complain   rate.Sometimes
+	// sums are the totals of all sessions.
+	sums sums
 	// connections are those of idle sessions.
 	connections openConnections
 

@@ -51,6 +51,7 @@ func (s *session) freeze(ctx context.Context) error {
 		s.setFrozen(false)
 		return err
 	}
+	s.meterAll()
 	return nil
 }
 
@@ -70,6 +71,7 @@ func (s *session) thaw(ctx context.Context) error {
 	if err := s.machine().Resume(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
+	s.meterMemory()
 	s.mu.Lock()
 	slept := s.idle.asleep
 	s.frozen, s.overdue, s.idle.asleep, s.idle.quiet = false, false, false, nil

@@ -97,6 +97,7 @@ func (s *session) reclaim() {
 	s.idle.reclaimed, s.idle.stopReclaim = true, cancel
 	m := s.machine()
 	s.mu.Unlock()
+	s.meterMemory()
 	freed, err := m.Reclaim(ctx)
 	s.node.reclaimed.Add(freed)
 	if err != nil && ctx.Err() == nil && !s.machineEnded() {
@@ -105,6 +106,9 @@ func (s *session) reclaim() {
 		})
 	}
 	left, err := m.PinnedMemory(0)
+	if err == nil {
+		s.addResident(left)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.idle.stopReclaim = nil

@@ -48,6 +48,7 @@ func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec)
 	n.work.Go(n.guardTogether)
 	n.work.Go(n.guardDeadlines)
 	n.work.Go(n.guardIdle)
+	n.work.Go(n.meterSessions)
 	hibernated, err := n.hibernatedSessions(owners)
 	if err != nil {
 		return nil, err
@@ -228,9 +229,11 @@ func (n *Node) sweep(adopted []string) error {
 		if slices.Contains(adopted, e.Name()) {
 			continue
 		}
-		err := os.Remove(filepath.Join(n.cfg.Dir, e.Name(), stateFile))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
+		for _, file := range []string{stateFile, residentFile} {
+			err := os.Remove(filepath.Join(n.cfg.Dir, e.Name(), file))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -301,6 +304,13 @@ func (s *session) takeOver(ctx context.Context, network nodeapi.NetworkSpec) (ma
 		if err := s.stay(st); err != nil {
 			return nil, err
 		}
+	}
+	// An error here affects only what the session has used.
+	if err := s.loadResident(); err != nil {
+		s.node.cfg.Log.Error("cannot find out what a session has used of memory", "session", s.id, "error", err)
+	}
+	if s.resident.cpu, err = s.activeCPU(); err != nil {
+		return nil, err
 	}
 	return s.openLogs()
 }

@@ -98,6 +98,8 @@ type session struct {
 	confined atomic.Int64
 	// pressed has a token when confined has changed, or the machine was resumed.
 	pressed chan struct{}
+	// resident sums up the memory that the session holds.
+	resident resident
 	// yielding counts who is about to kill a process in the sandbox for the sake of
 	// others; yielded are those that were killed.
 	yielding int
@@ -225,6 +227,7 @@ func (s *session) begin() {
 	s.mu.Lock()
 	s.live = true
 	s.mu.Unlock()
+	s.meterMemory()
 	s.work.Go(s.watch)
 	s.work.Go(s.heartbeat)
 	s.work.Go(s.guardMemory)
@@ -423,7 +426,7 @@ func (s *session) release(ctx context.Context) error {
 	if err := s.unlease(ctx); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.memoryDir()); err != nil {
+	if err := errors.Join(os.RemoveAll(s.memoryDir()), s.endResident()); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(s.dir, stateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -460,6 +463,9 @@ func (s *session) measure(ctx context.Context) {
 		if u.ActiveCPU, err = s.activeCPU(); err != nil {
 			s.node.cfg.Log.Warn("cannot meter a session", "session", s.id, "error", err)
 		}
+		s.meterMemory()
+		s.countCPU()
+		u.ResidentMBSeconds = s.resident.mbSeconds()
 	}
 	if s.lease != nil {
 		in, out, err := s.lease.Counters(ctx)
@@ -475,6 +481,7 @@ func (s *session) measure(ctx context.Context) {
 
 // detach leaves a running session without ending it.
 func (s *session) detach() error {
+	s.meterAll()
 	s.mu.Lock()
 	s.stopping = true
 	s.mu.Unlock()

@@ -327,9 +327,13 @@ type Exit struct {
 
 // Usage is what a session used from its start to its stop.
 type Usage struct {
-	ActiveCPU    time.Duration
-	IngressBytes int64
-	EgressBytes  int64
+	ActiveCPU time.Duration
+	// ResidentMBSeconds is the memory that the session held on the host over time, in MiB
+	// times seconds, without what the host's kernel can take back. One that hibernates
+	// holds none.
+	ResidentMBSeconds int64
+	IngressBytes      int64
+	EgressBytes       int64
 }
 
 // Meter is what a running session has used so far, and the memory that it uses now.

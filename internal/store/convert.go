@@ -44,7 +44,7 @@ func documentOfSandbox(s *skerry.Sandbox) sandboxDocument {
 		SessionID: s.CurrentSessionID, Status: string(s.Status), Cwd: s.Cwd,
 		UpdatedAt: s.UpdatedAt.Millis(), ExpiresAt: s.ExpiresAt.Millis(), PausedAt: s.PausedAt.Millis(), Idle: string(s.Idle),
 		TotalDuration: millis(s.TotalDuration), TotalActiveCPU: millis(s.TotalActiveCPU),
-		TotalEgressBytes: s.TotalEgressBytes, TotalIngressBytes: s.TotalIngressBytes,
+		TotalEgressBytes: s.TotalEgressBytes, TotalIngressBytes: s.TotalIngressBytes, TotalResident: s.TotalResidentMBSeconds,
 	}
 	for at, m := range s.Mounts {
 		if d.Mounts == nil {
@@ -64,7 +64,7 @@ func (d *sandboxDocument) into(s *skerry.Sandbox) {
 	s.UpdatedAt, s.ExpiresAt, s.PausedAt = skerry.FromMillis(d.UpdatedAt), skerry.FromMillis(d.ExpiresAt), skerry.FromMillis(d.PausedAt)
 	s.Idle = skerry.IdleMode(d.Idle)
 	s.TotalDuration, s.TotalActiveCPU = duration(d.TotalDuration), duration(d.TotalActiveCPU)
-	s.TotalEgressBytes, s.TotalIngressBytes = d.TotalEgressBytes, d.TotalIngressBytes
+	s.TotalEgressBytes, s.TotalIngressBytes, s.TotalResidentMBSeconds = d.TotalEgressBytes, d.TotalIngressBytes, d.TotalResident
 	for at, m := range d.Mounts {
 		if s.Mounts == nil {
 			s.Mounts = map[string]skerry.Mount{}
@@ -109,7 +109,7 @@ func documentOfSession(s *skerry.Session) sessionDocument {
 		RequestedAt: s.RequestedAt.Millis(), StartedAt: s.StartedAt.Millis(), RequestedStopAt: s.RequestedStopAt.Millis(),
 		StoppedAt: s.StoppedAt.Millis(), AbortedAt: s.AbortedAt.Millis(), SnapshottedAt: s.SnapshottedAt.Millis(),
 		Duration: millis(s.Duration), UpdatedAt: s.UpdatedAt.Millis(),
-		Network: maybe(s.NetworkPolicy, documentOfSummary), ActiveCPU: millis(s.ActiveCPU),
+		Network: maybe(s.NetworkPolicy, documentOfSummary), ActiveCPU: millis(s.ActiveCPU), Resident: s.ResidentMBSeconds,
 		Transfer: maybe(s.Network, func(n skerry.NetworkTransfer) transferDocument { return transferDocument(n) }),
 	}
 }
@@ -122,7 +122,7 @@ func (d *sessionDocument) into(s *skerry.Session) {
 	s.RequestedAt, s.StartedAt, s.RequestedStopAt = skerry.FromMillis(d.RequestedAt), skerry.FromMillis(d.StartedAt), skerry.FromMillis(d.RequestedStopAt)
 	s.StoppedAt, s.AbortedAt, s.SnapshottedAt = skerry.FromMillis(d.StoppedAt), skerry.FromMillis(d.AbortedAt), skerry.FromMillis(d.SnapshottedAt)
 	s.Duration, s.UpdatedAt = duration(d.Duration), skerry.FromMillis(d.UpdatedAt)
-	s.NetworkPolicy, s.ActiveCPU = maybe(d.Network, summaryDocument.summary), duration(d.ActiveCPU)
+	s.NetworkPolicy, s.ActiveCPU, s.ResidentMBSeconds = maybe(d.Network, summaryDocument.summary), duration(d.ActiveCPU), d.Resident
 	s.Network = maybe(d.Transfer, func(n transferDocument) skerry.NetworkTransfer { return skerry.NetworkTransfer(n) })
 }
 

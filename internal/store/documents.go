@@ -76,6 +76,7 @@ type sandboxDocument struct {
 	TotalActiveCPU    int64 `json:"totalActiveCpuDurationMs,omitempty"`
 	TotalEgressBytes  int64 `json:"totalEgressBytes,omitempty"`
 	TotalIngressBytes int64 `json:"totalIngressBytes,omitempty"`
+	TotalResident     int64 `json:"totalResidentMemoryMBSeconds,omitempty"`
 }
 
 // secretsDocument is what of a sandbox is sealed.
@@ -140,6 +141,7 @@ type sessionDocument struct {
 	Network          *summaryDocument  `json:"networkPolicy,omitempty"`
 	ActiveCPU        int64             `json:"activeCpuDurationMs,omitempty"`
 	Transfer         *transferDocument `json:"networkTransfer,omitempty"`
+	Resident         int64             `json:"residentMemoryMBSeconds,omitempty"`
 }
 
 type transferDocument struct {

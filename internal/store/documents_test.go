@@ -117,9 +117,16 @@ func TestFrozenDocuments(t *testing.T) {
 			}
 			reads(path(documentFormat), d.full)
 			want := d.full
-			if d.name == "sandbox" { // which has a field since
+			// Fields that have come since, without another format.
+			former := func(name string) string { return filepath.Join("testdata", "documents", "format1", name+".json") }
+			switch d.name {
+			case "sandbox":
+				reads(former("sandbox-before-resident"), sandboxBeforeResident())
 				want = sandboxBeforeIdle()
-				reads(filepath.Join("testdata", "documents", "format1", "sandbox-before-idle.json"), want)
+				reads(former("sandbox-before-idle"), want)
+			case "session":
+				want = sessionBeforeResident()
+				reads(former("session-before-resident"), want)
 			}
 			reads(path(0), want)
 			// One of the future is refused, whatever else is in it.

@@ -62,16 +62,29 @@ func fullSandbox() *skerry.Sandbox {
 			"/data": {Drive: "data", Mode: skerry.MountReadWrite}, "/ref": {Drive: "ref", Mode: skerry.MountSnapshot}},
 		CurrentSnapshotID: "snap_full", CurrentSessionID: "sbx_full", Status: skerry.StatusRunning, StatusUpdatedAt: at(1),
 		Cwd: "/vercel/sandbox", CreatedAt: at(2), UpdatedAt: at(3), ExpiresAt: at(4), PausedAt: at(5), Idle: skerry.IdlePause,
-		TotalDuration: 7 * second, TotalActiveCPU: 5 * second, TotalEgressBytes: 11, TotalIngressBytes: 13,
+		TotalDuration: 7 * second, TotalActiveCPU: 5 * second, TotalEgressBytes: 11, TotalIngressBytes: 13, TotalResidentMBSeconds: 29,
 	}
 	s.SetPolicy(fullPolicy())
 	return s
 }
 
-// sandboxBeforeIdle is what an earlier version has stored of it.
-func sandboxBeforeIdle() *skerry.Sandbox {
+// sandboxBeforeResident, sandboxBeforeIdle and sessionBeforeResident are what earlier
+// versions have stored of it.
+func sandboxBeforeResident() *skerry.Sandbox {
 	s := fullSandbox()
+	s.TotalResidentMBSeconds = 0
+	return s
+}
+
+func sandboxBeforeIdle() *skerry.Sandbox {
+	s := sandboxBeforeResident()
 	s.Idle = ""
+	return s
+}
+
+func sessionBeforeResident() *skerry.Session {
+	s := fullSession()
+	s.ResidentMBSeconds = 0
 	return s
 }
 
@@ -81,7 +94,7 @@ func fullSession() *skerry.Session {
 		Runtime: "node24", Image: "registry.example.com/app:1", Timeout: 600 * second, Cwd: "/vercel/sandbox", Persistent: true,
 		PausedAt: at(5), ImageDigest: "sha256:0123", SourceSnapshotID: "snap_source", Status: skerry.StatusRunning, Reason: "it was asked for",
 		RequestedAt: at(20), StartedAt: at(21), RequestedStopAt: at(22), StoppedAt: at(23), AbortedAt: at(24), SnapshottedAt: at(25),
-		Duration: 8 * second, CreatedAt: at(26), UpdatedAt: at(27), ActiveCPU: 3 * second,
+		Duration: 8 * second, CreatedAt: at(26), UpdatedAt: at(27), ActiveCPU: 3 * second, ResidentMBSeconds: 23,
 		Network: &skerry.NetworkTransfer{Ingress: 17, Egress: 19},
 	}
 	s.SetPolicy(fullPolicy())

@@ -233,13 +233,13 @@ func (s *suite) meters() {
 	for _, id := range []string{one, two} {
 		b, bok := before[id]
 		a, aok := after[id]
-		if !bok || !aok || a.MemoryBytes < 0 || a.ActiveCPU < b.ActiveCPU || a.IngressBytes < b.IngressBytes || a.EgressBytes < b.EgressBytes {
+		if !bok || !aok || a.MemoryBytes < 0 || a.ActiveCPU < b.ActiveCPU || a.ResidentMBSeconds < b.ResidentMBSeconds || a.IngressBytes < b.IngressBytes || a.EgressBytes < b.EgressBytes {
 			s.Errorf("session %s has used %+v (%v), later %+v (%v)", id, b, bok, a, aok)
 		}
 	}
 	used, err := s.Node.Stop(s.ctx, one)
 	s.ok(err)
-	if used.ActiveCPU < after[one].ActiveCPU {
+	if used.ActiveCPU < after[one].ActiveCPU || used.ResidentMBSeconds < after[one].ResidentMBSeconds {
 		s.Errorf("at its end session %s had used %+v, before %+v", one, used, after[one])
 	}
 	left, err := s.Node.Meters(s.ctx)

@@ -52,7 +52,7 @@ const (
 type Hook func(ctx context.Context, id string) error
 
 // used is what Stop says that a session used.
-var used = nodeapi.Usage{ActiveCPU: time.Second, IngressBytes: 10, EgressBytes: 20}
+var used = nodeapi.Usage{ActiveCPU: time.Second, ResidentMBSeconds: 30, IngressBytes: 10, EgressBytes: 20}
 
 // Node implements nodeapi.Node and nodeapi.Collector. Create one with New.
 type Node struct {
