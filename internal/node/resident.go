@@ -26,13 +26,15 @@ import (
 // written counts with what the session holds then.
 
 const (
-	// residentTick is the interval of readings: one takes some 50 µs, so those of a
-	// thousand sessions take a five-hundredth of a CPU.
-	residentTick = 20 * time.Second
+	// residentTick is the interval of readings. One takes some 50 µs, a write 200 µs: all
+	// of this takes 0.26 % of a CPU for a thousand sessions that run, and 0.04 % if they
+	// are paused.
+	residentTick = 30 * time.Second
 	// residentRest is the number of ticks between readings of a session that is paused,
-	// whose memory hardly changes, and between readings of CPU time, and writes, of
-	// another.
-	residentRest = 3
+	// whose memory hardly changes, and between readings of the CPU time of another.
+	residentRest = 4
+	// residentWrite is the number of ticks between writes of a session that runs.
+	residentWrite = 10
 )
 
 // residentFile has what a later process needs of a session's resident.
@@ -137,6 +139,11 @@ func (s *session) meterAll() {
 	}
 	s.meterMemory()
 	s.countCPU()
+	s.writeResident()
+}
+
+// writeResident is keepResident, whose failure is logged.
+func (s *session) writeResident() {
 	if err := s.keepResident(); err != nil {
 		s.node.complain.Do(func() {
 			s.node.cfg.Log.Warn("cannot write down what a session has used", "session", s.id, "error", err)
@@ -232,12 +239,16 @@ func (n *Node) meterSessions() {
 		}
 		for _, s := range n.all() {
 			_, paused := s.standstills()
-			switch rests := round%residentRest != 0; {
-			case !s.isRunning() || paused && rests:
-			case paused || rests:
-				s.meterMemory()
-			default:
-				s.meterAll()
+			rests := round%residentRest != 0
+			if !s.isRunning() || paused && rests {
+				continue
+			}
+			s.meterMemory()
+			if !paused && !rests {
+				s.countCPU()
+			}
+			if !paused && round%residentWrite == 0 {
+				s.writeResident()
 			}
 		}
 	}

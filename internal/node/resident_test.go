@@ -64,7 +64,7 @@ func TestResidentMemory(t *testing.T) {
 		holds(300 * mib)
 		time.Sleep(residentTick)
 		synctest.Wait()
-		sum := int64(6000 + 360000 + 200*20)
+		sum := 6000 + 360000 + 200*int64(residentTick/time.Second)
 		about("a growth", s.resident.mbSeconds(), sum)
 		if got := n.Totals().ResidentByteSeconds; got != float64(sum)*mib {
 			t.Errorf("all sessions held %v byte seconds, not %v", got, float64(sum)*mib)

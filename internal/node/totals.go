@@ -10,7 +10,7 @@ type Totals struct {
 	// Reclaimed is the bytes that sessions gave back while they slept; see reclaim.go.
 	Reclaimed int64
 	// ActiveCPU is their CPU time, and ResidentByteSeconds the memory that they held over
-	// time. They are up to date to within a minute; see resident.go.
+	// time. They are up to date to within two minutes; see resident.go.
 	ActiveCPU           time.Duration
 	ResidentByteSeconds float64
 }
