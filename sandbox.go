@@ -145,6 +145,10 @@ type Session struct {
 	// being saved; our own addition to the wire form.
 	Reason string `json:"reason,omitempty"`
 
+	// Saving is how the session is saved, from the moment in which that begins. A server
+	// that finds the save interrupted begins it again.
+	Saving *SessionSaving `json:"-"`
+
 	RequestedAt     Time     `json:"requestedAt"`
 	StartedAt       Time     `json:"startedAt,omitzero"`
 	RequestedStopAt Time     `json:"requestedStopAt,omitzero"`
@@ -165,6 +169,13 @@ type Session struct {
 	// or to disk while it was idle does not count.
 	ResidentMBSeconds int64            `json:"residentMemoryMBSeconds,omitempty"`
 	Network           *NetworkTransfer `json:"networkTransfer,omitempty"`
+}
+
+// SessionSaving says what snapshot is taken of a session. It does not change.
+type SessionSaving struct {
+	Method     CreationMethod
+	Memory     bool
+	Expiration *Duration // nil for the sandbox's own
 }
 
 // SetPolicy sets the network policy of the session.

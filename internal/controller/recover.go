@@ -175,7 +175,7 @@ func (s *session) stopAgain() {
 	}, func() {
 		s.settle(e, err)
 		if errors.Is(err, errInterrupted) && s.ctx.Err() == nil {
-			s.beginEnding(s.usualSaving(), false)
+			s.beginEnding(s.interruptedSaving(), false)
 		}
 	})
 }

@@ -15,6 +15,7 @@ func (s *session) saveAndStop(e *ending, how saving, asked skerry.Time) error {
 	if s.state().Status != skerry.StatusSnapshotting { // as an attempt before has left it
 		err := s.recordTransition(skerry.StatusSnapshotting, func(run *skerry.Session) {
 			run.RequestedStopAt, run.PausedAt = asked, skerry.Time{}
+			run.Saving = &skerry.SessionSaving{Method: how.method, Memory: how.memory, Expiration: how.expiration}
 		})
 		if err != nil {
 			return err

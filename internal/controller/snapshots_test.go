@@ -375,6 +375,38 @@ func TestRestartDuringASnapshot(t *testing.T) {
 	}
 }
 
+// TestRestartDuringAnUnusualSnapshot: what was asked for is taken, also of a sandbox that
+// is not persistent.
+func TestRestartDuringAnUnusualSnapshot(t *testing.T) {
+	l := newLab(t)
+	persistent, expiration := false, skerry.Duration(time.Hour)
+	run := l.createWith(skerry.CreateParams{Name: "one", Persistent: &persistent})
+	var stored *skerry.Session // by a process that is killed during the save
+	full := skerry.Errorf(skerry.CodeDiskFull, "the disk is full")
+	l.node.On(processnode.Save, func(ctx context.Context, _ string) (err error) {
+		if stored, err = l.store.Session(ctx, scope, run.Session.ID); err != nil {
+			return err
+		}
+		return full
+	})
+	_, err := l.CreateSnapshot(t.Context(), scope, run.Session.ID, skerry.SnapshotParams{Memory: true, Expiration: &expiration})
+	wantCode(t, "a snapshot on a full disk", err, skerry.CodeDiskFull)
+	l.node.On(processnode.Save, nil)
+	if stored.Status != skerry.StatusSnapshotting {
+		t.Fatalf("stored was %+v", stored)
+	}
+	err = l.session(run.Session.ID).recordTransition(skerry.StatusSnapshotting, func(run *skerry.Session) { run.Saving = stored.Saving })
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.restart()
+	l.eventually("the snapshot to be taken anew", func() bool { return l.status("one") == skerry.StatusStopped })
+	list, _, err := l.ListSnapshots(t.Context(), scope, skerry.SnapshotFilter{SandboxName: "one"})
+	if err != nil || len(list) != 1 || !list[0].Memory || list[0].CreationMethod != skerry.CreatedManually || list[0].ExpiresAt.Sub(list[0].CreatedAt.Time) != time.Hour {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
 func TestRetention(t *testing.T) {
 	l := newLab(t)
 	expiration := skerry.Duration(time.Hour)

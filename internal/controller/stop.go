@@ -35,6 +35,14 @@ func (s *session) usualSaving() saving {
 	return discarding
 }
 
+// interruptedSaving is how a session was being saved when the service ended.
+func (s *session) interruptedSaving() saving {
+	if was := s.state().Saving; was != nil {
+		return saving{method: was.Method, memory: was.Memory, expiration: was.Expiration}
+	}
+	return s.usualSaving() // an earlier version has begun it
+}
+
 // StopSession implements api.Service.
 func (c *sessions) StopSession(ctx context.Context, scope skerry.Scope, id string, p skerry.StopParams) (*skerry.Run, error) {
 	s := c.session(id)

@@ -105,7 +105,7 @@ func documentOfSession(s *skerry.Session) sessionDocument {
 	return sessionDocument{
 		header: current, VCPUs: s.VCPUs, MemoryMB: s.MemoryMB, Region: s.Region, Runtime: s.Runtime, Image: s.Image,
 		Timeout: millis(s.Timeout), Cwd: s.Cwd, Persistent: s.Persistent, PausedAt: s.PausedAt.Millis(),
-		SourceSnapshotID: s.SourceSnapshotID, Status: string(s.Status), Reason: s.Reason,
+		SourceSnapshotID: s.SourceSnapshotID, Status: string(s.Status), Reason: s.Reason, Saving: maybe(s.Saving, documentOfSaving),
 		RequestedAt: s.RequestedAt.Millis(), StartedAt: s.StartedAt.Millis(), RequestedStopAt: s.RequestedStopAt.Millis(),
 		StoppedAt: s.StoppedAt.Millis(), AbortedAt: s.AbortedAt.Millis(), SnapshottedAt: s.SnapshottedAt.Millis(),
 		Duration: millis(s.Duration), UpdatedAt: s.UpdatedAt.Millis(),
@@ -119,11 +119,20 @@ func (d *sessionDocument) into(s *skerry.Session) {
 	s.VCPUs, s.MemoryMB, s.Region, s.Runtime, s.Image = d.VCPUs, d.MemoryMB, d.Region, d.Runtime, d.Image
 	s.Timeout, s.Cwd, s.Persistent, s.PausedAt = duration(d.Timeout), d.Cwd, d.Persistent, skerry.FromMillis(d.PausedAt)
 	s.SourceSnapshotID, s.Status, s.Reason = d.SourceSnapshotID, skerry.SessionStatus(d.Status), d.Reason
+	s.Saving = maybe(d.Saving, savingDocument.saving)
 	s.RequestedAt, s.StartedAt, s.RequestedStopAt = skerry.FromMillis(d.RequestedAt), skerry.FromMillis(d.StartedAt), skerry.FromMillis(d.RequestedStopAt)
 	s.StoppedAt, s.AbortedAt, s.SnapshottedAt = skerry.FromMillis(d.StoppedAt), skerry.FromMillis(d.AbortedAt), skerry.FromMillis(d.SnapshottedAt)
 	s.Duration, s.UpdatedAt = duration(d.Duration), skerry.FromMillis(d.UpdatedAt)
 	s.NetworkPolicy, s.ActiveCPU, s.ResidentMBSeconds = maybe(d.Network, summaryDocument.summary), duration(d.ActiveCPU), d.Resident
 	s.Network = maybe(d.Transfer, func(n transferDocument) skerry.NetworkTransfer { return skerry.NetworkTransfer(n) })
+}
+
+func documentOfSaving(s skerry.SessionSaving) savingDocument {
+	return savingDocument{Method: string(s.Method), Memory: s.Memory, Expiration: maybe(s.Expiration, millis)}
+}
+
+func (d savingDocument) saving() skerry.SessionSaving {
+	return skerry.SessionSaving{Method: skerry.CreationMethod(d.Method), Memory: d.Memory, Expiration: maybe(d.Expiration, duration)}
 }
 
 func documentOfSnapshot(s *skerry.Snapshot) snapshotDocument {

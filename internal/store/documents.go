@@ -130,6 +130,7 @@ type sessionDocument struct {
 	SourceSnapshotID string            `json:"sourceSnapshotId,omitempty"`
 	Status           string            `json:"status"`
 	Reason           string            `json:"reason,omitempty"`
+	Saving           *savingDocument   `json:"saving,omitempty"`
 	RequestedAt      int64             `json:"requestedAt"`
 	StartedAt        int64             `json:"startedAt,omitempty"`
 	RequestedStopAt  int64             `json:"requestedStopAt,omitempty"`
@@ -142,6 +143,12 @@ type sessionDocument struct {
 	ActiveCPU        int64             `json:"activeCpuDurationMs,omitempty"`
 	Transfer         *transferDocument `json:"networkTransfer,omitempty"`
 	Resident         int64             `json:"residentMemoryMBSeconds,omitempty"`
+}
+
+type savingDocument struct {
+	Method     string `json:"method"`
+	Memory     bool   `json:"memory,omitempty"`
+	Expiration *int64 `json:"expiration,omitempty"`
 }
 
 type transferDocument struct {

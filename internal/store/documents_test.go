@@ -245,8 +245,8 @@ func TestEarlierDatabase(t *testing.T) {
 	for range 2 { // the second time it is not earlier any more
 		s := openIn(t, dir)
 		mustRead(t, "sandbox", sandboxBeforeIdle(), func() (any, error) { return s.Sandbox(ctx, "sb_full") })
-		mustRead(t, "session", fullSession(), func() (any, error) { return s.Session(ctx, fullScope, "sbx_full") })
-		ended := fullSession()
+		mustRead(t, "session", sessionBeforeResident(), func() (any, error) { return s.Session(ctx, fullScope, "sbx_full") })
+		ended := sessionBeforeResident()
 		ended.ID, ended.Status, ended.Policy = "sbx_ended", skerry.StatusStopped, nil
 		mustRead(t, "ended session", ended, func() (any, error) { return s.Session(ctx, fullScope, ended.ID) })
 		mustRead(t, "command", fullCommand(), func() (any, error) { return s.Command(ctx, "sbx_full", "cmd_full") })

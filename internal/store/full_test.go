@@ -84,7 +84,7 @@ func sandboxBeforeIdle() *skerry.Sandbox {
 
 func sessionBeforeResident() *skerry.Session {
 	s := fullSession()
-	s.ResidentMBSeconds = 0
+	s.ResidentMBSeconds, s.Saving = 0, nil
 	return s
 }
 
@@ -96,6 +96,7 @@ func fullSession() *skerry.Session {
 		RequestedAt: at(20), StartedAt: at(21), RequestedStopAt: at(22), StoppedAt: at(23), AbortedAt: at(24), SnapshottedAt: at(25),
 		Duration: 8 * second, CreatedAt: at(26), UpdatedAt: at(27), ActiveCPU: 3 * second, ResidentMBSeconds: 23,
 		Network: &skerry.NetworkTransfer{Ingress: 17, Egress: 19},
+		Saving:  &skerry.SessionSaving{Method: skerry.CreatedManually, Memory: true, Expiration: ptr(60 * second)},
 	}
 	s.SetPolicy(fullPolicy())
 	return s
