@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -170,6 +171,11 @@ func (s *session) shareSave(ctx context.Context) (*forkSave, error) {
 	if err != nil {
 		return nil, err
 	}
+	// Forks start from it also when the session has been stopped, and forgotten, meanwhile.
+	if err := save.moveTo(filepath.Join(s.node.cfg.SnapshotWork, "fork-"+rand.Text())); err != nil {
+		save.end()
+		return nil, errors.Join(err, os.RemoveAll(save.dir))
+	}
 	// The fork that is first may be given up while others go on.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	ctx, span := tracing.Start(ctx, tracing.SaveMachine)
@@ -188,6 +194,15 @@ func (s *session) shareSave(ctx context.Context) (*forkSave, error) {
 	}()
 	s.forks.newest = f
 	return f, nil
+}
+
+// moveTo gives the folder of a save another name.
+func (s *save) moveTo(dir string) error {
+	if err := os.Rename(s.dir, dir); err != nil {
+		return err
+	}
+	s.dir = dir
+	return nil
 }
 
 // join adds a fork if that gets the session as it is now.

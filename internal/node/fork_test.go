@@ -200,7 +200,18 @@ func TestCaptures(t *testing.T) {
 		if err := from.end(nil); err != nil {
 			t.Error(err)
 		}
-		begin("five")
+		// The session is stopped and forgotten before the fork has started.
+		begin("five", "six")
+		m.saves[2].finish(nil)
+		if from, err = n.forkSource(t.Context(), s.id, "five"); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Forget(t.Context(), s.id); err != nil {
+			t.Error(err)
+		}
+		if err := from.end(nil); err != nil {
+			t.Errorf("a fork of a session that is gone: %v", err)
+		}
 		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
@@ -208,7 +219,7 @@ func TestCaptures(t *testing.T) {
 			t.Error("a capture has outlived the node")
 		}
 		left, err := os.ReadDir(n.cfg.SnapshotWork)
-		if err != nil || len(left) != 2 || left[0].Name() != "four" || left[1].Name() != "one" {
+		if err != nil || len(left) != 3 || left[0].Name() != "five" || left[1].Name() != "four" || left[2].Name() != "one" {
 			t.Errorf("left are %v, %v", left, err)
 		}
 	})
