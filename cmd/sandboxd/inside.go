@@ -32,8 +32,7 @@ const (
 )
 
 func (o *insideOptions) flags(f *pflag.FlagSet) {
-	f.StringVar(&o.ca, "sandbox-ca", caOfMachine, `PEM file with certificate authorities that all sandboxes trust, such as that of a proxy that inspects TLS; "machine": the
-authorities that were added to this machine's distribution; "none": none`)
+	f.StringVar(&o.ca, "sandbox-ca", caOfMachine, `PEM file with certificate authorities that all sandboxes trust, such as that of a proxy that inspects TLS; "machine": the authorities that were added to this machine's distribution; "none": none`)
 	f.StringVar(&o.env, "sandbox-env", "", "file with lines KEY=VALUE: environment variables for all commands in sandboxes, such as HTTPS_PROXY, PIP_INDEX_URL or npm_config_registry; the variables of a sandbox or command take precedence. Sandboxes can read the values")
 }
 

@@ -437,6 +437,7 @@ func TestRefusals(t *testing.T) {
 			"--vcpus: their memory must be at most 24105 MiB on this server, is 65536 MiB\n", "create --vcpus 32"},
 		{400, refusal("bad_request", "resources.memory", "must be at most 24105 MiB on this server, is 65536 MiB"),
 			"vcpus: their memory must be at most 24105 MiB on this server, is 65536 MiB\n", "config vcpus x 32"},
+		{400, refusal("bad_request", "memory", "needs a running sandbox"), "--memory: needs a running sandbox\n", "fork --memory x"},
 		{400, refusal("bad_request", "maxSizeBytes", "must be from 16777216 to 1099511627776 bytes, is 1000"),
 			"--max-size: must be from 16 MiB to 1 TiB, is 1000 bytes\n", "drives create x --max-size 1000"},
 		{400, refusal("bad_request", "snapshotExpiration", "must be 0 (no expiration) or at least 60000 ms, is 5000"),

@@ -61,7 +61,7 @@ func (f *createFlags) registerShared(cmd *cobra.Command, getenv func(string) str
 	fs.VarP(&f.env, "env", "e", "variable KEY=value for every command; KEY alone takes the local value (repeatable)")
 	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
 	f.idle.choices = idleModes()
-	fs.Var(&f.idle, "idle", "pause the sandbox while nobody uses it: as the server does by default, never, even if idle programs run in it (pause), or so and after a while on disk (hibernate)")
+	fs.Var(&f.idle, "idle", "when the server may pause it while nobody uses it: default (as serve --idle says), never, pause (even if idle programs run in it), hibernate (like pause, and saved to disk after a while)")
 	fs.StringVar(&f.region, "region", "", "region to run in")
 	fs.StringVar(&f.failover, "failover-regions", "", "comma-separated regions to fail over to, or none")
 	fs.StringVar(&f.networkID, "network-id", "", "private network to connect to")

@@ -151,7 +151,7 @@ func spelled(cmd *cobra.Command, field string) string {
 	case cmd == nil:
 	case name == "publish-port" && !cmd.Flags().Changed(name) && cmd.Flags().Changed("private-port"):
 		name = "private-port"
-	case name == "memory" && (cmd.Flag("vcpus") != nil || cmd.Name() == "vcpus"):
+	case field == "resources.memory" && (cmd.Flag("vcpus") != nil || cmd.Name() == "vcpus"):
 		name = "vcpus"
 	}
 	if cmd != nil && cmd.Flag(name) != nil {

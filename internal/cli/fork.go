@@ -105,22 +105,22 @@ func (a *app) fork(ctx context.Context, name string, opts client.ForkOptions, si
 		return sb, err
 	}
 	info := source.Info()
-	from := "its image"
+	from := "from its image"
 	switch {
 	case opts.Memory && info.Status == skerry.StatusRunning:
-		from = "its memory of this moment"
+		from = "with its running programs"
 	case opts.Live && info.Status == skerry.StatusRunning:
-		from = "its files of this moment"
+		from = "from its files of this moment"
 	case info.CurrentSnapshotID != "":
-		from = clean(info.CurrentSnapshotID)
+		from = "from " + clean(info.CurrentSnapshotID)
 	case sb.Session().SourceSnapshotID != "":
-		from = clean(sb.Session().SourceSnapshotID)
+		from = "from " + clean(sb.Session().SourceSnapshotID)
 	}
 	if info.Status == skerry.StatusRunning && !opts.Live && !opts.Memory {
 		fmt.Fprintf(a.Err, "%s %s is running, and what has changed in it since it started is not in the fork; --live takes it along.\n",
 			a.err.yellow("Warning:"), clean(name))
 	}
-	fmt.Fprintf(a.Err, "%s Forked %s as %s from %s in %s.\n", a.err.green("✔"), a.err.cyan(clean(name)), a.err.cyan(clean(sb.Name())),
+	fmt.Fprintf(a.Err, "%s Forked %s as %s %s in %s.\n", a.err.green("✔"), a.err.cyan(clean(name)), a.err.cyan(clean(sb.Name())),
 		from, a.Now().Sub(begin).Round(time.Millisecond))
 	return sb, nil
 }

@@ -85,11 +85,19 @@ func (a *app) snapshotTable(list []skerry.Snapshot) {
 		s := &list[i]
 		rows = append(rows, []cell{
 			plain(s.ID), plain(or(s.SandboxName)), plain(a.ago(s.CreatedAt)), a.expiresCell(s), plain(size(s.SizeBytes)),
-			plain(or(string(s.CreationMethod))), plain(s.SourceSessionID),
+			plain(content(s)), plain(or(string(s.CreationMethod))), plain(s.SourceSessionID),
 		})
 	}
-	a.table([]string{"ID", "SANDBOX", "CREATED", "EXPIRES", "SIZE", "TAKEN", "SOURCE SESSION"}, rows,
-		"SOURCE SESSION", "TAKEN", "SIZE", "CREATED", "EXPIRES")
+	a.table([]string{"ID", "SANDBOX", "CREATED", "EXPIRES", "SIZE", "CONTENT", "TAKEN", "SOURCE SESSION"}, rows,
+		"SOURCE SESSION", "TAKEN", "CONTENT", "SIZE", "CREATED", "EXPIRES")
+}
+
+// content says what a snapshot has of a session.
+func content(s *skerry.Snapshot) string {
+	if s.Memory {
+		return "files, memory"
+	}
+	return "files"
 }
 
 // expiresCell says when a snapshot goes, in red if that is soon.
@@ -150,6 +158,7 @@ func (a *app) snapshotFields(s *skerry.Snapshot) {
 		{plain("Source session"), plain(s.SourceSessionID)},
 		{plain("Parent"), plain(or(s.ParentID))},
 		{plain("Size"), plain(size(s.SizeBytes))},
+		{plain("Content"), plain(content(s))},
 		{plain("Taken"), plain(or(string(s.CreationMethod)))},
 		{plain("Created"), plain(a.ago(s.CreatedAt))},
 		{plain("Last used"), plain(used)},

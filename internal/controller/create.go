@@ -127,10 +127,10 @@ func (b basis) fit(p *skerry.CreateParams, vcpus, memory *int) error {
 	}
 	base := b.snapshot.Base
 	if vcpus != nil && *vcpus != base.VCPUs {
-		return skerry.Invalid("resources.vcpus", "must be %d, because the sandbox had this size when its memory snapshot was taken; is %d", base.VCPUs, *vcpus)
+		return skerry.Invalid("resources.vcpus", "must be %d, because its memory is continued, which is of a sandbox of this size; is %d", base.VCPUs, *vcpus)
 	}
 	if memory != nil && *memory != base.MemoryMB {
-		return skerry.Invalid("resources.memory", "must be %d, because the sandbox had this size when its memory snapshot was taken; is %d", base.MemoryMB, *memory)
+		return skerry.Invalid("resources.memory", "must be %d, because its memory is continued, which is of a sandbox of this size; is %d", base.MemoryMB, *memory)
 	}
 	p.VCPUs, p.MemoryMB = base.VCPUs, base.MemoryMB
 	return nil

@@ -52,7 +52,7 @@ func (c *sandboxes) forkFrom(ctx context.Context, scope skerry.Scope, sandbox *s
 		return nil, err
 	}
 	if p.Memory && (from.snapshot == nil || !from.snapshot.Memory) {
-		return nil, skerry.Invalid("memory", "is unavailable: sandbox %q is not running, and its current snapshot has no memory image", sandbox.Name)
+		return nil, skerry.Invalid("memory", "needs a running sandbox, or one whose current snapshot was taken with memory; sandbox %q is not running, and its snapshot has only files", sandbox.Name)
 	}
 	return c.createFork(ctx, scope, create, from, p)
 }

@@ -40,7 +40,9 @@ func newProgress(goesOn func()) (*progress, error) {
 	}
 	go func() {
 		defer close(p.begun)
-		p.early = p.hear() && p.hear()
+		if p.hear() { // that it goes on
+			p.early = p.hear()
+		}
 		goesOn()
 	}()
 	return p, nil
