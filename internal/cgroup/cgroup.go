@@ -81,9 +81,11 @@ type hierarchy interface {
 	// reclaimable returns those of them that the kernel can drop or write back.
 	reclaimable(name string) (int64, error)
 	// reclaim returns the file, and what is written to it, that has the kernel take back
-	// so many bytes of the group's memory. allowSwap says whether it may be swapped.
+	// so many bytes of the group's memory. allowSwap says how much of it may be in swap.
 	reclaim(name string, bytes int64) (file, value string)
-	allowSwap(name string, allowed bool) error
+	allowSwap(name string, bytes int64) error
+	// swapped returns what of the group is in swap.
+	swapped(name string) (int64, error)
 	// dirs returns the directories that make up the group.
 	dirs(name string) []string
 	// openForClone returns the directory to hand to clone(2), nil when the

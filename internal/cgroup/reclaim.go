@@ -26,7 +26,8 @@ const (
 // other pages to swap, as far as it can until ctx ends. The group may swap meanwhile, and
 // only then. Reclaim returns by how many bytes less the group then holds. Each page comes
 // back when it is used. A group that the kernel takes nothing from is no error; a kernel
-// that cannot be asked is (errors.ErrUnsupported).
+// that cannot be asked is (errors.ErrUnsupported). A group has at most as much in swap as it
+// holds when it is reclaimed.
 func (g *Group) Reclaim(ctx context.Context) (int64, error) {
 	freed, err := g.reclaim(ctx)
 	if err != nil {
@@ -40,10 +41,10 @@ func (g *Group) reclaim(ctx context.Context) (freed int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := g.m.h.allowSwap(g.name, true); err != nil {
+	if err := g.AllowSwap(first); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, g.m.h.allowSwap(g.name, false)) }()
+	defer func() { err = errors.Join(err, g.AllowSwap(0)) }()
 	held := first
 	for pass, vain := 0, 0; pass < reclaimPasses && vain < reclaimVain && ctx.Err() == nil; pass++ {
 		file, value := g.m.h.reclaim(g.name, held)
@@ -59,6 +60,19 @@ func (g *Group) reclaim(ctx context.Context) (freed int64, err error) {
 		}
 	}
 	return max(0, first-held), nil
+}
+
+// AllowSwap lets the group have so many bytes in swap. What is there stays.
+func (g *Group) AllowSwap(bytes int64) error { return g.m.h.allowSwap(g.name, bytes) }
+
+// Swapped returns how many bytes of the group are in swap, 0 if the kernel does not count
+// them.
+func (g *Group) Swapped() (int64, error) {
+	bytes, err := g.m.h.swapped(g.name)
+	if err != nil {
+		return 0, fmt.Errorf("read what of cgroup %s is in swap: %w", g.name, err)
+	}
+	return bytes, nil
 }
 
 // writeUntil writes a value to a file of the kernel's that takes its time over it. When ctx
@@ -126,21 +140,37 @@ func (h *v1) reclaim(name string, _ int64) (file, value string) {
 
 // allowSwap of version 1: the limit of memory and swap together, which is that of the
 // memory, keeps a group from swapping on its own, and not from being reclaimed.
-func (h *v1) allowSwap(string, bool) error { return nil }
+func (h *v1) allowSwap(string, int64) error { return nil }
+
+func (h *v1) swapped(name string) (int64, error) {
+	both, err := readInt(h.dir("memory", name), "memory.memsw.usage_in_bytes")
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	held, err := readInt(h.dir("memory", name), "memory.usage_in_bytes")
+	return max(0, both-held), err
+}
 
 func (h *v2) reclaim(name string, bytes int64) (file, value string) {
 	return filepath.Join(h.dir(name), "memory.reclaim"), strconv.FormatInt(bytes, 10)
 }
 
 // allowSwap of version 2: what is in swap stays there when the limit is lowered.
-func (h *v2) allowSwap(name string, allowed bool) error {
-	limit := "0"
-	if allowed {
-		limit = "max"
-	}
-	err := write(h.dir(name), "memory.swap.max", limit)
+func (h *v2) allowSwap(name string, bytes int64) error {
+	err := write(h.dir(name), "memory.swap.max", strconv.FormatInt(bytes, 10))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil // the kernel does not account swap, or the group has gone
 	}
 	return err
+}
+
+func (h *v2) swapped(name string) (int64, error) {
+	bytes, err := readInt(h.dir(name), "memory.swap.current")
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	return bytes, err
 }

@@ -86,6 +86,13 @@ func TestReclaim(t *testing.T) {
 	if freed < holding*3/4 || after > before-holding*3/4 {
 		t.Errorf("%d bytes were given back: it held %d before and %d afterwards", freed, before, after)
 	}
+	swapped, err := g.Swapped()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.usage_in_bytes"); err == nil && swapped < holding*3/4 {
+		t.Errorf("%d bytes are in swap", swapped) // the kernel counts them
+	}
 	// The pages are those that they were.
 	want, err := exec.Command("sh", "-c", `seq 1 20000000 | tr -d '\n' | head -c 64m`).Output()
 	if err != nil {
@@ -177,7 +184,14 @@ func TestReclaimOfVersion2(t *testing.T) {
 	if got := read("memory.reclaim"); got != "4096000" {
 		t.Errorf("memory.reclaim got %q", got)
 	}
-	if err := h.allowSwap("one", true); err != nil || read("memory.swap.max") != "max" {
+	if n, err := h.swapped("one"); n != 0 || err != nil {
+		t.Errorf("without the file, %d bytes are in swap, %v", n, err)
+	}
+	write("memory.swap.current", "8192\n")
+	if n, err := h.swapped("one"); n != 8192 || err != nil {
+		t.Errorf("%d bytes are in swap, %v", n, err)
+	}
+	if err := h.allowSwap("one", 7654321); err != nil || read("memory.swap.max") != "7654321" {
 		t.Errorf("memory.swap.max is %q, %v", read("memory.swap.max"), err)
 	}
 }

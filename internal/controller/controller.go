@@ -164,6 +164,7 @@ func New(cfg Config) *Controller {
 	c.commands = &commands{sessions: c.sessions, store: cfg.Store}
 	c.sandboxes = &sandboxes{
 		sessions: c.sessions, store: cfg.Store, images: cfg.Images, drives: c.drives, limits: limits, undoing: map[string]bool{},
+		forkKeeps: make(chan struct{}, forkKeepsAtOnce),
 	}
 	return c
 }

@@ -101,6 +101,9 @@ func (c *sandboxes) forkMemory(ctx context.Context, sandbox *skerry.Sandbox, s *
 			case <-asked:
 			case <-c.ctx.Done():
 			}
+			// One for each of many forks at once would leave nothing for the saves of others.
+			c.forkKeeps <- struct{}{}
+			defer func() { <-c.forkKeeps }()
 			c.recordForkSnapshot(from)
 		})
 		if err == nil {
@@ -115,6 +118,9 @@ func (c *sandboxes) forkMemory(ctx context.Context, sandbox *skerry.Sandbox, s *
 // forkSnapshotDelay is the time after the start of a fork when its snapshot is made,
 // unless somebody waits for the snapshot.
 const forkSnapshotDelay = time.Second
+
+// forkKeepsAtOnce is how many snapshots of forks are stored at once.
+const forkKeepsAtOnce = 2
 
 // recordForkSnapshot makes the snapshot that a memory fork has started from already.
 func (c *sandboxes) recordForkSnapshot(from basis) {

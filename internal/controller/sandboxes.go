@@ -36,6 +36,9 @@ type sandboxes struct {
 
 	absences absences
 
+	// forkKeeps bounds how many snapshots of memory forks are stored at once.
+	forkKeeps chan struct{}
+
 	// undo guards undoing: the sandboxes whose creation failed and is not undone
 	// yet.
 	undo    sync.Mutex

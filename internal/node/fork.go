@@ -28,9 +28,8 @@ type forks struct {
 // as it is when it asks.
 type forkSave struct {
 	save
-	fork driver.Fork
-	// cancel ends the save.
-	cancel context.CancelFunc
+	fork  driver.Fork
+	begun time.Time
 
 	mu sync.Mutex
 	// users is the number of forks that start from it. Nobody joins it when there are none.
@@ -47,8 +46,15 @@ type capture struct {
 	expires *time.Timer
 }
 
-// captureWait is how long a capture waits for a session that starts from it.
-const captureWait = 2 * time.Minute
+const (
+	// captureWait is how long a capture waits for a session that starts from it. It is
+	// for callers that are gone: others discard what they do not use.
+	captureWait = 15 * time.Minute
+	// forkTimeout is the maximum time for the save, and joinWithin the time in which others
+	// may join it: a machine's kernel that says nothing for longer may never end it.
+	forkTimeout = 5 * time.Minute
+	joinWithin  = 10 * time.Second
+)
 
 // Capture implements nodeapi.Saver.
 func (n *Node) Capture(ctx context.Context, id, captureID string) (err error) {
@@ -57,6 +63,9 @@ func (n *Node) Capture(ctx context.Context, id, captureID string) (err error) {
 		return err
 	}
 	if err := n.canStart(nodeapi.SessionSpec{ForkOf: id}); err != nil {
+		return err
+	}
+	if err := n.cfg.Disk.Check(); err != nil { // as for the start that follows
 		return err
 	}
 	c, err := n.beginCapture(ctx, id)
@@ -167,7 +176,7 @@ func (s *session) shareSave(ctx context.Context) (*forkSave, error) {
 		return f, nil
 	}
 	// Those that ask while this waits for another save join the one that begins here.
-	save, err := s.beginSave(ctx, nodeapi.Saving{Memory: true})
+	save, err := s.beginSave(ctx, nodeapi.Saving{Memory: true}, s.node.cfg.Disk.Reserve)
 	if err != nil {
 		return nil, err
 	}
@@ -176,8 +185,9 @@ func (s *session) shareSave(ctx context.Context) (*forkSave, error) {
 		save.end()
 		return nil, errors.Join(err, os.RemoveAll(save.dir))
 	}
-	// The fork that is first may be given up while others go on.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	// It goes on when the fork that is first is given up, and when all are: a kernel that
+	// saves itself cannot be interrupted, and does nothing else meanwhile.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forkTimeout)
 	ctx, span := tracing.Start(ctx, tracing.SaveMachine)
 	fork, err := s.machine().Fork(ctx, save.dir, s.nudge)
 	if err != nil {
@@ -186,11 +196,14 @@ func (s *session) shareSave(ctx context.Context) (*forkSave, error) {
 		save.end()
 		return nil, errors.Join(err, os.RemoveAll(save.dir))
 	}
-	f := &forkSave{save: save, fork: fork, cancel: cancel, users: 1}
-	go func() { // until the save has ended, which leave waits for
+	f := &forkSave{save: save, fork: fork, begun: time.Now(), users: 1}
+	awake := s.hold()
+	go func() { // it ends with the save
+		defer cancel()
 		<-fork.Done()
 		span.End(fork.Err())
 		save.end()
+		awake()
 	}()
 	s.forks.newest = f
 	return f, nil
@@ -209,7 +222,7 @@ func (s *save) moveTo(dir string) error {
 func (f *forkSave) join() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.users == 0 || !f.fork.Standing() {
+	if f.users == 0 || time.Since(f.begun) > joinWithin || !f.fork.Standing() {
 		return false
 	}
 	f.users++
@@ -222,8 +235,10 @@ func (f *forkSave) leave(capture string, started error) (failure, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	err = started
+	saved := false
 	select {
 	case <-f.fork.Done():
+		saved = true
 		if failure = f.fork.Err(); failure != nil {
 			capture, err = "", nil // the start has failed for it
 		}
@@ -231,11 +246,6 @@ func (f *forkSave) leave(capture string, started error) (failure, err error) {
 	}
 	f.users--
 	last := f.users == 0
-	if last {
-		f.cancel()
-		<-f.fork.Done()
-		f.end() // now, and not only soon
-	}
 	switch {
 	case capture != "" && last:
 		if err = os.Rename(f.dir, capture); err == nil {
@@ -244,8 +254,14 @@ func (f *forkSave) leave(capture string, started error) (failure, err error) {
 	case capture != "":
 		err = link(f.dir, capture)
 	}
-	if last {
+	switch {
+	case last && saved:
 		err = errors.Join(err, os.RemoveAll(f.dir))
+	case last: // it is still being written
+		go func() {
+			<-f.fork.Done()
+			_ = os.RemoveAll(f.dir) // what stays is removed by the next process
+		}()
 	}
 	return failure, err
 }

@@ -125,19 +125,41 @@ func TestForksShareASave(t *testing.T) {
 				t.Errorf("a fork whose save failed: %v, %v", failure, err)
 			}
 		}
-		// A save that nobody waits for any more ends.
-		if failure, err := share().leave("", broken); failure != nil || !errors.Is(err, broken) {
-			t.Errorf("the only fork is given up: %v, %v", failure, err)
+		// A save that nobody waits for any more goes on, as it cannot be interrupted. Only
+		// then the next one begins.
+		left := func() int {
+			entries, err := os.ReadDir(n.cfg.SnapshotWork)
+			if err != nil {
+				t.Error(err)
+			}
+			return len(entries)
 		}
-		if last := m.saves[len(m.saves)-1]; !errors.Is(last.err, context.Canceled) || len(m.saves) != 3 {
-			t.Errorf("its save, of %d, ended with %v", len(m.saves), last.err)
+		if failure, err := share().leave("", broken); failure != nil || err != broken || left() != 3 {
+			t.Errorf("the only fork is given up: %v, %v, there are %d folders", failure, err, left())
 		}
-		left, err := os.ReadDir(n.cfg.SnapshotWork)
-		if err != nil || len(left) != 2 {
-			t.Errorf("left are %v, %v", left, err)
+		if err := s.saving.enter(gone); err == nil || len(m.saves) != 3 {
+			t.Errorf("the save has ended: %v, %d saves", err, len(m.saves))
 		}
-		if err := s.saving.enter(t.Context()); err != nil {
-			t.Error(err)
+		m.saves[2].finish(nil)
+		synctest.Wait()
+		if left() != 2 {
+			t.Errorf("%d folders are left", left())
+		}
+		// A save that takes long is joined no more, and ends at last.
+		long := share()
+		time.Sleep(joinWithin + time.Second)
+		if long.join() {
+			t.Error("a save was joined that is at it for long")
+		}
+		time.Sleep(forkTimeout)
+		synctest.Wait()
+		if failure, err := long.leave(capture("long"), nil); !errors.Is(failure, context.DeadlineExceeded) || err != nil || left() != 2 {
+			t.Errorf("a save that does not end: %v, %v, there are %d folders", failure, err, left())
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.idle.users != 0 || len(s.saving) != 0 {
+			t.Errorf("%d uses and %d saves are left", s.idle.users, len(s.saving))
 		}
 	})
 }
@@ -167,7 +189,7 @@ func TestCaptures(t *testing.T) {
 			}
 		}
 		begin("one", "one", "two", "three", "four")
-		if len(m.saves) != 1 || users() != 4 {
+		if len(m.saves) != 1 || users() != 5 { // the save is one
 			t.Errorf("four captures made %d saves, and keep the session awake %d times", len(m.saves), users())
 		}
 		m.saves[0].finish(nil)
@@ -217,6 +239,7 @@ func TestCaptures(t *testing.T) {
 		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
+		synctest.Wait()
 		if users() != 0 {
 			t.Error("a capture has outlived the node")
 		}

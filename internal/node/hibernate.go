@@ -70,7 +70,7 @@ func (s *session) mayHibernate(now time.Time, urgent bool) bool {
 	switch {
 	case !i.asleep || i.hibernated || i.users > 0 || now.Before(i.stays):
 		return false
-	case s.size == (size{}) || len(s.drives) > 0 || len(s.mounts) > 0 || !cfg.Driver.Capabilities().Memory:
+	case s.size == (size{}) || len(s.drives) > 0 || len(s.mounts) > 0 || !cfg.Driver.Capabilities().Memory || !s.loadable():
 		return false
 	case s.idleMode() == skerry.IdlePause || !i.until.IsZero() && i.until.Sub(now) < hibernateLeast:
 		return false
@@ -129,18 +129,9 @@ func (n *Node) hibernateOne() {
 }
 
 func (s *session) hibernate(ctx context.Context) error {
-	bytes, err := s.machine().SaveSize(true)
-	if err != nil {
-		return err
-	}
-	// Unlike other saves it does not use what is to stay free.
-	release, err := s.node.cfg.Disk.Reserve(bytes)
-	if err != nil {
-		return err
-	}
-	defer release()
 	how := nodeapi.Saving{Memory: true, Hold: true}
-	save, err := s.beginSave(ctx, how)
+	// Unlike the save of a snapshot it does not use what is to stay free.
+	save, err := s.beginSave(ctx, how, s.node.cfg.Disk.Reserve)
 	if err != nil {
 		return err
 	}
@@ -286,6 +277,10 @@ func (s *session) returnWith(ctx context.Context, connect func(context.Context, 
 		a.End("")
 		return err
 	}
+	if err != nil && s.isHibernated() && skerry.CodeOf(err) == skerry.CodeSnapshotIncompatible {
+		// Nothing is lost: the version that saved it can load it.
+		return errors.Join(errStranded(), err)
+	}
 	if err != nil && s.isHibernated() && errors.Is(err, syscall.ENOSPC) {
 		return &skerry.Error{Code: skerry.CodeDiskFull, Message: "the server's disk has no room to load the sandbox again; free some and try again", Err: err}
 	}
@@ -411,7 +406,17 @@ func (s *session) returnAfterRestart(ctx context.Context, logs map[string]*outpu
 	if err == nil {
 		s.setFrozen(false)
 	}
+	if skerry.CodeOf(err) == skerry.CodeSnapshotIncompatible && s.isHibernated() {
+		s.node.cfg.Log.Error("a session that hibernates cannot return; start the version of the server again that saved it", "session", s.id, "error", err)
+		close(s.stranded)
+		<-ctx.Done() // it is stopped, or the next process's
+	}
 	return err
+}
+
+func errStranded() error {
+	return skerry.Errorf(skerry.CodeSnapshotIncompatible,
+		"the sandbox was saved with its memory, while it was idle, by another version of the server, and only that version can load it again")
 }
 
 // awaitReturn waits until a session that hibernated when this process took it over has come
@@ -423,6 +428,8 @@ func (s *session) awaitReturn(ctx context.Context) error {
 	select {
 	case <-s.attached:
 		return nil
+	case <-s.stranded:
+		return errStranded()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -324,6 +324,11 @@ func TestReturnFails(t *testing.T) {
 	if !sessionOn(t, n, id).isHibernated() {
 		t.Error("on a full disk the session hibernates no more")
 	}
+	other := skerry.Errorf(skerry.CodeSnapshotIncompatible, "saved by another version")
+	d.fails = func() error { return other }
+	if _, _, err := n.use(t.Context(), id); skerry.CodeOf(err) != skerry.CodeSnapshotIncompatible || !sessionOn(t, n, id).isHibernated() {
+		t.Errorf("use of a session that another version has saved: %v", err)
+	}
 	d.fails = func() error { return unix.EIO }
 	if _, _, err := n.use(t.Context(), id); skerry.CodeOf(err) != skerry.CodeSandboxStopped {
 		t.Errorf("use of a session that cannot return: %v", err)
@@ -332,6 +337,35 @@ func TestReturnFails(t *testing.T) {
 	<-s.ended
 	if s.reason != lostHibernating || s.agentLost {
 		t.Errorf("lost for %q, savable %v", s.reason, s.agentLost)
+	}
+}
+
+// upgraded is a driver of which all machines are from before an upgrade.
+type upgraded struct{ *parking }
+
+func (upgraded) Format(bool) driver.Format { return driver.Format{Driver: "fake", Version: "newer"} }
+
+// TestFromBeforeAnUpgrade: the memory of a session that this version could not load is not
+// saved. The session goes on.
+func TestFromBeforeAnUpgrade(t *testing.T) {
+	n, _ := hibernatingNode(t, upgraded{newParking(t, fake.Config{})}, nil)
+	id := startOn(t, n, big)
+	s := sessionOn(t, n, id)
+	eventually(t, "the session to sleep", s.isAsleep)
+	s.mu.Lock()
+	if s.mayHibernate(time.Now().Add(time.Hour), true) {
+		t.Error("the session may hibernate")
+	}
+	s.mu.Unlock()
+	_, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Memory: true, Lease: "lease"})
+	if skerry.CodeOf(err) != skerry.CodeConflict {
+		t.Errorf("a memory snapshot: %v", err)
+	}
+	if _, err := n.Snapshot(t.Context(), id, nodeapi.Saving{Lease: "lease"}); err != nil {
+		t.Errorf("a snapshot of its files: %v", err)
+	}
+	if got := runOn(t, n, id, "echo on"); got != "on\n" {
+		t.Errorf("%q", got)
 	}
 }
 
@@ -417,6 +451,38 @@ func TestHibernatedIsTakenOver(t *testing.T) {
 	}
 	if _, err := os.Stat(sessionDir(n, unwanted, "memory")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the memory of a session that nobody wants: %v", err)
+	}
+}
+
+// TestVersionsInTurn: a session that hibernates under one version of the server waits while
+// another one runs, which cannot load it, and comes back with the first.
+func TestVersionsInTurn(t *testing.T) {
+	d := newParking(t, fake.Config{})
+	n, _ := hibernatingNode(t, d, nil)
+	id := startOn(t, n, big)
+	runOn(t, n, id, "echo kept > file")
+	hibernates(t, n, id)
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.fails = func() error { return skerry.Errorf(skerry.CodeSnapshotIncompatible, "saved by another version") }
+	other := n.after(t, id)
+	for range 2 {
+		if _, _, err := other.use(t.Context(), id); skerry.CodeOf(err) != skerry.CodeSnapshotIncompatible {
+			t.Errorf("a use: %v", err)
+		}
+	}
+	if _, err := other.Snapshot(t.Context(), id, nodeapi.Saving{Lease: "lease"}); skerry.CodeOf(err) != skerry.CodeSnapshotIncompatible {
+		t.Errorf("a snapshot: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.fails = nil
+	again := other.after(t, id)
+	eventually(t, "return of the session", func() bool { _, err := again.running(id); return err == nil })
+	if got := runOn(t, again, id, "cat file"); got != "kept\n" {
+		t.Errorf("%q", got)
 	}
 }
 

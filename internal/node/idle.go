@@ -134,7 +134,8 @@ func (s *session) wake(ctx context.Context) error {
 			return nil
 		}
 		err := s.thaw(ctx)
-		if err != nil && !s.isStopping() && skerry.CodeOf(err) != skerry.CodeDiskFull {
+		hibernates := skerry.CodeOf(err) == skerry.CodeDiskFull || skerry.CodeOf(err) == skerry.CodeSnapshotIncompatible
+		if err != nil && !s.isStopping() && !hibernates {
 			// Its kernel does not react, so the session cannot be used any more.
 			s.node.cfg.Log.Error("cannot resume a session that was idle", "session", s.id, "error", err)
 			s.machine().End(lostAsleep)

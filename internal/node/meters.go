@@ -39,10 +39,11 @@ func (s *session) meter(ctx context.Context) (m nodeapi.Meter, ok bool) {
 	if m.ActiveCPU, err = s.activeCPU(); err != nil {
 		return m, false
 	}
-	if m.MemoryBytes, err = s.machine().PinnedMemory(0); err != nil {
+	machine := s.machine()
+	if m.MemoryBytes, err = machine.PinnedMemory(0); err != nil {
 		return m, false
 	}
-	s.addResident(m.MemoryBytes)
+	s.addResident(machine, m.MemoryBytes)
 	m.ResidentMBSeconds = s.resident.mbSeconds()
 	m.IngressBytes, m.EgressBytes, err = s.lease.Counters(ctx)
 	return m, err == nil

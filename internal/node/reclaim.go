@@ -107,7 +107,7 @@ func (s *session) reclaim() {
 	}
 	left, err := m.PinnedMemory(0)
 	if err == nil {
-		s.addResident(left)
+		s.addResident(m, left)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -75,7 +75,7 @@ func (s *session) meterMemory() {
 		return
 	}
 	if bytes, ok := held(m); ok {
-		s.addResident(bytes)
+		s.addResident(m, bytes)
 	}
 }
 
@@ -94,11 +94,14 @@ func held(m driver.Machine) (int64, bool) {
 	}
 }
 
-// addResident adds the time since the last reading; by now the session holds bytes.
-func (s *session) addResident(bytes int64) {
+// addResident adds the time since the last reading; by now the machine holds bytes.
+func (s *session) addResident(m driver.Machine, bytes int64) {
 	r := &s.resident
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if s.machine() != m {
+		return // it is the former one's, which has been counted to its end
+	}
 	now := time.Now()
 	if !r.at.IsZero() {
 		more := (float64(r.bytes) + float64(bytes)) / 2 * now.Sub(r.at).Seconds()

@@ -53,6 +53,9 @@ type session struct {
 	// closed.
 	returns bool
 
+	// stranded is closed if it cannot, as another version has saved it.
+	stranded chan struct{}
+
 	// ctx ends when this process detaches from the session; work counts the
 	// goroutines that end with it.
 	ctx    context.Context
@@ -146,6 +149,7 @@ func newSession(n *Node, id string) *session {
 		id:        id,
 		dir:       n.dir(id),
 		saving:    newGate(),
+		stranded:  make(chan struct{}),
 		forks:     forks{gate: newGate()},
 		standing:  newGate(),
 		ending:    newGate(),

@@ -89,7 +89,7 @@ func (s *session) snapshot(ctx context.Context, how nodeapi.Saving) (nodeapi.Sav
 	if err := s.alone(ctx, func() error { return s.have(ctx) }); err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
-	save, err := s.beginSave(ctx, how)
+	save, err := s.beginSave(ctx, how, s.node.cfg.Disk.ReserveSave)
 	if err != nil {
 		return nodeapi.SavedFiles{}, err
 	}
@@ -132,9 +132,13 @@ type save struct {
 
 // beginSave waits until no other save of the session is in progress, and reserves
 // the space.
-func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, err error) {
+func (s *session) beginSave(ctx context.Context, how nodeapi.Saving, reserve func(int64) (func(), error)) (_ save, err error) {
 	if err := s.node.canSave(how); err != nil {
 		return save{}, err
+	}
+	if how.Memory && !s.loadable() {
+		return save{}, skerry.Errorf(skerry.CodeConflict,
+			"the memory of session %s cannot be saved, because an earlier version of the server started it, and this version could not load it: restart the sandbox first", s.id)
 	}
 	if err := s.saving.enter(ctx); err != nil {
 		return save{}, err
@@ -150,7 +154,7 @@ func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, er
 	if err != nil {
 		return save{}, err
 	}
-	release, err := s.node.cfg.Disk.ReserveSave(size)
+	release, err := reserve(size)
 	if err != nil {
 		return save{}, err
 	}
@@ -165,6 +169,12 @@ func (s *session) beginSave(ctx context.Context, how nodeapi.Saving) (_ save, er
 		}
 	}
 	return save{dir: dir, end: sync.OnceFunc(leave)}, nil
+}
+
+// loadable reports whether this version can load what the session's machine saves of its
+// memory. One from before an upgrade goes on, but saves in its own format.
+func (s *session) loadable() bool {
+	return s.machine().Format(true) == s.node.cfg.Driver.Format(true)
 }
 
 // keep stores a folder that save has filled as a snapshot. The folder does not

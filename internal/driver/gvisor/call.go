@@ -79,9 +79,13 @@ func (m *machine) call(ctx context.Context, f func() error) error {
 	select {
 	case m.calling <- struct{}{}:
 	case <-ctx.Done():
+		if began := m.called.Load(); began != nil && time.Since(*began) < busyWait {
+			return busy(ctx)
+		}
 		return unanswered(ctx)
 	}
-	answer := make(chan error, 1)
+	answer, began := make(chan error, 1), time.Now()
+	m.called.Store(&began)
 	go func() {
 		err := f()
 		<-m.calling
@@ -100,6 +104,20 @@ func (m *machine) call(ctx context.Context, f func() error) error {
 func (m *machine) awaitCall() {
 	m.calling <- struct{}{}
 	<-m.calling
+}
+
+// busyWait is how long a sentry may take for a call, such as a save that nobody waits for
+// any more, without being taken for one that does not answer.
+const busyWait = 5 * time.Minute
+
+// errBusy says that a sentry is at an earlier call.
+var errBusy = errors.New("the sandbox's kernel is busy with an earlier call")
+
+func busy(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	return fmt.Errorf("%w: %w", errBusy, ctx.Err())
 }
 
 // errUnanswered says that a sentry did not answer in time.
@@ -122,7 +140,7 @@ var (
 // saveFailure tells whose fault it is that a machine could not be saved.
 func saveFailure(err error) error {
 	var unsavable *driver.UnsavableError
-	if errors.As(err, &unsavable) || errors.Is(err, context.Canceled) {
+	if errors.As(err, &unsavable) || errors.Is(err, context.Canceled) || errors.Is(err, errBusy) {
 		return err
 	}
 	var answer urpc.RemoteError

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/runsc/config"
 	"gvisor.dev/gvisor/runsc/sandbox"
@@ -69,8 +70,11 @@ type machine struct {
 	unloadable, unserved, overran atomic.Bool
 	// told is the reason of End.
 	told atomic.Pointer[string]
-	// calling is held by the one call into the sentry; see call.
+	// calling is held by the one call into the sentry, which began at called; see call.
 	calling chan struct{}
+	called  atomic.Pointer[time.Time]
+	// swaps is set while the machine may have pages in swap.
+	swaps atomic.Bool
 	// work counts the goroutines that Stop waits for.
 	work sync.WaitGroup
 
@@ -205,6 +209,11 @@ func (d *Driver) adopt(ctx context.Context, id string, procs found) (_ *machine,
 	if err := m.Confine(0); err != nil { // the earlier process may have confined it
 		d.cfg.Log.Warn("a machine may have less memory than its limit", "machine", id, "error", err)
 	}
+	if err := m.group.AllowSwap(0); err != nil { // or had begun to reclaim its memory
+		d.cfg.Log.Warn("a machine may swap", "machine", id, "error", err)
+	}
+	swapped, err := m.group.Swapped()
+	m.swaps.Store(err != nil || swapped > 0)
 	d.users.keep(m.user)
 	m.begin()
 	return m, nil

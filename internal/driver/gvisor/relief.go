@@ -30,10 +30,15 @@ func (m *machine) Memory() (driver.Memory, error) {
 		return driver.Memory{}, nil
 	}
 	limit := m.memory + sentryMemory
-	used, err := m.group.PinnedMemory(limit / 2)
+	swapped, err := m.swapped()
+	if err != nil {
+		return driver.Memory{}, err
+	}
+	used, err := m.group.PinnedMemory(limit/2 - swapped)
 	if err != nil {
 		return driver.Memory{}, fmt.Errorf("meter the memory of machine %s: %w", m.id, err)
 	}
+	used += swapped // or it could have its memory again and again
 	return driver.Memory{Used: used, Limit: limit, Size: m.memory}, nil
 }
 
@@ -61,8 +66,21 @@ func (m *machine) Confine(bytes int64) error {
 	return nil
 }
 
+// swapped returns how many bytes of the machine are in swap.
+func (m *machine) swapped() (int64, error) {
+	if !m.swaps.Load() {
+		return 0, nil // it was never reclaimed, and could not swap on its own
+	}
+	bytes, err := m.group.Swapped()
+	if err != nil {
+		return 0, fmt.Errorf("meter the memory of machine %s: %w", m.id, err)
+	}
+	return bytes, nil
+}
+
 // Reclaim implements driver.Machine.
 func (m *machine) Reclaim(ctx context.Context) (int64, error) {
+	m.swaps.Store(true)
 	freed, err := m.group.Reclaim(ctx)
 	if err != nil {
 		return freed, fmt.Errorf("reclaim the memory of machine %s: %w", m.id, err)

@@ -110,7 +110,11 @@ func (m *machine) SaveSize(memory bool) (size int64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		size += held
+		swapped, err := m.swapped()
+		if err != nil {
+			return 0, err
+		}
+		size += held + swapped
 	}
 	return size, nil
 }
