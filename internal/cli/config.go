@@ -345,9 +345,12 @@ func (a *app) configListCommand() *cobra.Command {
 }
 
 func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
-	timeout := "-"
+	timeout, idle := "-", skerry.IdleDefault
 	if sb.Timeout > 0 {
 		timeout = span(time.Duration(sb.Timeout))
+	}
+	if sb.Idle != "" {
+		idle = sb.Idle
 	}
 	fields := [][2]string{
 		{"Status", string(sb.Status)},
@@ -356,12 +359,10 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		{"Memory", memory(sb.MemoryMB)},
 		{"Timeout", timeout},
 		{"Persistent", strconv.FormatBool(sb.Persistent)},
+		{"Idle", string(idle)},
 		{"Current snapshot", or(sb.CurrentSnapshotID)},
 		{"Snapshot expiration", expiration(sb.SnapshotExpiration)},
 		{"Keep last snapshots", retention(sb.Retention)},
-	}
-	if sb.Idle != "" {
-		fields = append(fields, [2]string{"Idle", string(sb.Idle)})
 	}
 	fields = append(fields, policyFields(sb.NetworkPolicy)...)
 	fields = append(fields, mountFields(sb.Mounts)...)
