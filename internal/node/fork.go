@@ -229,8 +229,9 @@ func (f *forkSave) join() bool {
 	return true
 }
 
-// leave makes the folder of a capture, or none if it is "" or the start has failed. The last fork to leave takes
-// the files with it. It returns why the save failed, if it did, and another error.
+// leave makes the folder of a capture, or none if it is "" or the start has failed. The
+// last fork to leave takes the files with it. It returns why the save failed, if it did,
+// and another error.
 func (f *forkSave) leave(capture string, started error) (failure, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
