@@ -79,13 +79,14 @@ func (m *machine) call(ctx context.Context, f func() error) error {
 	select {
 	case m.calling <- struct{}{}:
 	case <-ctx.Done():
-		if began := m.called.Load(); began != nil && time.Since(*began) < busyWait {
+		if began := m.called.Load(); began != nil && time.Since(*began) < busyWait && !m.silent.Load() {
 			return busy(ctx)
 		}
 		return unanswered(ctx)
 	}
 	answer, began := make(chan error, 1), time.Now()
 	m.called.Store(&began)
+	m.silent.Store(false)
 	go func() {
 		err := f()
 		<-m.calling
@@ -95,6 +96,8 @@ func (m *machine) call(ctx context.Context, f func() error) error {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
+		// Given up by its caller is not unanswered in time.
+		m.silent.Store(errors.Is(ctx.Err(), context.DeadlineExceeded))
 		return unanswered(ctx)
 	}
 }

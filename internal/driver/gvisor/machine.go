@@ -73,6 +73,8 @@ type machine struct {
 	// calling is held by the one call into the sentry, which began at called; see call.
 	calling chan struct{}
 	called  atomic.Pointer[time.Time]
+	// silent is set while a call is under way that was not answered in time.
+	silent atomic.Bool
 	// swaps is set while the machine may have pages in swap.
 	swaps atomic.Bool
 	// work counts the goroutines that Stop waits for.
