@@ -20,7 +20,6 @@ func TestResidentMemory(t *testing.T) {
 		code, _ := s.shell(sb, "test -e has")
 		return code == 0
 	})
-	began := time.Now()
 	wait := func(d time.Duration) {
 		t.Helper()
 		at := time.Now().Add(d)
@@ -30,7 +29,7 @@ func TestResidentMemory(t *testing.T) {
 	s.kill()
 	s.start()
 	wait(3 * time.Second)
-	least := int64(200 * time.Since(began).Seconds() / 2) // what was not written is not known exactly
+	const least = 200 // a second of the three: what was not written is lost, and a busy server takes over late
 	stopped, err := s.get(sb.Name()).Stop(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -42,6 +41,9 @@ func TestResidentMemory(t *testing.T) {
 	}
 	if all := s.get(sb.Name()); all.Info().TotalResidentMBSeconds != got {
 		t.Errorf("its sandbox shows %d MB seconds, not %d", all.Info().TotalResidentMBSeconds, got)
+	}
+	if s.split {
+		return // the totals are the node's, and only a server that contains it shows them
 	}
 	if total := metric(t, addr, "skerry_resident_memory_byte_seconds_total"); total < 200<<20 {
 		t.Errorf("all held %v byte seconds", total)
