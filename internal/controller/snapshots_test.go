@@ -726,3 +726,36 @@ func TestTree(t *testing.T) {
 		t.Errorf("the descendants are %+v, %v", nodes, err)
 	}
 }
+
+// TestForksAreStoredInTurn has more memory forks of one sandbox at once than are stored at a
+// time.
+func TestForksAreStoredInTurn(t *testing.T) {
+	l := newLab(t)
+	l.create("one")
+	var stored, now, most atomic.Int64
+	l.node.On(processnode.Keep, func(context.Context, string) error {
+		for n := now.Add(1); ; {
+			if old := most.Load(); n <= old || most.CompareAndSwap(old, n) {
+				break
+			}
+		}
+		time.Sleep(5 * time.Millisecond) // for others to come
+		now.Add(-1)
+		stored.Add(1)
+		return nil
+	})
+	const forks = 3 * forkKeepsAtOnce
+	var all sync.WaitGroup
+	for range forks {
+		all.Go(func() {
+			if _, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Memory: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	l.eventually("the snapshots of the forks", func() bool { return stored.Load() == forks })
+	if n := most.Load(); n > forkKeepsAtOnce {
+		t.Errorf("%d were stored at a time", n)
+	}
+}
