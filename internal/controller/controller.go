@@ -73,9 +73,9 @@ type Config struct {
 	// attempt.
 	StopGrace, SaveGrace, SaveTimeout time.Duration
 
-	// firstRetry, abandonAfter, execTimeout and forkSnapshotDelay are constants, but for
+	// firstRetry, abandonAfter, execTimeout, forkSnapshotDelay and forkSlot are constants, but for
 	// tests.
-	firstRetry, abandonAfter, execTimeout, forkSnapshotDelay time.Duration
+	firstRetry, abandonAfter, execTimeout, forkSnapshotDelay, forkSlot time.Duration
 }
 
 // Defaults of Config.
@@ -143,6 +143,7 @@ func New(cfg Config) *Controller {
 	cfg.abandonAfter = cmp.Or(cfg.abandonAfter, abandonAfter)
 	cfg.execTimeout = cmp.Or(cfg.execTimeout, execTimeout)
 	cfg.forkSnapshotDelay = cmp.Or(cfg.forkSnapshotDelay, forkSnapshotDelay)
+	cfg.forkSlot = cmp.Or(cfg.forkSlot, forkSlot)
 	limits := skerry.Limits{
 		MaxTimeout: cfg.MaxTimeout, MaxVCPUs: cfg.MaxVCPUs, MaxPorts: cfg.MaxPorts,
 		MaxDriveSize: cfg.MaxDriveSize, MaxMemoryMB: cfg.MaxMemoryMB,

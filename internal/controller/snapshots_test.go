@@ -759,3 +759,40 @@ func TestForksAreStoredInTurn(t *testing.T) {
 		t.Errorf("%d were stored at a time", n)
 	}
 }
+
+// TestForksDelayNoOthers has a fork that waits for what its source saves, when sessions start
+// one at a time.
+func TestForksDelayNoOthers(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.ConcurrentStarts, c.forkSlot = 1, time.Millisecond })
+	l.create("one")
+	waits, saved := make(chan struct{}), make(chan struct{})
+	l.node.On(processnode.Start, func(ctx context.Context, _ string) error {
+		close(waits)
+		select {
+		case <-saved:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	forked := make(chan error, 1)
+	go func() {
+		_, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{Name: "two", Memory: true})
+		forked <- err
+	}()
+	<-waits
+	l.node.On(processnode.Start, nil)
+	l.create("three")
+	select {
+	case err := <-forked:
+		t.Fatalf("the fork did not wait: %v", err)
+	default:
+	}
+	close(saved)
+	if err := <-forked; err != nil {
+		t.Fatal(err)
+	}
+	if n := len(l.startSlots); n != 0 {
+		t.Errorf("%d start slots are held", n)
+	}
+}

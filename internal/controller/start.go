@@ -3,6 +3,8 @@ package controller
 import (
 	"context"
 	"maps"
+	"sync"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
@@ -78,8 +80,12 @@ func (c *sessions) bringUp(ctx context.Context, s *session, from basis) error {
 		return err
 	}
 	s.expectLoss()
+	release := sync.OnceFunc(func() { <-c.startSlots })
 	err = func() error {
-		defer func() { <-c.startSlots }()
+		defer release()
+		if from.forkOf != "" {
+			defer time.AfterFunc(c.cfg.forkSlot, release).Stop()
+		}
 		ctx, cancel := context.WithTimeout(ctx, c.cfg.StartTimeout)
 		defer cancel()
 		spec := sessionSpec(sandbox, s.state(), from)
@@ -103,6 +109,10 @@ func (c *sessions) bringUp(ctx context.Context, s *session, from basis) error {
 	}
 	return nil
 }
+
+// forkSlot is the maximum time for which a memory fork holds a start slot. Afterwards it waits for
+// the pages of its source, which takes no CPU time of its own and up to a minute for a large one.
+const forkSlot = time.Second
 
 // UsualSpec is the specification of a session of a sandbox that was created without any
 // options, without the parts that differ from session to session.
