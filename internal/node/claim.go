@@ -83,6 +83,6 @@ func (s *session) identify(ctx context.Context, w *warm, spec nodeapi.SessionSpe
 	if err != nil {
 		return fmt.Errorf("after %v: %w", time.Since(began).Round(time.Millisecond), err)
 	}
-	s.logWarnings(info)
+	s.takeWarnings(info)
 	return nil
 }

@@ -79,6 +79,55 @@ func TestStartFillsTheDisk(t *testing.T) {
 	}
 }
 
+// TestStartWithoutItsFiles has the disk become full before the agent writes the files that a
+// sandbox needs. The session fails, unless it is the sandbox alone that is full.
+func TestStartWithoutItsFiles(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		watch bool // whether the node's disk is the one that is full
+		want  skerry.Code
+	}{{"the server's disk is full", true, skerry.CodeDiskFull}, {"the sandbox is full", false, ""}} {
+		t.Run(tt.name, func(t *testing.T) {
+			full := smallDisk(t)
+			d, err := fake.New(fake.Config{Dir: filepath.Join(full, "machines"), Before: func(op, _ string) error {
+				if op != "attach" {
+					return nil
+				}
+				f, err := os.Create(filepath.Join(full, "filler"))
+				if err != nil {
+					return err
+				}
+				for err == nil { // to the last byte
+					_, err = f.Write(make([]byte, 512))
+				}
+				if !errors.Is(err, syscall.ENOSPC) {
+					t.Error(err)
+				}
+				return f.Close()
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := newHouse(t)
+			n := h.node(t, 0, func(c *Config) {
+				c.Driver = d
+				if tt.watch {
+					c.Disk = room.New(full, 1<<20)
+				}
+			})
+			spec := usual
+			spec.ID, spec.Hostname = skerry.NewID(skerry.PrefixSession), "full"
+			err = n.Start(t.Context(), spec)
+			if skerry.CodeOf(err) != tt.want {
+				t.Errorf("the start: %v, want %q", err, tt.want)
+			}
+			if err := errors.Join(n.Forget(t.Context(), spec.ID), os.Remove(filepath.Join(full, "filler"))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // said is a log that tells when a message was written.
 type said struct {
 	slog.Handler

@@ -38,6 +38,8 @@ type session struct {
 	// blank is the blank machine that the session starts in; see fillBlank.
 	blank driver.Blank
 	guest *guest.Client
+	// unwritten is true if the agent had no room for a file of the sandbox that it sets up.
+	unwritten bool
 	// body is the session's machine. One that hibernates has another one afterwards.
 	body atomic.Pointer[driver.Machine]
 	// drives are the drives that the session can write to. mounts are all mounts

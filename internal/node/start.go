@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,7 +37,13 @@ func (n *Node) Start(ctx context.Context, spec nodeapi.SessionSpec) (err error) 
 	}
 	n.pool.opening()
 	defer n.pool.opened()
-	if err := s.start(ctx, spec); err != nil {
+	err = s.start(ctx, spec)
+	if err == nil && s.unwritten {
+		// Without its resolvers, say, the session would not be of use. If the disk has
+		// room, it is the sandbox that is full, and commands may make room in it.
+		err = n.cfg.Disk.Check()
+	}
+	if err != nil {
 		err = n.notStarted(fmt.Errorf("start session %s: %w", spec.ID, err))
 		// The end of the caller's ctx may be the reason for the failed start. If a
 		// resource cannot be released now, Forget tries again.
@@ -249,13 +257,14 @@ func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, h
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
 	}
-	s.logWarnings(info)
+	s.takeWarnings(info)
 	s.guest = client
 	return nil
 }
 
-// logWarnings logs what an agent could not set up.
-func (s *session) logWarnings(info guest.Info) {
+// takeWarnings logs what an agent could not set up.
+func (s *session) takeWarnings(info guest.Info) {
+	s.unwritten = slices.ContainsFunc(info.Warnings, func(w string) bool { return strings.Contains(w, syscall.ENOSPC.Error()) })
 	for _, w := range info.Warnings[:min(len(info.Warnings), maxWarnings)] {
 		s.node.cfg.Log.Info("a sandbox's files were left as they are", "session", s.id, "what", fmt.Sprintf("%.256q", w))
 	}
