@@ -72,6 +72,10 @@ const (
 	ResourceCommand  Resource = "command"
 	ResourceSnapshot Resource = "snapshot"
 	ResourceDrive    Resource = "drive"
+	ResourceTeam     Resource = "team"
+	ResourceProject  Resource = "project"
+	ResourceUser     Resource = "user"
+	ResourceToken    Resource = "token"
 )
 
 // About sets the resource that the error is about, and returns the error.

@@ -19,6 +19,7 @@ const (
 	PrefixDrive    = "drv_"
 	PrefixTeam     = "team_"
 	PrefixProject  = "prj_"
+	PrefixUser     = "user_"
 	PrefixToken    = "tok_"
 )
 

@@ -186,3 +186,24 @@ func anyFile(dir string) (bool, error) {
 	}
 	return false, err
 }
+
+// withStore opens the database of a state folder, unless a server runs on it
+// (errRunning).
+func withStore(cmd *cobra.Command, f func(*store.Store) error) (err error) {
+	state := stateDir(cmd)
+	claimed, err := claim(state, lockPath(state))
+	if err != nil {
+		return err
+	}
+	defer closing(&err, claimed.release)
+	url, err := databaseURL(cmd)
+	if err != nil {
+		return err
+	}
+	db, err := openDatabase(cmd.Context(), state, url, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer closing(&err, db.Close)
+	return f(db)
+}

@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/auth"
+	"github.com/skerry-dev/skerry/internal/store"
 )
 
 // A running server is asked over a socket in its state folder for what other
@@ -179,4 +181,27 @@ func answering[Request, Answer any](f func(context.Context, Request) (Answer, er
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(answer) // who asked has gone
 	}
+}
+
+// healthTimeout is how long the database may take to answer before the server counts
+// as not working.
+const healthTimeout = 5 * time.Second
+
+// socketHandler answers what is asked of a running server.
+func socketHandler(end *ending, accounts *auth.Auth, db *store.Store, samples *sampler, url string) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("POST /stop", answering(end.handle))
+	mux.Handle("GET /top", answering(samples.sample))
+	mux.Handle("GET /url", answering(func(context.Context, struct{}) (string, error) { return url, nil }))
+	mux.Handle("GET /health", answering(func(ctx context.Context, _ struct{}) (struct{}, error) {
+		ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+		defer cancel()
+		_, err := db.Images(ctx)
+		return struct{}{}, err
+	}))
+	for _, o := range operations {
+		o.serve(mux, accounts)
+	}
+	mux.Handle("GET /images", answering(func(ctx context.Context, _ struct{}) ([]string, error) { return db.Images(ctx) }))
+	return mux
 }

@@ -28,9 +28,6 @@ const (
 	// strayTimeout limits how long net/http waits for a body that no handler reads. It
 	// reads a part of the body before it sends the response.
 	strayTimeout = 5 * time.Second
-	// defaultProject is the name of the project that clients look for, and create, if
-	// no project is configured. Here it stands for the token's own project.
-	defaultProject = "vercel-sandbox-default-project"
 )
 
 // call is a request and its response in a handler.
@@ -40,9 +37,8 @@ type call struct {
 	srv       *Server
 	requestID string
 	log       *slog.Logger
-	// identity and scope are those of the token; nil and zero on public routes.
-	identity *skerry.Identity
-	scope    skerry.Scope
+	// caller is zero on public routes.
+	caller
 	// code is that of the error that the call failed with.
 	code skerry.Code
 	// span is that of the request.
@@ -87,7 +83,7 @@ func (c *call) body(dst any) error {
 	if err != nil {
 		return err
 	}
-	if err := c.checkBodyScope(tree); err != nil {
+	if err := c.enterBody(tree); err != nil {
 		return err
 	}
 	return bindBody(tree, dst)
@@ -111,59 +107,6 @@ func (c *call) readBody() ([]byte, error) {
 	// would otherwise wait without limit for the rest before it sends the response.
 	c.w.readForever()
 	return data, nil
-}
-
-// checkScope refuses a query that names another team or project than the token's. It
-// checks every value of a repeated parameter.
-func (c *call) checkScope(q url.Values) error {
-	for _, name := range []string{"teamId", "slug"} {
-		for _, v := range q[name] {
-			if !c.ownTeam(v) {
-				return foreign(name)
-			}
-		}
-	}
-	for _, name := range []string{"projectId", "project"} {
-		for _, v := range q[name] {
-			if !c.ownProject(v) {
-				return foreign(name)
-			}
-		}
-	}
-	return nil
-}
-
-// checkBodyScope does the same for a body. It leaves values of a wrong type to
-// bindBody.
-func (c *call) checkBodyScope(tree any) error {
-	o, ok := tree.(*jsonObject)
-	if !ok {
-		return nil
-	}
-	if v, ok := o.members["projectId"].(string); ok && !c.ownProject(v) {
-		return foreign("projectId")
-	}
-	if v, ok := o.members["teamId"].(string); ok && !c.ownTeam(v) {
-		return foreign("teamId")
-	}
-	return nil
-}
-
-// ownTeam and ownProject report whether a name is that of the token's team or
-// project. An empty name is accepted.
-func (c *call) ownTeam(v string) bool {
-	return v == "" || v == c.identity.Team.ID || v == c.identity.Team.Slug
-}
-
-func (c *call) ownProject(v string) bool {
-	return v == "" || v == c.identity.Project.ID || v == c.identity.Project.Name || v == defaultProject
-}
-
-func foreign(field string) error {
-	return &skerry.Error{
-		Code: skerry.CodeForbidden, Field: field,
-		Message: "the access token belongs to a different team or project",
-	}
 }
 
 // origin returns the scheme and the host by which the client reaches this server, and

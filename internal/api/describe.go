@@ -15,7 +15,7 @@ import (
 func overview(maxUpload int64, maxOpen int, heartbeat time.Duration) string {
 	return fmt.Sprintf(`Sandboxes on your own machines. Times are integers: milliseconds since the Unix epoch. Durations are integers in milliseconds. Memory sizes are in MiB, all other sizes in bytes. Fields that this document does not describe are ignored. A field that is null counts as absent.
 
-Every call except the public ones needs a bearer token. A token belongs to one team and one project. A body or query that names another team or project is refused with 403.
+Every call except the public ones needs a bearer token. A token is for one project, for all projects of a team, or for what a user may do in their teams, and has a role: viewer (reads), developer (does everything in a project) or owner (also manages projects, members and tokens). The query names the team (teamId or slug; the token's first one by default), the query or the body the project (projectId or project). A team or project that the token is not for is refused with 403, and so is a call that takes another role.
 
 Limits: a JSON body may have %d bytes and %d levels of nesting, and must arrive within %s. All headers together may have %d bytes. An upload may unpack to %d bytes; beyond %d bytes it may unpack to at most %d times its size. %d streams, terminals, uploads and downloads may be open at once, at most half of them with one token and a quarter of them on one session. They are closed within seconds when their token is revoked or expires. A page of a list has from 1 to %d items, %d by default.
 
@@ -237,10 +237,28 @@ var fieldDocs = map[string]string{
 	"logLine.data":          "Text of the output. Bytes that are not UTF-8 are replaced by U+FFFD. A character is never split.",
 	"errorLine.stream":      "Marks the end of a stream that failed.",
 
-	"user.id": "Id of the token.", "user.username": "Slug of the token's team.", "user.defaultTeamId": "Id of the token's team.",
-	"Team.id": "Id of the team, team_….", "Team.slug": "Name used in URLs.", "Team.name": "Display name.",
-	"Project.id": "Id of the project, prj_….", "Project.accountId": "Id of its team.", "Project.name": "Unique in its team.",
-	"membership.role": "Always OWNER.", "billing.plan": "Always hobby; the public clients expect it.",
+	"currentUser.id":            "Id of the user, or of the token if it is not a user's.",
+	"currentUser.username":      "Name of the user, or the slug of the team if the token is not a user's.",
+	"currentUser.defaultTeamId": "Id of the first team in which sandboxes can be created; null with an administrator's token.",
+	"User.id":                   "Id of the user, user_….",
+	"User.name":                 "Name of the user: a login name or an e-mail address.",
+	"Team.id":                   "Id of the team, team_….",
+	"Team.slug":                 "Unique in the installation.",
+	"Team.name":                 "Display name.",
+	"teamRequest.slug":          fmt.Sprintf("At most %d lower-case letters, digits and hyphens; required for a new team.", skerry.MaxSlug),
+	"Project.id":                "Id of the project, prj_….", "Project.accountId": "Id of its team.", "Project.name": "Unique in its team.",
+	"projectRequest.name":    fmt.Sprintf("At most %d characters.", skerry.MaxProjectName),
+	"memberRequest.user":     fmt.Sprintf("At most %d characters.", skerry.MaxUserName),
+	"Member.role":            "Role of the user in the team: viewer, developer or owner.",
+	"AccessToken.id":         "Id of the token, tok_….",
+	"AccessToken.name":       "Name of the token, for people.",
+	"AccessToken.teamId":     "Id of the team that it is for.",
+	"AccessToken.projectId":  "Id of the project that it is for; absent if it is for all projects of the team.",
+	"AccessToken.userId":     "Id of the user whose token it is; absent if it is a team's.",
+	"AccessToken.role":       "What may be done with it: viewer, developer or owner; admin: managing teams.",
+	"AccessToken.expiresAt":  "Time at which it expires, in ms since the Unix epoch; absent if it does not.",
+	"AccessToken.lastUsedAt": "Time of its last use, to within an hour, in ms since the Unix epoch; absent if it was not used.",
+	"membership.role":        "Role of the caller in the team.", "billing.plan": "Always hobby; the public clients expect it.",
 	"teamPagination.count": "Teams on this page.", "statusResponse.status": "Always ok.",
 }
 

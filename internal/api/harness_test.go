@@ -28,12 +28,40 @@ const testToken = "tok-secret-of-the-tests"
 
 var testIdentity = skerry.Identity{
 	TokenID: "tok_1",
-	Team:    skerry.Team{ID: "team_1", Slug: "islanders", Name: "Islanders", CreatedAt: skerry.FromMillis(1), UpdatedAt: skerry.FromMillis(2)},
-	Project: skerry.Project{ID: "prj_1", TeamID: "team_1", Name: "rocks", CreatedAt: skerry.FromMillis(1), UpdatedAt: skerry.FromMillis(2)},
+	Grants: []skerry.Grant{{
+		Team:    skerry.Team{ID: "team_1", Slug: "islanders", Name: "Islanders", CreatedAt: skerry.FromMillis(1), UpdatedAt: skerry.FromMillis(2)},
+		Project: &skerry.Project{ID: "prj_1", TeamID: "team_1", Name: "rocks", CreatedAt: skerry.FromMillis(1), UpdatedAt: skerry.FromMillis(2)},
+		Role:    skerry.RoleOwner,
+	}},
 }
 
-// oneAccount knows testToken.
-type oneAccount struct{}
+// noAccounts has none.
+type noAccounts struct{ Accounts }
+
+var errNoAccount = skerry.Errorf(skerry.CodeNotFound, "there is none")
+
+func (noAccounts) UpdateTeam(context.Context, string, string, string) (*skerry.Team, error) {
+	return nil, errNoAccount
+}
+
+func (noAccounts) RenameProject(context.Context, string, string, string) (*skerry.Project, error) {
+	return nil, errNoAccount
+}
+
+func (noAccounts) AddMember(context.Context, string, string, skerry.Role) (*skerry.Member, error) {
+	return nil, errNoAccount
+}
+
+func (noAccounts) SetRole(context.Context, string, string, skerry.Role) (*skerry.Member, error) {
+	return nil, errNoAccount
+}
+
+func (noAccounts) CreateToken(context.Context, skerry.TokenParams) (string, *skerry.AccessToken, error) {
+	return "", nil, errNoAccount
+}
+
+// oneAccount knows testToken, and nothing else.
+type oneAccount struct{ noAccounts }
 
 func (oneAccount) Authenticate(_ context.Context, token string) (*skerry.Identity, error) {
 	switch token {
@@ -46,7 +74,7 @@ func (oneAccount) Authenticate(_ context.Context, token string) (*skerry.Identit
 	return nil, skerry.Errorf(skerry.CodeUnauthorized, "no token %q", token)
 }
 
-func (oneAccount) Ended(context.Context, []string) ([]string, error) { return nil, nil }
+func (oneAccount) Ended(context.Context, []skerry.Access) ([]skerry.Access, error) { return nil, nil }
 
 // harness is a server on a real socket, and a client of it whose every
 // exchange is checked against the OpenAPI document.

@@ -14,7 +14,7 @@ func (s *Server) openInteractive(c *call) error {
 	if err := s.service.CheckSession(c.r.Context(), c.scope, session); err != nil {
 		return err
 	}
-	token, err := s.tickets.issue(c.identity, session)
+	token, err := s.tickets.issue(c.caller, session)
 	if err != nil {
 		return err
 	}
@@ -39,10 +39,10 @@ func (s *Server) serveTerminal(c *call) error {
 	if !ok {
 		return skerry.Errorf(skerry.CodeUnauthorized, "the terminal token is not valid, was used already, or has expired; ask for a new one")
 	}
-	c.identity, c.scope = t.identity, t.identity.Scope()
-	if ended, err := s.accounts.Ended(c.r.Context(), []string{c.identity.TokenID}); err != nil {
+	c.caller = t.caller
+	if ended, err := s.ended(c.r.Context(), c.access()); err != nil {
 		return fmt.Errorf("authenticate: %w", err)
-	} else if len(ended) > 0 {
+	} else if ended {
 		return errRevoked
 	}
 	introduced(c.r.Context())

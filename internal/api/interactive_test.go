@@ -257,10 +257,12 @@ func TestTerminalURL(t *testing.T) {
 func TestTicketsExpireAndAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var office ticketOffice
-		id := testIdentity
+		in := func(project string) caller {
+			return caller{identity: &testIdentity, scope: skerry.Scope{TeamID: "team_1", ProjectID: project}}
+		}
 		issue := func() string {
 			t.Helper()
-			token, err := office.issue(&id, "s")
+			token, err := office.issue(in("prj_1"), "s")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -278,21 +280,17 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 		for range maxTicketsEach {
 			issue()
 		}
-		if _, err := office.issue(&id, "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
+		if _, err := office.issue(in("prj_1"), "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
 			t.Errorf("one more than the bound: %v", err)
 		}
 		for i := range maxTickets/maxTicketsEach - 1 {
-			neighbour := testIdentity
-			neighbour.Project.ID = fmt.Sprint("prj_neighbour", i)
 			for range maxTicketsEach {
-				if _, err := office.issue(&neighbour, "s"); err != nil {
+				if _, err := office.issue(in(fmt.Sprint("prj_neighbour", i)), "s"); err != nil {
 					t.Fatalf("another project: %v", err)
 				}
 			}
 		}
-		late := testIdentity
-		late.Project.ID = "prj_late"
-		if _, err := office.issue(&late, "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
+		if _, err := office.issue(in("prj_late"), "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
 			t.Errorf("one more than all may have: %v", err)
 		}
 		time.Sleep(ticketLife)

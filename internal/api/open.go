@@ -13,7 +13,7 @@ import (
 const (
 	// recheckEvery is the interval at which the tokens of open calls are checked. A call
 	// outlives its token by about this time.
-	recheckEvery = 2 * time.Second
+	recheckEvery = 500 * time.Millisecond
 	// recheckTimeout limits one check. If a check fails, no call is ended.
 	recheckTimeout = 5 * time.Second
 	// goodbye is the time for telling the client that its token was revoked. Then the
@@ -44,8 +44,9 @@ type openCalls struct {
 
 // openCall is an open call.
 type openCall struct {
-	token, session string
-	revoke         func()
+	access  skerry.Access
+	session string
+	revoke  func()
 }
 
 func newOpenCalls(accounts Accounts, most int) *openCalls {
@@ -56,8 +57,9 @@ func newOpenCalls(accounts Accounts, most int) *openCalls {
 }
 
 // enter counts a call as open until leave is called. revoke is called at most once, if
-// the token becomes invalid.
-func (o *openCalls) enter(token, session string, revoke func()) (leave func(), err error) {
+// the access is not allowed any more.
+func (o *openCalls) enter(access skerry.Access, session string, revoke func()) (leave func(), err error) {
+	token := access.TokenID
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -68,7 +70,7 @@ func (o *openCalls) enter(token, session string, revoke func()) (leave func(), e
 	case session != "" && o.perSession[session] >= o.most/4:
 		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open on this session: at most %d are allowed; close some first", o.most/4)
 	}
-	call := &openCall{token: token, session: session, revoke: revoke}
+	call := &openCall{access: access, session: session, revoke: revoke}
 	o.calls[call] = struct{}{}
 	o.perToken[token]++
 	o.perSession[session]++
@@ -89,21 +91,24 @@ func (o *openCalls) leave(call *openCall) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.calls, call)
-	for counts, key := range map[*map[string]int]string{&o.perToken: call.token, &o.perSession: call.session} {
+	for counts, key := range map[*map[string]int]string{&o.perToken: call.access.TokenID, &o.perSession: call.session} {
 		if (*counts)[key]--; (*counts)[key] <= 0 {
 			delete(*counts, key)
 		}
 	}
 }
 
-// recheck ends the calls of tokens that have become invalid. It runs again as long as
+// recheck ends the calls whose access is not allowed any more. It runs again as long as
 // calls are open.
 func (o *openCalls) recheck() {
 	o.mu.Lock()
-	tokens := slices.Collect(maps.Keys(o.perToken))
+	accesses := map[skerry.Access]bool{}
+	for call := range o.calls {
+		accesses[call.access] = true
+	}
 	o.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), recheckTimeout)
-	ended, err := o.accounts.Ended(ctx, tokens)
+	ended, err := o.accounts.Ended(ctx, slices.Collect(maps.Keys(accesses)))
 	cancel()
 	if err != nil {
 		ended = nil
@@ -111,7 +116,7 @@ func (o *openCalls) recheck() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for call := range o.calls {
-		if slices.Contains(ended, call.token) {
+		if slices.Contains(ended, call.access) {
 			call.revoke()
 		}
 	}
@@ -128,7 +133,7 @@ func (s *Server) openContext(c *call) (ctx context.Context, done func(), err err
 	ctx, cancel := context.WithCancelCause(c.r.Context())
 	var once sync.Once
 	var cut *time.Timer
-	leave, err := s.open.enter(c.identity.TokenID, c.path("session"), func() {
+	leave, err := s.open.enter(c.access(), c.path("session"), func() {
 		once.Do(func() {
 			cancel(errRevoked)
 			cut = time.AfterFunc(goodbye, c.w.cut)

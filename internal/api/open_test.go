@@ -49,13 +49,13 @@ func TestOpenCallsAreBounded(t *testing.T) {
 	fill := func(token, session string, n int) {
 		t.Helper()
 		for range n {
-			l, err := h.srv.open.enter(token, session, func() {})
+			l, err := h.srv.open.enter(skerry.Access{TokenID: token}, session, func() {})
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave = append(leave, l)
 		}
-		if _, err := h.srv.open.enter(token, session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited {
+		if _, err := h.srv.open.enter(skerry.Access{TokenID: token}, session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited {
 			t.Errorf("one more of token %s and session %s: %v", token, session, err)
 		}
 	}
@@ -72,7 +72,7 @@ func TestOpenCallsAreBounded(t *testing.T) {
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd/c/kill", `{"signal":9}`, 404, skerry.CodeNotFound, "")
 	full := func(what, token, session, says string) {
 		t.Helper()
-		if _, err := h.srv.open.enter(token, session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited || !strings.Contains(err.Error(), says) {
+		if _, err := h.srv.open.enter(skerry.Access{TokenID: token}, session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited || !strings.Contains(err.Error(), says) {
 			t.Errorf("one more of %s: %v", what, err)
 		}
 	}
@@ -100,9 +100,9 @@ type revocable struct {
 	gone atomic.Bool
 }
 
-func (a *revocable) Ended(_ context.Context, ids []string) ([]string, error) {
+func (a *revocable) Ended(_ context.Context, all []skerry.Access) ([]skerry.Access, error) {
 	if a.gone.Load() {
-		return ids, nil
+		return all, nil
 	}
 	return nil, nil
 }

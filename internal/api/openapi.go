@@ -146,7 +146,7 @@ func (d *describer) responses(rt *route) object {
 	}
 	codes := append([]skerry.Code{skerry.CodeInternal}, rt.errors...)
 	if !rt.public {
-		codes = append(codes, skerry.CodeUnauthorized, skerry.CodeForbidden)
+		codes = append(codes, skerry.CodeUnauthorized, skerry.CodeForbidden, skerry.CodeNotFound) // of a project
 	}
 	if rt.query != nil || rt.request != nil || rt.requestType != "" || len(rt.pathNames()) > 0 || !rt.public {
 		codes = append(codes, skerry.CodeBadRequest)

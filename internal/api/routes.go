@@ -19,6 +19,10 @@ type route struct {
 	detail  string // description after the summary
 	// public routes need no access token.
 	public bool
+	// role is what the caller needs; see needs.
+	role skerry.Role
+	// accounts is set for calls about teams and what they have, not about what is in a project.
+	accounts bool
 	// query and request are zero values of the types of the query and the body.
 	query       any
 	request     any
@@ -41,6 +45,18 @@ type route struct {
 // read all of the request before it waits.
 func (rt *route) answersDocument() bool {
 	return rt.response != nil && rt.lines == nil && rt.requestType == "" && !rt.public
+}
+
+// needs returns the role that a call needs: RoleViewer to read, RoleDeveloper for all else,
+// unless the route says another.
+func (rt *route) needs() skerry.Role {
+	switch {
+	case rt.role != "":
+		return rt.role
+	case rt.method == http.MethodGet:
+		return skerry.RoleViewer
+	}
+	return skerry.RoleDeveloper
 }
 
 func (rt *route) muxPath() string {
@@ -90,7 +106,7 @@ func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
 		s.sandboxRoutes(), s.portRoutes(), s.snapshotRoutes(), s.driveRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
-		s.scopeRoutes(), s.ownRoutes(),
+		s.accountRoutes(), s.ownRoutes(),
 	} {
 		all = append(all, part...)
 	}
@@ -290,22 +306,6 @@ func (s *Server) fileRoutes() []route {
 			method: http.MethodPost, path: sessionPath + "/fs/mkdir", id: "makeDir", summary: "Create a directory",
 			request: mkdirRequest{}, response: emptyResponse{}, handle: s.makeDir,
 			errors: append([]skerry.Code{skerry.CodeConflict}, fileErrors...),
-		},
-	}
-}
-
-func (s *Server) scopeRoutes() []route {
-	return []route{
-		{method: http.MethodGet, path: "/v2/user", id: "getUser", summary: "Get the token's identity", response: userResponse{}, handle: s.getUser},
-		{method: http.MethodGet, path: "/v2/teams", id: "listTeams", summary: "List the token's own team", response: teamsResponse{}, handle: s.listTeams},
-		{method: http.MethodGet, path: "/v2/teams/{team}", id: "getTeam", summary: "Get the token's own team by id or slug", response: teamView{}, handle: s.getTeam},
-		{
-			method: http.MethodGet, path: "/v2/projects/{project}", id: "getProject", summary: "Get the token's own project by id or name",
-			response: skerry.Project{}, handle: s.getProject, errors: []skerry.Code{skerry.CodeNotFound},
-		},
-		{
-			method: http.MethodPost, path: "/v11/projects", id: "createProject", summary: "Get the token's own project; creates nothing",
-			request: projectRequest{}, response: skerry.Project{}, handle: s.createProject,
 		},
 	}
 }

@@ -29,6 +29,11 @@ func (s *Server) getSandbox(c *call) error {
 	if err := c.query(&q); err != nil {
 		return err
 	}
+	if q.Resume {
+		if err := c.take(skerry.RoleDeveloper); err != nil {
+			return err
+		}
+	}
 	run, err := s.service.GetSandbox(c.r.Context(), c.scope, c.path("name"), q.Resume)
 	if err != nil {
 		return err

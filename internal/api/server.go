@@ -260,7 +260,7 @@ func (s *Server) dispatch(c *call, rt route) error {
 		if err != nil {
 			return skerry.Invalid("", "the query string is not valid")
 		}
-		if err := c.checkScope(q); err != nil {
+		if err := c.enter(&rt, q); err != nil {
 			return err
 		}
 	}
@@ -295,8 +295,7 @@ func (s *Server) authenticate(c *call) error {
 	if err != nil {
 		return fmt.Errorf("authenticate: %w", err)
 	}
-	c.identity, c.scope = id, id.Scope()
-	c.span.Project(c.scope.ProjectID)
+	c.identity = id
 	introduced(c.r.Context())
 	return nil
 }

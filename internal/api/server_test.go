@@ -141,7 +141,7 @@ func TestUnknownRoutes(t *testing.T) {
 
 func TestScopeEndpoints(t *testing.T) {
 	h := serve(t, controllertest.New(t))
-	if u := ok[userResponse](h, "GET", "/v2/user", "").User; u.DefaultTeamID != "team_1" || u.Username != "islanders" {
+	if u := ok[userResponse](h, "GET", "/v2/user", "").User; u.DefaultTeamID == nil || *u.DefaultTeamID != "team_1" || u.Username != "islanders" {
 		t.Errorf("user: %+v", u)
 	}
 	teams := ok[teamsResponse](h, "GET", "/api/v2/teams?limit=20", "")

@@ -99,6 +99,11 @@ type Service interface {
 	// call on it would return: not found, stopped or stopping.
 	CheckSession(ctx context.Context, scope skerry.Scope, sessionID string) error
 
+	// SessionScope and SnapshotScope return where a session or a snapshot of a team is, or
+	// CodeNotFound.
+	SessionScope(ctx context.Context, teamID, sessionID string) (skerry.Scope, error)
+	SnapshotScope(ctx context.Context, teamID, snapshotID string) (skerry.Scope, error)
+
 	// WriteFiles extracts an uncompressed tar stream into dir.
 	WriteFiles(ctx context.Context, scope skerry.Scope, sessionID, dir string, tar io.Reader) error
 	// ReadFile reads a regular file. If there is none, the error is CodeNotFound. If the
@@ -115,11 +120,39 @@ type Sizer interface {
 	Size() int64
 }
 
-// Accounts authenticates access tokens; internal/auth implements it.
+// Accounts authenticates access tokens, and keeps teams and what they have; internal/auth
+// implements it. It validates its parameters. Teams and projects are given by id or by slug or
+// name, users by id or name.
 type Accounts interface {
 	// Authenticate returns the identity of a token, or CodeUnauthorized if the token is
 	// unknown, expired or revoked.
 	Authenticate(ctx context.Context, token string) (*skerry.Identity, error)
-	// Ended returns the ids of those tokens that are revoked or have expired.
-	Ended(ctx context.Context, tokenIDs []string) ([]string, error)
+	// Ended returns those accesses that are not allowed any more.
+	Ended(ctx context.Context, accesses []skerry.Access) ([]skerry.Access, error)
+
+	CreateTeam(ctx context.Context, slug, name string) (*skerry.Team, error)
+	Team(ctx context.Context, team string) (*skerry.Team, error)
+	Teams(ctx context.Context) ([]skerry.Team, error)
+	// UpdateTeam changes what is not "".
+	UpdateTeam(ctx context.Context, team, slug, name string) (*skerry.Team, error)
+	// DeleteTeam and DeleteProject fail with CodeConflict if something is in a project.
+	DeleteTeam(ctx context.Context, team string) (*skerry.Team, error)
+
+	CreateProject(ctx context.Context, teamID, name string) (*skerry.Project, error)
+	Project(ctx context.Context, teamID, project string) (*skerry.Project, error)
+	Projects(ctx context.Context, teamID string, page skerry.Page) ([]skerry.Project, string, error)
+	RenameProject(ctx context.Context, teamID, project, name string) (*skerry.Project, error)
+	DeleteProject(ctx context.Context, teamID, project string) (*skerry.Project, error)
+
+	AddMember(ctx context.Context, teamID, user string, role skerry.Role) (*skerry.Member, error)
+	Members(ctx context.Context, teamID string, page skerry.Page) ([]skerry.Member, string, error)
+	SetRole(ctx context.Context, teamID, user string, role skerry.Role) (*skerry.Member, error)
+	RemoveMember(ctx context.Context, teamID, user string) (*skerry.Member, error)
+
+	// CreateToken also returns the token itself.
+	CreateToken(ctx context.Context, p skerry.TokenParams) (string, *skerry.AccessToken, error)
+	Token(ctx context.Context, id string) (*skerry.AccessToken, error)
+	// Tokens lists the tokens of a team, or of one of its projects.
+	Tokens(ctx context.Context, teamID, projectID string, page skerry.Page) ([]skerry.AccessToken, string, error)
+	RevokeToken(ctx context.Context, id string) (*skerry.AccessToken, error)
 }

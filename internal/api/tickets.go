@@ -20,22 +20,22 @@ const (
 )
 
 // ticketOffice issues the tokens for the WebSockets of terminals. A token is for one
-// identity and one session. It can be used once. Only its hash is kept.
+// caller and one session. It can be used once. Only its hash is kept.
 type ticketOffice struct {
 	mu   sync.Mutex
 	out  map[[sha256.Size]byte]ticket
 	each map[string]int // by project id
 }
 
-// ticket is the identity and the session of a token.
+// ticket is the caller and the session of a token.
 type ticket struct {
-	identity *skerry.Identity
-	session  string
-	expires  time.Time
+	caller  caller
+	session string
+	expires time.Time
 }
 
 // issue returns a new token for a session.
-func (o *ticketOffice) issue(id *skerry.Identity, session string) (string, error) {
+func (o *ticketOffice) issue(by caller, session string) (string, error) {
 	var secret [32]byte
 	rand.Read(secret[:])
 	token := base64.RawURLEncoding.EncodeToString(secret[:])
@@ -44,14 +44,14 @@ func (o *ticketOffice) issue(id *skerry.Identity, session string) (string, error
 	if o.out == nil {
 		o.out, o.each = map[[sha256.Size]byte]ticket{}, map[string]int{}
 	}
-	project := id.Project.ID
+	project := by.scope.ProjectID
 	if len(o.out) >= maxTickets || o.each[project] >= maxTicketsEach {
 		o.sweep()
 	}
 	if len(o.out) >= maxTickets || o.each[project] >= maxTicketsEach {
 		return "", skerry.Errorf(skerry.CodeRateLimited, "too many terminal tokens have not been used; each expires after %s", ticketLife)
 	}
-	o.out[sha256.Sum256([]byte(token))] = ticket{identity: id, session: session, expires: time.Now().Add(ticketLife)}
+	o.out[sha256.Sum256([]byte(token))] = ticket{caller: by, session: session, expires: time.Now().Add(ticketLife)}
 	o.each[project]++
 	return token, nil
 }
@@ -83,7 +83,7 @@ func (o *ticketOffice) sweep() {
 
 func (o *ticketOffice) remove(key [sha256.Size]byte, t ticket) {
 	delete(o.out, key)
-	project := t.identity.Project.ID
+	project := t.caller.scope.ProjectID
 	if o.each[project]--; o.each[project] == 0 {
 		delete(o.each, project)
 	}

@@ -9,10 +9,10 @@ import (
 // The bodies of requests. Responses are the types of package skerry, in the
 // envelopes at the end.
 
-// scopeFields name the scope. They must be that of the token.
+// scopeFields name the scope, see call.enter.
 type scopeFields struct {
-	ProjectID string `json:"projectId,omitempty" doc:"Id or name of the token's own project."`
-	TeamID    string `json:"teamId,omitempty" doc:"Id or slug of the token's own team."`
+	ProjectID string `json:"projectId,omitempty" doc:"Id or name of the project. It may be left out if the token is for one project."`
+	TeamID    string `json:"teamId,omitempty" doc:"Id or slug of the team, if the query does not name it."`
 }
 
 type resourcesRequest struct {
@@ -197,16 +197,16 @@ type mkdirRequest struct {
 }
 
 type projectRequest struct {
-	Name string `json:"name" required:"true" minlen:"1" doc:"Id or name of the token's own project, or vercel-sandbox-default-project."`
+	Name string `json:"name" required:"true" minlen:"1" doc:"Name of the project: lower-case letters, digits, hyphens, dots and underscores; unique in its team."`
 }
 
 // Query parameters.
 
 type scopeQuery struct {
-	TeamID    string `json:"teamId" doc:"Id of the token's own team."`
-	Slug      string `json:"slug" doc:"Slug of the token's own team."`
-	ProjectID string `json:"projectId" doc:"Id or name of the token's own project."`
-	Project   string `json:"project" doc:"Id or name of the token's own project."`
+	TeamID    string `json:"teamId" doc:"Id or slug of the team; the caller's first team by default."`
+	Slug      string `json:"slug" doc:"Slug of the team."`
+	ProjectID string `json:"projectId" doc:"Id or name of the project. It may be left out if the token is for one project, or if the path has the id of a session or snapshot."`
+	Project   string `json:"project" doc:"Same as projectId."`
 }
 
 type getSandboxQuery struct {
@@ -413,42 +413,6 @@ type logLine struct {
 type errorLine struct {
 	Stream string    `json:"stream" enum:"error"`
 	Data   errorBody `json:"data"`
-}
-
-type userResponse struct {
-	User user `json:"user"`
-}
-
-type user struct {
-	ID            string `json:"id"`
-	Username      string `json:"username"`
-	DefaultTeamID string `json:"defaultTeamId"`
-}
-
-// teamView is a team in a response. The clients check the role and the plan before they
-// use a team.
-type teamView struct {
-	skerry.Team
-	Membership membership `json:"membership"`
-	Billing    billing    `json:"billing"`
-}
-
-type membership struct {
-	Role string `json:"role"`
-}
-
-type billing struct {
-	Plan string `json:"plan"`
-}
-
-type teamsResponse struct {
-	Teams      []teamView     `json:"teams"`
-	Pagination teamPagination `json:"pagination"`
-}
-
-type teamPagination struct {
-	Count int          `json:"count"`
-	Next  *skerry.Time `json:"next" doc:"Always null: a token has one team."`
 }
 
 // documentResponse is the OpenAPI document.

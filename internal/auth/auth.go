@@ -1,14 +1,15 @@
-// Package auth knows who may call: access tokens, each bound to a team and a
-// project.
+// Package auth knows who may call, and keeps teams, projects, members and access tokens.
+//
+// A token is for a team, for one project of it, or for a user, who may do with it what
+// their memberships allow. Its role limits that. What a token grants is read from the
+// store at most twice a second, so a change is seen by every server within a second.
 package auth
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,89 +17,95 @@ import (
 	"github.com/skerry-dev/skerry/internal/store"
 )
 
-// Store is where tokens and accounts are kept.
+// Store is where accounts are kept. *store.Store is one.
 type Store interface {
+	CreateTeam(ctx context.Context, team skerry.Team) error
+	Team(ctx context.Context, ref string) (*skerry.Team, error)
+	Teams(ctx context.Context, page skerry.Page) ([]skerry.Team, string, error)
+	SetTeam(ctx context.Context, team skerry.Team) error
+	DeleteTeam(ctx context.Context, id string) error
+
 	CreateAccount(ctx context.Context, t skerry.Team, p skerry.Project) error
+	CreateProject(ctx context.Context, p skerry.Project) error
 	FirstProject(ctx context.Context) (*skerry.Project, error)
-	CreateToken(ctx context.Context, t store.Token) error
-	TokenByHash(ctx context.Context, hash []byte) (*store.Token, *skerry.Identity, error)
-	Tokens(ctx context.Context) ([]store.Token, error)
+	Project(ctx context.Context, teamID, ref string) (*skerry.Project, error)
+	Projects(ctx context.Context, teamID string, page skerry.Page) ([]skerry.Project, string, error)
+	SetProject(ctx context.Context, p skerry.Project) error
+	DeleteProject(ctx context.Context, teamID, id string) error
+
+	AddMember(ctx context.Context, teamID string, m skerry.Member) (*skerry.Member, error)
+	Member(ctx context.Context, teamID, user string) (*skerry.Member, error)
+	Members(ctx context.Context, teamID string, page skerry.Page) ([]skerry.Member, string, error)
+	SetMember(ctx context.Context, teamID string, m skerry.Member) error
+	RemoveMember(ctx context.Context, teamID, userID string) error
+	User(ctx context.Context, ref string) (*skerry.User, error)
+
+	CreateToken(ctx context.Context, t skerry.AccessToken, hash []byte) error
+	TokenByHash(ctx context.Context, hash []byte) (*skerry.AccessToken, *skerry.Identity, error)
+	TokenByID(ctx context.Context, id string) (*skerry.AccessToken, *skerry.Identity, error)
+	Tokens(ctx context.Context, f store.TokenFilter) ([]skerry.AccessToken, string, error)
 	DeleteToken(ctx context.Context, id string) error
 	TouchToken(ctx context.Context, id string, at skerry.Time) error
 }
 
-// tokenPrefix makes a token recognisable, to people and to secret scanners.
-const tokenPrefix = "sk_"
-
-// maxToken bounds what is looked at as a token, in bytes.
-const maxToken = 256
-
-// cacheFor is how long a token that was found is trusted without a look into
-// the store, and so how long a token that another process revoked still works.
-const cacheFor = 2 * time.Second
+// cacheFor is how long what was read is trusted without a look into the store, and so
+// how long a token that another process revoked still works.
+const cacheFor = 500 * time.Millisecond
 
 // touchEvery is how exactly a token's last use is noted.
 const touchEvery = time.Hour
 
-// Auth authenticates and manages tokens.
+// Auth authenticates, and manages accounts.
 type Auth struct {
-	store Store
-
-	mu    sync.Mutex
-	cache map[[sha256.Size]byte]cached
+	store    Store
+	tokens   cache[[sha256.Size]byte, known]
+	projects cache[[2]string, skerry.Project]
 }
 
-type cached struct {
+// known is a token that was found.
+type known struct {
 	id        *skerry.Identity
 	expiresAt skerry.Time
-	checked   time.Time
 }
 
-// maxCached bounds the cache; it is emptied when it is full.
-const maxCached = 4096
+func (k known) expired(now time.Time) bool {
+	return !k.expiresAt.IsZero() && !now.Before(k.expiresAt.Time)
+}
 
 // New returns an Auth over a store.
-func New(s Store) *Auth {
-	return &Auth{store: s, cache: map[[sha256.Size]byte]cached{}}
-}
+func New(s Store) *Auth { return &Auth{store: s} }
 
 // errToken is the same whatever is wrong with a token: what differs would
 // tell an attacker something.
 var errToken = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access token is missing, unknown, expired or revoked"}
 
-// hash is plain SHA-256: a token has 192 random bits, so there is nothing that
-// a slow hash would protect from guessing. Looking a token up by its hash is
-// also what makes the comparison's timing tell nothing of the token.
-func hash(token string) [sha256.Size]byte { return sha256.Sum256([]byte(token)) }
-
-// Authenticate returns whom a token belongs to, or CodeUnauthorized.
+// Authenticate returns what a token grants, or CodeUnauthorized. The identity is not to be
+// changed.
 func (a *Auth) Authenticate(ctx context.Context, token string) (*skerry.Identity, error) {
-	if len(token) > maxToken || !strings.HasPrefix(token, tokenPrefix) {
+	if !wellFormed(token) {
 		return nil, errToken
 	}
 	h, now := hash(token), time.Now()
-	a.mu.Lock()
-	c, ok := a.cache[h]
-	a.mu.Unlock()
-	if !ok || now.Sub(c.checked) > cacheFor {
+	k, ok := a.tokens.get(h, now)
+	if !ok {
 		t, id, err := a.store.TokenByHash(ctx, h[:])
 		switch {
 		case skerry.CodeOf(err) == skerry.CodeNotFound:
-			a.forget(h)
+			a.tokens.remove(h)
 			return nil, errToken
 		case err != nil:
 			return nil, fmt.Errorf("authenticate: %w", err)
 		}
-		c = cached{id: id, expiresAt: t.ExpiresAt, checked: now}
-		a.remember(h, c)
+		k = known{id: id, expiresAt: t.ExpiresAt}
+		a.tokens.put(h, k, now)
 		if now.Sub(t.LastUsedAt.Time) > touchEvery {
 			a.touch(ctx, t.ID, now)
 		}
 	}
-	if !c.expiresAt.IsZero() && !now.Before(c.expiresAt.Time) {
+	if k.expired(now) {
 		return nil, errToken
 	}
-	return c.id, nil
+	return k.id, nil
 }
 
 // touchTimeout bounds the wait for a database that is busy.
@@ -113,33 +120,39 @@ func (a *Auth) touch(ctx context.Context, id string, now time.Time) {
 	_ = a.store.TouchToken(ctx, id, skerry.At(now))
 }
 
-// Ended returns those of the tokens, by their ids, that were revoked or have
-// expired.
-func (a *Auth) Ended(ctx context.Context, ids []string) ([]string, error) {
-	tokens, err := a.store.Tokens(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("look for tokens: %w", err)
+// Ended returns those of the accesses that are not allowed any more: the token was revoked
+// or has expired, or the role, the project or the team is gone.
+func (a *Auth) Ended(ctx context.Context, accesses []skerry.Access) (ended []skerry.Access, err error) {
+	type answer struct {
+		id    *skerry.Identity
+		valid bool
 	}
-	now, good := time.Now(), map[string]bool{}
-	for _, t := range tokens {
-		good[t.ID] = t.ExpiresAt.IsZero() || now.Before(t.ExpiresAt.Time)
+	now, answers := time.Now(), map[string]answer{}
+	for _, access := range accesses {
+		found, ok := answers[access.TokenID]
+		if !ok {
+			t, id, err := a.store.TokenByID(ctx, access.TokenID)
+			if err != nil && skerry.CodeOf(err) != skerry.CodeNotFound {
+				return nil, fmt.Errorf("look for tokens: %w", err)
+			}
+			found = answer{id: id, valid: err == nil && !known{expiresAt: t.ExpiresAt}.expired(now)}
+			answers[access.TokenID] = found
+		}
+		if !found.valid || !found.id.Allows(access) {
+			ended = append(ended, access)
+			continue
+		}
+		// A grant for all projects says nothing about whether one still exists.
+		if access.Scope.ProjectID != "" {
+			_, err := a.Project(ctx, access.Scope.TeamID, access.Scope.ProjectID)
+			if skerry.CodeOf(err) == skerry.CodeNotFound {
+				ended = append(ended, access)
+			} else if err != nil {
+				return nil, fmt.Errorf("look for projects: %w", err)
+			}
+		}
 	}
-	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return good[id] }), nil
-}
-
-func (a *Auth) remember(h [sha256.Size]byte, c cached) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.cache) >= maxCached {
-		clear(a.cache)
-	}
-	a.cache[h] = c
-}
-
-func (a *Auth) forget(h [sha256.Size]byte) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.cache, h)
+	return ended, nil
 }
 
 // Names of what Bootstrap creates.
@@ -161,38 +174,70 @@ func (a *Auth) Bootstrap(ctx context.Context) (*skerry.Project, error) {
 	return p, a.store.CreateAccount(ctx, t, *p)
 }
 
-// CreateToken makes a token for a project and returns it; it cannot be had
-// again. A zero lifetime means that it does not expire.
-func (a *Auth) CreateToken(ctx context.Context, projectID, name string, lifetime time.Duration) (string, error) {
-	if err := skerry.ValidateTokenName("name", name); err != nil {
-		return "", err
-	}
-	if lifetime < 0 {
-		return "", skerry.Invalid("expires", "must not be negative")
-	}
-	token := tokenPrefix + rand.Text() + rand.Text()[:13]
-	h, now := hash(token), time.Now()
-	t := store.Token{ID: skerry.NewID(skerry.PrefixToken), Name: name, Hash: h[:], ProjectID: projectID, CreatedAt: skerry.At(now)}
-	if lifetime > 0 {
-		t.ExpiresAt = skerry.At(now.Add(lifetime))
-	}
-	if err := a.store.CreateToken(ctx, t); err != nil {
-		return "", err
-	}
-	return token, nil
+// maxCached bounds a cache; it is emptied when it is full.
+const maxCached = 4096
+
+// cache has what was read from the store in the last cacheFor.
+type cache[K comparable, V any] struct {
+	mu      sync.Mutex
+	entries map[K]cached[V]
 }
 
-// Tokens lists the tokens.
-func (a *Auth) Tokens(ctx context.Context) ([]store.Token, error) { return a.store.Tokens(ctx) }
+type cached[V any] struct {
+	value   V
+	checked time.Time
+}
 
-// RevokeToken ends a token at once in this process, and within cacheFor in
-// others.
-func (a *Auth) RevokeToken(ctx context.Context, id string) error {
-	if err := a.store.DeleteToken(ctx, id); err != nil {
-		return err
+func (c *cache[K, V]) get(key K, now time.Time) (v V, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.entries[key]
+	if !ok || now.Sub(e.checked) > cacheFor {
+		return v, false
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	clear(a.cache)
-	return nil
+	return e.value, true
+}
+
+// put keeps what was asked for at now.
+func (c *cache[K, V]) put(key K, v V, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries == nil || len(c.entries) >= maxCached {
+		c.entries = map[K]cached[V]{}
+	}
+	c.entries[key] = cached[V]{v, now}
+}
+
+func (c *cache[K, V]) remove(key K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.entries, key)
+}
+
+func (c *cache[K, V]) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entries = nil
+}
+
+// forget makes what was changed seen at once in this process. A request that has read the
+// store before still puts what it has read, for cacheFor.
+func (a *Auth) forget() {
+	a.tokens.clear()
+	a.projects.clear()
+}
+
+// All returns the pages of a listing as one list.
+func All[T any](ctx context.Context, page func(context.Context, skerry.Page) ([]T, string, error)) ([]T, error) {
+	list := []T{}
+	for p := (skerry.Page{Limit: skerry.MaxPageSize, Ascending: true}); ; {
+		some, next, err := page(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, some...)
+		if p.Cursor = next; next == "" {
+			return slices.Clip(list), nil
+		}
+	}
 }

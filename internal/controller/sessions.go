@@ -15,6 +15,7 @@ type sessionStore interface {
 	SandboxByName(ctx context.Context, scope skerry.Scope, name string) (*skerry.Sandbox, error)
 	UpdateSession(ctx context.Context, id string, change func(*skerry.Sandbox, *skerry.Session) error) (*skerry.Sandbox, *skerry.Session, error)
 	Session(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error)
+	SessionScope(ctx context.Context, teamID, id string) (skerry.Scope, error)
 	LiveSessions(ctx context.Context) ([]skerry.Session, error)
 	ListSessions(ctx context.Context, scope skerry.Scope, f skerry.SessionFilter) ([]skerry.Session, string, error)
 	SessionIDs(ctx context.Context, sandboxID string) ([]string, error)
@@ -193,6 +194,14 @@ func (c *sessions) readSession(ctx context.Context, scope skerry.Scope, id strin
 		return &run, nil
 	}
 	return c.store.Session(ctx, scope, id)
+}
+
+// SessionScope implements api.Service.
+func (c *sessions) SessionScope(ctx context.Context, teamID, id string) (skerry.Scope, error) {
+	if s := c.session(id); s != nil && s.scope.TeamID == teamID {
+		return s.scope, nil
+	}
+	return c.store.SessionScope(ctx, teamID, id)
 }
 
 // answer puts a sandbox and one of its sessions together. They were read one

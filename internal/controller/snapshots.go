@@ -19,6 +19,7 @@ type snapshotStore interface {
 	UpdateSnapshot(ctx context.Context, id string, change func(*skerry.Snapshot) error) (*skerry.Snapshot, error)
 	UpdateUnusedSnapshot(ctx context.Context, id string, change func(*skerry.Snapshot) error) (updated bool, err error)
 	Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error)
+	SnapshotScope(ctx context.Context, teamID, id string) (skerry.Scope, error)
 	ListSnapshots(ctx context.Context, scope skerry.Scope, f skerry.SnapshotFilter) ([]skerry.Snapshot, string, error)
 	SnapshotsOf(ctx context.Context, sandboxID string) ([]skerry.Snapshot, error)
 	SnapshotChildren(ctx context.Context, scope skerry.Scope, parentID string, limit int) (_ []skerry.Snapshot, count int, err error)
@@ -205,4 +206,9 @@ func (s *snapshots) usableSnapshot(ctx context.Context, scope skerry.Scope, id s
 		err = skerry.Errorf(skerry.CodeSnapshotNotFound, "the image of snapshot %s does not exist any more: %v", id, err)
 	}
 	return snap, image, err
+}
+
+// SnapshotScope implements api.Service.
+func (s *snapshots) SnapshotScope(ctx context.Context, teamID, id string) (skerry.Scope, error) {
+	return s.store.SnapshotScope(ctx, teamID, id)
 }

@@ -30,8 +30,9 @@ import (
 type Server struct {
 	*controllertest.Service
 	URL string
-	// Token is of the project [controllertest.Project].
-	Token string
+	// Token is an owner's of the project [controllertest.Project].
+	Token    string
+	Accounts *auth.Auth
 	// Started is when the server started.
 	Started time.Time
 	// Intercept, set before the first request that it concerns, may answer a
@@ -78,7 +79,11 @@ func Start(dir string, change ...func(*controller.Config)) (s *Server, stop func
 	}
 	s = &Server{Service: service, Started: time.Now()}
 	accounts := auth.New(service.Store)
-	if s.Token, err = accounts.CreateToken(ctx, controllertest.Project.ID, "test", 0); err != nil {
+	s.Accounts = accounts
+	s.Token, _, err = accounts.CreateToken(ctx, skerry.TokenParams{
+		Name: "test", TeamID: controllertest.Team.ID, ProjectID: controllertest.Project.ID, Role: skerry.RoleOwner,
+	})
+	if err != nil {
 		return nil, nil, errors.Join(err, service.Close())
 	}
 	handler, err := api.New(api.Options{Service: service, Accounts: accounts, Log: slog.New(slog.DiscardHandler), Version: "test"})

@@ -15,7 +15,7 @@ func TestFullDisk(t *testing.T) {
 	create := func(name string) error {
 		run := &skerry.Session{ID: skerry.NewID(skerry.PrefixSession), Status: skerry.StatusPending, CreatedAt: now}
 		box := &skerry.Sandbox{
-			ID: skerry.NewID(skerry.PrefixSandbox), Name: name, CurrentSessionID: run.ID, CreatedAt: now, StatusUpdatedAt: now,
+			ID: skerry.NewID(skerry.PrefixSandbox), Scope: scope, Name: name, CurrentSessionID: run.ID, CreatedAt: now, StatusUpdatedAt: now,
 			Env: map[string]string{"BIG": strings.Repeat("x", 1<<20)},
 		}
 		run.SandboxID = box.ID
@@ -49,7 +49,7 @@ func testSnapshotInUseStays(t *testing.T, openIn opener) {
 	start := func(name string) error {
 		run := &skerry.Session{ID: skerry.NewID(skerry.PrefixSession), Status: skerry.StatusPending, CreatedAt: now, SourceSnapshotID: snap.ID}
 		box := &skerry.Sandbox{
-			ID: skerry.NewID(skerry.PrefixSandbox), Name: name, CurrentSessionID: run.ID, CreatedAt: now, StatusUpdatedAt: now,
+			ID: skerry.NewID(skerry.PrefixSandbox), Scope: scope, Name: name, CurrentSessionID: run.ID, CreatedAt: now, StatusUpdatedAt: now,
 			Source: &skerry.Source{Type: "snapshot", SnapshotID: snap.ID},
 		}
 		run.SandboxID = box.ID
@@ -61,7 +61,7 @@ func testSnapshotInUseStays(t *testing.T, openIn opener) {
 	if err := start("one"); err != nil {
 		t.Fatal(err)
 	}
-	box := &skerry.Sandbox{ID: skerry.NewID(skerry.PrefixSandbox), Name: "two", CurrentSnapshotID: snap.ID, CreatedAt: now, StatusUpdatedAt: now}
+	box := &skerry.Sandbox{ID: skerry.NewID(skerry.PrefixSandbox), Scope: scope, Name: "two", CurrentSnapshotID: snap.ID, CreatedAt: now, StatusUpdatedAt: now}
 	run := &skerry.Session{ID: skerry.NewID(skerry.PrefixSession), SandboxID: box.ID, Status: skerry.StatusPending, CreatedAt: now}
 	if err := s.CreateSandbox(t.Context(), box, run); err != nil {
 		t.Fatal(err)

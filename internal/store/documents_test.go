@@ -253,7 +253,8 @@ func TestEarlierDatabase(t *testing.T) {
 		mustRead(t, "snapshot", fullSnapshot(), func() (any, error) { return s.Snapshot(ctx, fullScope, "snap_full") })
 		mustRead(t, "drive", fullDrive(), func() (any, error) { return s.Drive(ctx, fullScope, "data") })
 		token, who, err := s.TokenByHash(ctx, []byte("0123456789abcdef0123456789abcdef"))
-		if err != nil || token.ID != "tok_full" || token.LastUsedAt != at(66) || who.Project.ID != "prj_full" || who.Team.CreatedAt != at(60) {
+		if err != nil || token.ID != "tok_full" || token.LastUsedAt != at(66) || len(who.Grants) != 1 || who.Grants[0].Role != skerry.RoleOwner ||
+			who.Grants[0].Project.ID != "prj_full" || who.Grants[0].Team.CreatedAt != at(60) {
 			t.Errorf("the token is %+v of %+v, %v", token, who, err)
 		}
 		if images, err := s.Images(ctx); err != nil || !reflect.DeepEqual(images, []string{"registry.example.com/app:1", "sha256:0123"}) {

@@ -18,6 +18,9 @@ func (s *Store) CreateDrive(ctx context.Context, d *skerry.Drive) error {
 		return err
 	}
 	err = s.updateDurably(ctx, func(ctx context.Context, t tx) error {
+		if err := mustHaveProject(ctx, t, d.Scope); err != nil {
+			return err
+		}
 		_, err := t.exec(ctx, `INSERT INTO drives (id, team_id, project_id, name, created_at, updated_at, document)
 			VALUES (?, ?, ?, ?, ?, ?, ?)`,
 			d.ID, d.Scope.TeamID, d.Scope.ProjectID, d.Name, d.CreatedAt.Millis(), d.UpdatedAt.Millis(), string(document))

@@ -35,7 +35,7 @@ func openPostgres(t *testing.T, o PostgresOptions) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return s
+	return withProject(t, s)
 }
 
 // eventually waits until a call succeeds.

@@ -21,6 +21,9 @@ func (s *Store) CreateSandbox(ctx context.Context, sandbox *skerry.Sandbox, sess
 		if err != nil {
 			return err
 		}
+		if err := mustHaveProject(ctx, t, sandbox.Scope); err != nil {
+			return err
+		}
 		_, err = t.exec(ctx, `INSERT INTO sandboxes
 			(id, team_id, project_id, name, created_at, status_updated_at, current_snapshot_id, source_snapshot_id, image, document, secrets, published)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,

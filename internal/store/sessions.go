@@ -69,7 +69,7 @@ func sessionQuery(more string) string {
 func (s *Store) Session(ctx context.Context, scope skerry.Scope, id string) (*skerry.Session, error) {
 	session, err := one(ctx, &s.engine, s.scanSession, sessionQuery("")+"WHERE sessions.id = ? AND sessions.project_id = ?", id, scope.ProjectID)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, skerry.Errorf(skerry.CodeNotFound, "there is no session %q", id).About(skerry.ResourceSession)
+		return nil, noSession(id)
 	}
 	return session, wrap(err, "read session")
 }
@@ -156,4 +156,18 @@ func (s *Store) SessionIDs(ctx context.Context, sandboxID string) ([]string, err
 	}
 	ids, err := s.ids(ctx, query, args...)
 	return ids, wrap(err, "list sessions")
+}
+
+// SessionScope returns where a session of a team is, or CodeNotFound.
+func (s *Store) SessionScope(ctx context.Context, teamID, id string) (skerry.Scope, error) {
+	project, err := one(ctx, &s.engine, column[string], `SELECT sessions.project_id FROM sessions
+		JOIN projects ON projects.id = sessions.project_id WHERE sessions.id = ? AND projects.team_id = ?`, id, teamID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return skerry.Scope{}, noSession(id)
+	}
+	return skerry.Scope{TeamID: teamID, ProjectID: project}, wrap(err, "read session")
+}
+
+func noSession(id string) error {
+	return skerry.Errorf(skerry.CodeNotFound, "there is no session %q", id).About(skerry.ResourceSession)
 }

@@ -111,7 +111,7 @@ func (s *Store) snapshots(ctx context.Context, tail string, args ...any) ([]sker
 func (s *Store) Snapshot(ctx context.Context, scope skerry.Scope, id string) (*skerry.Snapshot, error) {
 	snap, err := one(ctx, &s.engine, scanSnapshot, snapshotQuery("")+"WHERE id = ? AND project_id = ?", id, scope.ProjectID)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, skerry.Errorf(skerry.CodeNotFound, "there is no snapshot %q", id).About(skerry.ResourceSnapshot)
+		return nil, noSnapshot(id)
 	}
 	return snap, wrap(err, "read snapshot")
 }
@@ -160,4 +160,17 @@ func (s *Store) ForgetSnapshots(ctx context.Context, before skerry.Time) error {
 		_, err := t.exec(ctx, "DELETE FROM snapshots WHERE status = ? AND updated_at < ?", string(skerry.SnapshotDeleted), before.Millis())
 		return err
 	}), "forget snapshots")
+}
+
+// SnapshotScope returns where a snapshot of a team is, or CodeNotFound.
+func (s *Store) SnapshotScope(ctx context.Context, teamID, id string) (skerry.Scope, error) {
+	project, err := one(ctx, &s.engine, column[string], "SELECT project_id FROM snapshots WHERE id = ? AND team_id = ?", id, teamID)
+	if errors.Is(err, sql.ErrNoRows) {
+		return skerry.Scope{}, noSnapshot(id)
+	}
+	return skerry.Scope{TeamID: teamID, ProjectID: project}, wrap(err, "read snapshot")
+}
+
+func noSnapshot(id string) error {
+	return skerry.Errorf(skerry.CodeNotFound, "there is no snapshot %q", id).About(skerry.ResourceSnapshot)
 }

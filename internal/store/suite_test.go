@@ -32,6 +32,23 @@ func openIn(t testing.TB, dir string) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	return withProject(t, s)
+}
+
+// withProject makes the projects that things of tests are in.
+func withProject(t testing.TB, s *Store) *Store {
+	t.Helper()
+	for i, in := range []skerry.Scope{scope, fullScope, {TeamID: "team_1", ProjectID: "prj_1"}} {
+		name := fmt.Sprint("team", i)
+		err := s.CreateAccount(t.Context(), skerry.Team{ID: in.TeamID, Slug: name}, skerry.Project{ID: in.ProjectID, TeamID: in.TeamID, Name: name})
+		if err != nil && skerry.CodeOf(err) != skerry.CodeConflict {
+			t.Fatal(err)
+		}
+	}
+	err := s.CreateProject(t.Context(), skerry.Project{ID: "prj_b", TeamID: scope.TeamID, Name: "b"})
+	if err != nil && skerry.CodeOf(err) != skerry.CodeConflict {
+		t.Fatal(err)
+	}
 	return s
 }
 
@@ -96,7 +113,7 @@ func openPostgresIn(t testing.TB, dir string) *Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return s
+	return withProject(t, s)
 }
 
 func optionsIn(t testing.TB, dir string) PostgresOptions {

@@ -210,7 +210,7 @@ func (s *Store) updateSnapshot(ctx context.Context, id, cond string, change func
 	err := retry(ctx, "the snapshot", func() error {
 		snap, version, err := versioned(ctx, &s.engine, scanSnapshot, snapshotQuery(", snapshots.version")+"WHERE id = ?", id)
 		if errors.Is(err, sql.ErrNoRows) {
-			return skerry.Errorf(skerry.CodeNotFound, "there is no snapshot %q", id).About(skerry.ResourceSnapshot)
+			return noSnapshot(id)
 		}
 		if err != nil {
 			return err
@@ -359,7 +359,7 @@ type pair struct {
 func (s *Store) changedPair(ctx context.Context, id string, change func(*skerry.Sandbox, *skerry.Session) error) (p pair, err error) {
 	p.session, p.sessionVersion, err = versioned(ctx, &s.engine, s.scanSession, sessionQuery(", sessions.version")+"WHERE sessions.id = ?", id)
 	if errors.Is(err, sql.ErrNoRows) {
-		err = skerry.Errorf(skerry.CodeNotFound, "there is no session %q", id).About(skerry.ResourceSession)
+		err = noSession(id)
 	}
 	if err != nil {
 		return p, err

@@ -1,0 +1,535 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/auth"
+	"github.com/skerry-dev/skerry/internal/store"
+	"github.com/skerry-dev/skerry/internal/usage"
+)
+
+// operation is something that the operator does with teams and what they have. The server
+// that runs does it when it is asked over its socket; without one, the command itself does.
+type operation[Request, Answer any] struct {
+	path string
+	do   func(context.Context, *auth.Auth, Request) (Answer, error)
+}
+
+// serve adds the operation to those of the socket.
+func (o operation[Request, Answer]) serve(mux *http.ServeMux, accounts *auth.Auth) {
+	mux.Handle("POST "+o.path, answering(func(ctx context.Context, req Request) (Answer, error) { return o.do(ctx, accounts, req) }))
+}
+
+// run does the operation for a command.
+func (o operation[Request, Answer]) run(cmd *cobra.Command, req Request) (answer Answer, err error) {
+	err = withStore(cmd, func(db *store.Store) error {
+		answer, err = o.do(cmd.Context(), auth.New(db), req)
+		return err
+	})
+	if errors.Is(err, errRunning) {
+		err = ask(cmd.Context(), stateDir(cmd), http.MethodPost, o.path, req, &answer)
+	}
+	return answer, err
+}
+
+// operations are those that the socket serves.
+var operations = []interface {
+	serve(*http.ServeMux, *auth.Auth)
+}{
+	createTeam, listTeams, updateTeam, deleteTeam,
+	createProject, listProjects, renameProject, deleteProject,
+	addMember, listMembers, setMember, removeMember,
+	createToken, listTokens, revokeToken,
+}
+
+// accountRequest is what operations are asked with: each uses some of it.
+type accountRequest struct {
+	// Team and Project are an id, or a slug and a name. Team may be "" if there is one team.
+	Team    string `json:"team,omitempty"`
+	Project string `json:"project,omitempty"`
+	User    string `json:"user,omitempty"`
+	// Name is that of what is made, or the new one.
+	Name string      `json:"name,omitempty"`
+	Slug string      `json:"slug,omitempty"`
+	Role skerry.Role `json:"role,omitempty"`
+}
+
+var (
+	createTeam = operation[accountRequest, *skerry.Team]{"/teams/create", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
+		return a.CreateTeam(ctx, r.Slug, r.Name)
+	}}
+	listTeams  = operation[accountRequest, []skerry.Team]{"/teams/list", func(ctx context.Context, a *auth.Auth, _ accountRequest) ([]skerry.Team, error) { return a.Teams(ctx) }}
+	updateTeam = operation[accountRequest, *skerry.Team]{"/teams/update", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
+		return a.UpdateTeam(ctx, r.Team, r.Slug, r.Name)
+	}}
+	deleteTeam = operation[accountRequest, *skerry.Team]{"/teams/delete", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
+		return a.DeleteTeam(ctx, r.Team)
+	}}
+
+	createProject = inTeam("/projects/create", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
+		return a.CreateProject(ctx, team.ID, r.Name)
+	})
+	listProjects = inTeam("/projects/list", func(ctx context.Context, a *auth.Auth, team *skerry.Team, _ accountRequest) ([]skerry.Project, error) {
+		return auth.All(ctx, func(ctx context.Context, p skerry.Page) ([]skerry.Project, string, error) {
+			return a.Projects(ctx, team.ID, p)
+		})
+	})
+	renameProject = inTeam("/projects/rename", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
+		return a.RenameProject(ctx, team.ID, r.Project, r.Name)
+	})
+	deleteProject = inTeam("/projects/delete", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
+		return a.DeleteProject(ctx, team.ID, r.Project)
+	})
+
+	addMember = inTeam("/members/add", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
+		return a.AddMember(ctx, team.ID, r.User, r.Role)
+	})
+	listMembers = inTeam("/members/list", func(ctx context.Context, a *auth.Auth, team *skerry.Team, _ accountRequest) ([]skerry.Member, error) {
+		return auth.All(ctx, func(ctx context.Context, p skerry.Page) ([]skerry.Member, string, error) {
+			return a.Members(ctx, team.ID, p)
+		})
+	})
+	setMember = inTeam("/members/set", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
+		return a.SetRole(ctx, team.ID, r.User, r.Role)
+	})
+	removeMember = inTeam("/members/remove", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
+		return a.RemoveMember(ctx, team.ID, r.User)
+	})
+)
+
+// inTeam is an operation in one team.
+func inTeam[Answer any](path string, do func(context.Context, *auth.Auth, *skerry.Team, accountRequest) (Answer, error)) operation[accountRequest, Answer] {
+	return operation[accountRequest, Answer]{path, func(ctx context.Context, a *auth.Auth, r accountRequest) (answer Answer, err error) {
+		team, err := teamOf(ctx, a, r.Team)
+		if err != nil {
+			return answer, err
+		}
+		return do(ctx, a, team, r)
+	}}
+}
+
+// teamOf returns the team with an id or slug, or the only one if that is "".
+func teamOf(ctx context.Context, a *auth.Auth, ref string) (*skerry.Team, error) {
+	if ref != "" {
+		return a.Team(ctx, ref)
+	}
+	if _, err := a.Bootstrap(ctx); err != nil { // in an empty database
+		return nil, err
+	}
+	teams, err := a.Teams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(teams) != 1 {
+		return nil, fmt.Errorf("there are %d teams: name one with --team", len(teams))
+	}
+	return &teams[0], nil
+}
+
+// group makes a command that has others.
+func group(use, short, long string, commands ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short, Long: long, Args: usage.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(commands...)
+	return cmd
+}
+
+// command makes a command that takes some arguments.
+func command(use, short string, args int, run func(cmd *cobra.Command, args []string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: usage.Args(cobra.ExactArgs(args)), RunE: run}
+}
+
+// teamFlag adds --team to commands.
+func teamFlag(r *accountRequest, commands ...*cobra.Command) {
+	for _, cmd := range commands {
+		cmd.Flags().StringVar(&r.Team, "team", "", "slug or id of the team (default: the only one)")
+	}
+}
+
+// roleFlag adds --role to commands.
+func roleFlag(role *skerry.Role, byDefault skerry.Role, commands ...*cobra.Command) {
+	for _, cmd := range commands {
+		cmd.Flags().Var((*roleValue)(role), "role", "viewer, developer or owner")
+		*role = byDefault
+		cmd.Flags().Lookup("role").DefValue = string(byDefault)
+	}
+}
+
+type roleValue skerry.Role
+
+func (v *roleValue) String() string { return string(*v) }
+func (v *roleValue) Type() string   { return "role" }
+func (v *roleValue) Set(s string) error {
+	if err := skerry.ValidateRole("", skerry.Role(s)); err != nil {
+		return errors.New("want viewer, developer or owner")
+	}
+	*v = roleValue(s)
+	return nil
+}
+
+// table prints rows with a heading.
+func table(cmd *cobra.Command, heading string, rows [][]string) error {
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 4, 2, ' ', 0)
+	fmt.Fprintln(w, strings.ReplaceAll(heading, "|", "\t"))
+	for _, row := range rows {
+		fmt.Fprintln(w, strings.Join(row, "\t"))
+	}
+	return w.Flush()
+}
+
+func newTeam() *cobra.Command {
+	var r accountRequest
+	create := command("create SLUG", "Create a team", 1, func(cmd *cobra.Command, args []string) error {
+		r.Slug = args[0]
+		team, err := createTeam.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "created team %s (%s)\n", team.Slug, team.ID)
+		return nil
+	})
+	create.Flags().StringVar(&r.Name, "name", "", "display name (default: the slug)")
+	list := command("ls", "List the teams", 0, func(cmd *cobra.Command, _ []string) error {
+		teams, err := listTeams.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		var rows [][]string
+		for _, t := range teams {
+			rows = append(rows, []string{t.Slug, t.ID, t.Name, day(t.CreatedAt.Time)})
+		}
+		return table(cmd, "SLUG|ID|NAME|CREATED", rows)
+	})
+	update := command("update TEAM", "Change the slug or the name of a team", 1, func(cmd *cobra.Command, args []string) error {
+		r.Team = args[0]
+		if r.Slug == "" && r.Name == "" {
+			return usage.Errorf("give --slug or --name")
+		}
+		team, err := updateTeam.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "team %s is now %s, %s\n", args[0], team.Slug, team.Name)
+		return nil
+	})
+	update.Flags().StringVar(&r.Slug, "slug", "", "new slug; URLs and configurations with the old one stop working")
+	update.Flags().StringVar(&r.Name, "name", "", "new display name")
+	remove := command("rm TEAM", "Delete a team with its members and tokens; its projects must be empty", 1, func(cmd *cobra.Command, args []string) error {
+		r.Team = args[0]
+		team, err := deleteTeam.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "deleted team %s\n", team.Slug)
+		return nil
+	})
+	return group("team", "Create, list, change and delete teams", `Create, list, change and delete teams.
+
+A team has projects, members and access tokens. Teams do not see each other: everything that exists belongs to a
+project of one team.`, create, list, update, remove)
+}
+
+func newProject() *cobra.Command {
+	var r accountRequest
+	create := command("create NAME", "Create a project", 1, func(cmd *cobra.Command, args []string) error {
+		r.Name = args[0]
+		p, err := createProject.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "created project %s (%s)\n", p.Name, p.ID)
+		return nil
+	})
+	list := command("ls", "List the projects of a team", 0, func(cmd *cobra.Command, _ []string) error {
+		projects, err := listProjects.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		var rows [][]string
+		for _, p := range projects {
+			rows = append(rows, []string{p.Name, p.ID, day(p.CreatedAt.Time)})
+		}
+		return table(cmd, "NAME|ID|CREATED", rows)
+	})
+	rename := command("rename PROJECT NAME", "Change the name of a project", 2, func(cmd *cobra.Command, args []string) error {
+		r.Project, r.Name = args[0], args[1]
+		p, err := renameProject.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "project %s is now %s\n", args[0], p.Name)
+		return nil
+	})
+	remove := command("rm PROJECT", "Delete an empty project with its tokens", 1, func(cmd *cobra.Command, args []string) error {
+		r.Project = args[0]
+		p, err := deleteProject.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "deleted project %s\n", p.Name)
+		return nil
+	})
+	teamFlag(&r, create, list, rename, remove)
+	return group("project", "Create, list, rename and delete projects", `Create, list, rename and delete projects.
+
+A project has sandboxes, snapshots and drives. Their names are unique in the project.`, create, list, rename, remove)
+}
+
+func newMember() *cobra.Command {
+	var r accountRequest
+	told := func(cmd *cobra.Command, m *skerry.Member, err error) error {
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s has the role %s\n", m.User.Name, m.Role)
+		return nil
+	}
+	add := command("add USER", "Make a user a member of a team", 1, func(cmd *cobra.Command, args []string) error {
+		r.User = args[0]
+		m, err := addMember.run(cmd, r)
+		return told(cmd, m, err)
+	})
+	list := command("ls", "List the members of a team", 0, func(cmd *cobra.Command, _ []string) error {
+		members, err := listMembers.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		var rows [][]string
+		for _, m := range members {
+			rows = append(rows, []string{m.User.Name, string(m.Role), m.User.ID, day(m.CreatedAt.Time)})
+		}
+		return table(cmd, "USER|ROLE|ID|SINCE", rows)
+	})
+	set := command("set USER", "Change the role of a member", 1, func(cmd *cobra.Command, args []string) error {
+		r.User = args[0]
+		m, err := setMember.run(cmd, r)
+		return told(cmd, m, err)
+	})
+	remove := command("rm USER", "Remove a member from a team", 1, func(cmd *cobra.Command, args []string) error {
+		r.User = args[0]
+		m, err := removeMember.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s is no member any more\n", m.User.Name)
+		return nil
+	})
+	teamFlag(&r, add, list, set, remove)
+	roleFlag(&r.Role, skerry.RoleDeveloper, add, set)
+	return group("member", "Add, list, change and remove the members of a team", `Add, list, change and remove the members of a team.
+
+A user is a person, and has a role in each team that they are a member of:
+
+  viewer     sees what there is, and the output of commands
+  developer  also does everything with sandboxes, snapshots and drives
+  owner      also manages projects, members and tokens`, add, list, set, remove)
+}
+
+func day(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Format("2006-01-02 15:04")
+}
+
+// newTokenRequest asks for a token.
+type newTokenRequest struct {
+	accountRequest
+	AllProjects bool          `json:"allProjects,omitempty"`
+	Admin       bool          `json:"admin,omitempty"`
+	Lifetime    time.Duration `json:"lifetime,omitempty"`
+}
+
+type newTokenAnswer struct {
+	Token  skerry.AccessToken `json:"token"`
+	Secret string             `json:"secret"`
+}
+
+var (
+	createToken = operation[newTokenRequest, newTokenAnswer]{"/tokens/create", func(ctx context.Context, a *auth.Auth, r newTokenRequest) (answer newTokenAnswer, err error) {
+		p := skerry.TokenParams{Name: r.Name, Role: r.Role}
+		if r.Lifetime != 0 {
+			p.ExpiresAt = skerry.At(time.Now().Add(r.Lifetime))
+		}
+		if err := tokenFor(ctx, a, r, &p); err != nil {
+			return answer, err
+		}
+		secret, token, err := a.CreateToken(ctx, p)
+		if err != nil {
+			return answer, err
+		}
+		return newTokenAnswer{*token, secret}, nil
+	}}
+	listTokens = operation[accountRequest, []tokenRow]{"/tokens/list", func(ctx context.Context, a *auth.Auth, r accountRequest) ([]tokenRow, error) {
+		team := ""
+		if r.Team != "" {
+			t, err := a.Team(ctx, r.Team)
+			if err != nil {
+				return nil, err
+			}
+			team = t.ID
+		}
+		tokens, err := auth.All(ctx, func(ctx context.Context, p skerry.Page) ([]skerry.AccessToken, string, error) {
+			return a.Tokens(ctx, team, "", p)
+		})
+		if err != nil {
+			return nil, err
+		}
+		return tokenRows(ctx, a, tokens)
+	}}
+	revokeToken = operation[string, *skerry.AccessToken]{"/tokens/revoke", func(ctx context.Context, a *auth.Auth, id string) (*skerry.AccessToken, error) {
+		return a.RevokeToken(ctx, id)
+	}}
+)
+
+// tokenFor decides what a token is for.
+func tokenFor(ctx context.Context, a *auth.Auth, r newTokenRequest, p *skerry.TokenParams) error {
+	switch {
+	case r.Admin:
+		p.Role = skerry.RoleAdmin
+		return nil
+	case r.User != "":
+		u, err := a.User(ctx, r.User)
+		if err != nil {
+			return err
+		}
+		p.UserID, p.Role = u.ID, cmp.Or(p.Role, skerry.RoleOwner)
+		return nil
+	}
+	p.Role = cmp.Or(p.Role, skerry.RoleDeveloper)
+	team, err := teamOf(ctx, a, r.Team)
+	if err != nil {
+		return err
+	}
+	p.TeamID = team.ID
+	if r.Project != "" {
+		project, err := a.Project(ctx, team.ID, r.Project)
+		if err != nil {
+			return err
+		}
+		p.ProjectID = project.ID
+		return nil
+	}
+	if r.AllProjects {
+		return nil
+	}
+	projects, _, err := a.Projects(ctx, team.ID, skerry.Page{Limit: 2})
+	if err != nil {
+		return err
+	}
+	if len(projects) != 1 {
+		return fmt.Errorf("team %s does not have exactly one project: name one with --project, or give --all-projects", team.Slug)
+	}
+	p.ProjectID = projects[0].ID
+	return nil
+}
+
+// tokenRow is a token with what it is for.
+type tokenRow struct {
+	Token skerry.AccessToken `json:"token"`
+	For   string             `json:"for"`
+}
+
+func tokenRows(ctx context.Context, a *auth.Auth, tokens []skerry.AccessToken) ([]tokenRow, error) {
+	teams, err := a.Teams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	slugs := map[string]string{}
+	for _, t := range teams {
+		slugs[t.ID] = t.Slug
+	}
+	rows := make([]tokenRow, 0, len(tokens))
+	for _, t := range tokens {
+		row := tokenRow{Token: t, For: "teams"}
+		switch {
+		case t.UserID != "":
+			u, err := a.User(ctx, t.UserID)
+			if err != nil && skerry.CodeOf(err) != skerry.CodeNotFound {
+				return nil, err
+			}
+			row.For = t.UserID
+			if err == nil {
+				row.For = u.Name
+			}
+		case t.TeamID != "":
+			row.For = cmp.Or(slugs[t.TeamID], t.TeamID) + "/*"
+			if t.ProjectID != "" {
+				p, err := a.Project(ctx, t.TeamID, t.ProjectID)
+				if err != nil && skerry.CodeOf(err) != skerry.CodeNotFound {
+					return nil, err
+				}
+				if err == nil {
+					row.For = cmp.Or(slugs[t.TeamID], t.TeamID) + "/" + p.Name
+				}
+			}
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
+
+func newToken() *cobra.Command {
+	var r newTokenRequest
+	var expires usage.Duration
+	create := command("create NAME", "Create a token and print it; it cannot be printed again", 1, func(cmd *cobra.Command, args []string) error {
+		r.Name, r.Lifetime = args[0], time.Duration(expires)
+		answer, err := createToken.run(cmd, r)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), answer.Secret)
+		return nil
+	})
+	f := create.Flags()
+	f.StringVar(&r.Project, "project", "", "name or id of the project that it is for (default: the only one of the team)")
+	f.BoolVar(&r.AllProjects, "all-projects", false, "for all projects of the team; requests have to name the project then")
+	f.StringVar(&r.User, "user", "", "for what this user may do in their teams")
+	f.BoolVar(&r.Admin, "admin", false, "for managing teams, projects, members and tokens, and nothing that is in a project")
+	f.Var(&expires, "expires", "how long the token is valid, such as 12h or 30d; 0 is unlimited")
+	list := command("ls", "List the tokens", 0, func(cmd *cobra.Command, _ []string) error {
+		tokens, err := listTokens.run(cmd, r.accountRequest)
+		if err != nil {
+			return err
+		}
+		var rows [][]string
+		for _, row := range tokens {
+			t := row.Token
+			expires := day(t.ExpiresAt.Time)
+			if !t.ExpiresAt.IsZero() && !time.Now().Before(t.ExpiresAt.Time) {
+				expires += " (expired)"
+			}
+			rows = append(rows, []string{t.ID, t.Name, row.For, string(t.Role), day(t.CreatedAt.Time), day(t.LastUsedAt.Time), expires})
+		}
+		return table(cmd, "ID|NAME|FOR|ROLE|CREATED|LAST USED|EXPIRES", rows)
+	})
+	teamFlag(&r.accountRequest, create, list)
+	roleFlag(&r.Role, "", create)
+	create.MarkFlagsMutuallyExclusive("project", "all-projects", "user", "admin")
+	create.MarkFlagsMutuallyExclusive("team", "user", "admin")
+	create.MarkFlagsMutuallyExclusive("role", "admin")
+	revoke := command("revoke ID", "Revoke a token by its id; its open streams and terminals end within a second", 1, func(cmd *cobra.Command, args []string) error {
+		t, err := revokeToken.run(cmd, args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "revoked token %s (%s)\n", t.ID, t.Name)
+		return nil
+	})
+	return group("token", "Create, list and revoke access tokens", `Create, list and revoke access tokens.
+
+A token is for one project, for all projects of a team, or for what a user may do in their teams. Its role says what may be
+done with it: see "sandboxd member". Give each person and program a separate token, so that each can be revoked.`, create, list, revoke)
+}
