@@ -346,8 +346,12 @@ func idle(w *worker, ctx context.Context, b *box) error {
 		if err != nil {
 			return err
 		}
-		if state := sb.Session().IdleState; state == skerry.IdleHibernated || state == skerry.IdlePaused && !hibernated {
+		state := sb.Session().IdleState
+		if state == skerry.IdleHibernated || state == skerry.IdlePaused && !hibernated {
 			break
+		}
+		if state == "" && !sb.Session().PausedAt.IsZero() {
+			break // by an earlier operation, which a fault has kept from waking it
 		}
 		// A save for which the disk had no room is tried again after ten minutes.
 		if late := time.Now().After(end); late && sb.Session().IdleState == skerry.IdlePaused {
