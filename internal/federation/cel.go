@@ -21,7 +21,7 @@ import (
 const (
 	// MaxRuleCost is the cost of one expression.
 	MaxRuleCost = 10_000
-	// MaxCost is the cost of all expressions that are evaluated for a token.
+	// MaxCost is the cost of all expressions and patterns that are evaluated for a token.
 	MaxCost = 100_000
 	// maxRegexp is the size of a compiled regular expression, in instructions. Matching
 	// takes time in proportion to it and to the length of the claim.

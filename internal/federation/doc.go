@@ -20,6 +20,9 @@
 //
 // So no connection is made for a token of an unknown issuer, or one that has expired.
 //
+// A token can be used any number of times until it expires: it is what a CI job has for
+// all of its calls.
+//
 // # Errors
 //
 // Errors of Verify are *skerry.Error: CodeUnauthorized (401) if the token is not valid,
@@ -52,7 +55,7 @@
 // of its keys must be of the issuer's own origin, unless the operator configured another
 // one, redirects must stay in that origin, and nothing of an answer is shown to callers.
 // Connections use TLS with the system's authorities and those of the issuer
-// (Issuer.CA). Plain HTTP is for loopback addresses only, if Options allow it at all.
+// (Issuer.CA), and the proxy of the environment (HTTPS_PROXY). Plain HTTP is for loopback addresses only, if Options allow it at all.
 //
 // # Libraries
 //

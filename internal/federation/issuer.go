@@ -26,6 +26,8 @@ const (
 	MaxAudiences = 32
 	// MaxMatches is the number of claims that a rule compares.
 	MaxMatches = 32
+	// MaxWildcards is the number of * and ** in a pattern.
+	MaxWildcards = 8
 	// MaxText is the length of a URL, an audience, a pattern, the name of a claim, in
 	// bytes.
 	MaxText = 512

@@ -133,7 +133,13 @@ func compileMatch(field, claim, pattern string) (*match, error) {
 		return m, nil
 	}
 	var b strings.Builder
+	wildcards := 0
 	for rest := pattern; rest != ""; {
+		if rest[0] == '*' {
+			if wildcards++; wildcards > MaxWildcards {
+				return nil, skerry.Invalid(field, "must have at most %d wildcards", MaxWildcards)
+			}
+		}
 		switch {
 		case strings.HasPrefix(rest, "**"):
 			b.WriteString(`(?s:.*)`)
@@ -154,8 +160,8 @@ func compileMatch(field, claim, pattern string) (*match, error) {
 	return m, nil
 }
 
-func (m *match) matches(claims map[string]any) bool {
-	var v any = claims
+func (m *match) matches(e *evaluation) bool {
+	var v any = e.claims
 	for _, name := range m.path {
 		object, _ := v.(map[string]any)
 		var is bool
@@ -164,12 +170,12 @@ func (m *match) matches(claims map[string]any) bool {
 		}
 	}
 	if list, is := v.([]any); is {
-		return slices.ContainsFunc(list, m.matchesOne)
+		return slices.ContainsFunc(list, func(v any) bool { return m.matchesOne(e, v) })
 	}
-	return m.matchesOne(v)
+	return m.matchesOne(e, v)
 }
 
-func (m *match) matchesOne(v any) bool {
+func (m *match) matchesOne(e *evaluation, v any) bool {
 	var s string
 	switch v := v.(type) {
 	case string:
@@ -182,6 +188,7 @@ func (m *match) matchesOne(v any) bool {
 		return false
 	}
 	if m.pattern != nil {
+		e.cost += 1 + uint64(len(s)/4) // with few wildcards the time is that of the length
 		return m.pattern.MatchString(s)
 	}
 	return s == m.literal
@@ -281,7 +288,11 @@ func (c *compiled) forbidden(r *rule, field string, err error) error {
 
 func (r *rule) holds(e *evaluation) (bool, error) {
 	for n := range r.matches {
-		if !r.matches[n].matches(e.claims) {
+		is := r.matches[n].matches(e)
+		if e.cost > MaxCost {
+			return false, errCost
+		}
+		if !is {
 			return false, nil
 		}
 	}

@@ -52,7 +52,8 @@ func TestValidate(t *testing.T) {
 		{"rules[1].id", "begin with", rule(func(r *Rule) { r.ID = "" })}, {"rules[1].id", "unique", rule(func(r *Rule) { r.ID = all.ID })},
 		{"rules[1].match", "every token of the issuer", rule(func(r *Rule) { r.Match = nil })}, {"rules[1].role", "must be viewer, developer or owner", rule(func(r *Rule) { r.Role = "admin" })},
 		{"rules[1].role", "", rule(func(r *Rule) { r.Role = "" })}, {`rules[1].match[""]`, "name of a claim", rule(func(r *Rule) { r.Match = map[string]string{"": "x"} })},
-		{`rules[1].match["sub"]`, "at most 512 bytes", rule(func(r *Rule) { r.Match["sub"] = strings.Repeat("*", MaxText+1) })},
+		{`rules[1].match["sub"]`, "at most 512 bytes", rule(func(r *Rule) { r.Match["sub"] = strings.Repeat("x", MaxText+1) })},
+		{`rules[1].match["sub"]`, "at most 8 wildcards", rule(func(r *Rule) { r.Match["sub"] = strings.Repeat("*x", 9) })},
 		{`rules[1].match["/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a/a"]`, "16 levels", rule(func(r *Rule) { r.Match = map[string]string{strings.Repeat("/a", 17): "x"} })},
 		{"rules[1].match", "at most 32", rule(func(r *Rule) {
 			for n := range 33 {
@@ -125,11 +126,11 @@ func TestPatterns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := m.matches(map[string]any{"claim": c.claim}); got != c.want {
+		if got := m.matches(newEvaluation(map[string]any{"claim": c.claim})); got != c.want {
 			t.Errorf("%q and %#v: %v", c.pattern, c.claim, got)
 		}
 	}
-	claims := map[string]any{"/a": "1", "a/b": "2", "a": map[string]any{"b~c": "3", "": "4"}, "https://example.com/x": "5"}
+	claims := newEvaluation(map[string]any{"/a": "1", "a/b": "2", "a": map[string]any{"b~c": "3", "": "4"}, "https://example.com/x": "5"})
 	for name, want := range map[string]string{"/~1a": "1", "a/b": "2", "/a~1b": "2", "/a/b~0c": "3", "/a/": "4", "https://example.com/x": "5"} {
 		m, err := compileMatch("f", name, want)
 		if err != nil || !m.matches(claims) {
@@ -204,6 +205,15 @@ func TestCostOfAllRules(t *testing.T) {
 	i, v, _ := start(t, issuertest.Options{Algorithm: jose.EdDSA}, rules(append(many, all)...))
 	refuse(t, v, i.Token(i.Plain("x").With("list", slices.Repeat([]string{"a"}, 1000))), skerry.CodeForbidden, "take too much time")
 	if id := accept(t, v, i.Token(i.Plain("x").With("list", []string{"a"}))); id.RuleID != "all" {
+		t.Errorf("rule %s", id.RuleID)
+	}
+	many = nil
+	for n := range 500 {
+		many = append(many, Rule{ID: fmt.Sprint("r", n), Match: map[string]string{"long": "**x**x**x**y"}, Team: "t", Role: RoleViewer})
+	}
+	set(t, v, configured(i, rules(append(many, all)...)))
+	refuse(t, v, i.Token(i.Plain("x").With("long", strings.Repeat("x", 10_000))), skerry.CodeForbidden, "take too much time")
+	if id := accept(t, v, i.Token(i.Plain("x").With("long", "x"))); id.RuleID != "all" {
 		t.Errorf("rule %s", id.RuleID)
 	}
 }

@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"reflect"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,11 +166,23 @@ func (v *Verifier) Set(issuers []Issuer) error {
 	defer v.setting.Unlock()
 	old := v.state.Load()
 	next, ids, rules := v.newState(map[string]*issuer{}), map[string]bool{}, 0
+	var made []*issuer
+	set := false
+	defer func() {
+		for _, i := range made {
+			if o := old.issuers[i.URL]; !set && (o == nil || o.source != i.source) {
+				i.cancel()
+			}
+		}
+	}()
 	for n, i := range issuers {
 		if rules += len(i.Rules); rules > MaxRules {
 			return skerry.Invalid(fmt.Sprintf("issuers[%d].rules", n), "all issuers together must have at most %d rules", MaxRules)
 		}
 		one, err := v.newIssuer(i, old)
+		if err == nil {
+			made = append(made, one)
+		}
 		if e, is := errors.AsType[*skerry.Error](err); is {
 			named := *e
 			named.Field = fmt.Sprintf("issuers[%d].%s", n, e.Field)
@@ -187,6 +201,7 @@ func (v *Verifier) Set(issuers []Issuer) error {
 		ids[i.ID], next.issuers[i.URL] = true, one
 	}
 	v.state.Store(next)
+	set = true
 	for url, i := range old.issuers {
 		if n := next.issuers[url]; n == nil || n.source != i.source {
 			i.cancel()
@@ -227,7 +242,8 @@ func (v *Verifier) Validate(i Issuer) error {
 }
 
 // Probe validates an issuer, fetches its keys, and returns how many of them can verify
-// tokens. It is for an operator who adds one: the error says what is wrong.
+// tokens. It is for an operator who adds one: the error says what is wrong, also with
+// addresses in the server's network.
 func (v *Verifier) Probe(ctx context.Context, i Issuer) (int, error) {
 	one, err := v.newIssuer(i, &state{})
 	if err != nil {
@@ -239,7 +255,7 @@ func (v *Verifier) Probe(ctx context.Context, i Issuer) (int, error) {
 	}
 	set, err := one.fetch(ctx, v.o.Clock)
 	if err != nil {
-		return 0, err
+		return 0, &skerry.Error{Code: skerry.CodeUnavailable, Message: fmt.Sprintf("the keys of the issuer %s cannot be fetched: %v", i.ID, err)}
 	}
 	return len(set.keys), nil
 }
@@ -255,7 +271,7 @@ type Status struct {
 	Err error
 }
 
-// Status returns the states of all issuers, in no order.
+// Status returns the states of all issuers, by their ids.
 func (v *Verifier) Status() []Status {
 	var all []Status
 	for _, i := range v.state.Load().issuers {
@@ -272,6 +288,7 @@ func (v *Verifier) Status() []Status {
 		i.mu.Unlock()
 		all = append(all, s)
 	}
+	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.IssuerID, b.IssuerID) })
 	return all
 }
 
