@@ -27,8 +27,9 @@
 //
 // Errors of Verify are *skerry.Error: CodeUnauthorized (401) if the token is not valid,
 // CodeForbidden (403) if it is valid and no rule admits it, and CodeUnavailable (503) if
-// the keys of the issuer are not known at present. Messages say what is wrong with the
-// caller's own token, never anything of it but its issuer and subject.
+// the keys of the issuer are not known at present. If the context ends while keys are
+// fetched, its error is returned. Messages say what is wrong with the caller's own token.
+// Of its content they show at most the issuer, and what a rule made of claims.
 //
 // # Keys of issuers
 //
