@@ -6,6 +6,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/federation/issuertest"
 )
 
@@ -13,7 +14,7 @@ import (
 // that was not, for each algorithm.
 func BenchmarkVerify(b *testing.B) {
 	rule := Rule{ID: "ci", Match: map[string]string{"repository": "acme/*", "environment": "production"}, When: `claims.ref == "refs/heads/main"`,
-		Team: "acme", Project: `${claims.repository.split("/")[1]}`, Role: RoleDeveloper}
+		Team: "acme", Project: `${claims.repository.split("/")[1]}`, Role: skerry.RoleDeveloper}
 	for _, alg := range []jose.SignatureAlgorithm{jose.RS256, jose.PS256, jose.ES256, jose.ES384, jose.EdDSA} {
 		i, v, _ := start(b, issuertest.Options{Algorithm: alg}, func(i *Issuer) { i.Algorithms = []string{string(alg)} }, rules(rule))
 		token := i.Token(i.GitHub("acme/web", "refs/heads/main", "production"))
@@ -51,7 +52,7 @@ func BenchmarkRules(b *testing.B) {
 		for _, kind := range []string{"match", "when"} {
 			var many []Rule
 			for k := range n {
-				r := Rule{ID: fmt.Sprint("r", k), Team: "t", Role: RoleViewer}
+				r := Rule{ID: fmt.Sprint("r", k), Team: "t", Role: skerry.RoleViewer}
 				if kind == "match" {
 					r.Match = map[string]string{"repository": fmt.Sprintf("acme/web-%d-*", k)}
 				} else {
@@ -83,7 +84,7 @@ func BenchmarkSlowRules(b *testing.B) {
 	}
 	var many []Rule
 	for n := range 100 {
-		many = append(many, Rule{ID: fmt.Sprint("r", n), When: `claims.list.exists(x, x == "b")`, Team: "t", Role: RoleViewer})
+		many = append(many, Rule{ID: fmt.Sprint("r", n), When: `claims.list.exists(x, x == "b")`, Team: "t", Role: skerry.RoleViewer})
 	}
 	c, err := compile(Issuer{ID: "x", URL: "https://x.example.com", Audiences: []string{"a"}, Rules: many}, false)
 	if err != nil {
@@ -100,7 +101,7 @@ func BenchmarkSlowRules(b *testing.B) {
 func BenchmarkCompile(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := compileRule("", Rule{ID: "r", When: `claims.ref == "refs/heads/main" && claims.environment in ["a", "b"]`, Team: "${claims.owner_id}", Role: RoleViewer}); err != nil {
+		if _, err := compileRule("", Rule{ID: "r", When: `claims.ref == "refs/heads/main" && claims.environment in ["a", "b"]`, Team: "${claims.owner_id}", Role: skerry.RoleViewer}); err != nil {
 			b.Fatal(err)
 		}
 	}

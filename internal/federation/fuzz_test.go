@@ -46,8 +46,8 @@ func FuzzClaims(f *testing.F) {
 	i := issuertest.New(f, issuertest.Options{Algorithm: jose.EdDSA, Clock: clock})
 	v := verifier(f, Options{Clock: clock})
 	set(f, v, configured(i, func(o *Issuer) { o.URL, o.Keys = "issuer", string(i.JWKS()) }, rules(
-		Rule{ID: "match", Match: map[string]string{"/a/b": "x*", "c": "**"}, Team: "t", Role: RoleViewer},
-		Rule{ID: "when", When: `has(claims.a) && claims.a.exists(x, x == claims.c) || claims.c.matches("^a+$")`, Team: "${claims.c}", Project: `${claims.c.split("/")[1]}`, Role: RoleViewer},
+		Rule{ID: "match", Match: map[string]string{"/a/b": "x*", "c": "**"}, Team: "t", Role: skerry.RoleViewer},
+		Rule{ID: "when", When: `has(claims.a) && claims.a.exists(x, x == claims.c) || claims.c.matches("^a+$")`, Team: "${claims.c}", Project: `${claims.c.split("/")[1]}`, Role: skerry.RoleViewer},
 	)))
 	f.Add([]byte(`{"iss":"issuer","aud":"https://skerry.example.com","sub":"x","exp":1777896060,"a":{"b":"x"},"c":"a/b"}`))
 	f.Add([]byte(`{"iss":"issuer","aud":["https://skerry.example.com"],"sub":"x","exp":1.7778e9,"a":["aa",1,null,true,{}],"c":"aa"}`))

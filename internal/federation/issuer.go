@@ -82,20 +82,10 @@ type Rule struct {
 	// Team and Project are ids, or a slug and a name. ${…} is replaced by the value of the
 	// CEL expression in it, which must be a string: "${claims.owner_id}". An empty
 	// Project means the whole team.
-	Team    string `json:"team"`
-	Project string `json:"project,omitempty"`
-	Role    Role   `json:"role"`
+	Team    string      `json:"team"`
+	Project string      `json:"project,omitempty"`
+	Role    skerry.Role `json:"role"`
 }
-
-// Role is what a caller may do.
-type Role string
-
-// The roles.
-const (
-	RoleViewer    Role = "viewer"
-	RoleDeveloper Role = "developer"
-	RoleOwner     Role = "owner"
-)
 
 // algorithms are those of signatures that an issuer may use.
 var algorithms = []jose.SignatureAlgorithm{

@@ -76,10 +76,8 @@ func compileRule(field string, r Rule) (*rule, error) {
 	if len(r.Match) > MaxMatches {
 		return nil, skerry.Invalid(field+"match", "must have at most %d entries, has %d", MaxMatches, len(r.Match))
 	}
-	switch r.Role {
-	case RoleViewer, RoleDeveloper, RoleOwner:
-	default:
-		return nil, skerry.Invalid(field+"role", "must be %s, %s or %s, is %.32q", RoleViewer, RoleDeveloper, RoleOwner, r.Role)
+	if err := skerry.ValidateRole(field+"role", r.Role); err != nil {
+		return nil, err
 	}
 	c := &rule{Rule: r}
 	for _, claim := range slices.Sorted(maps.Keys(r.Match)) {

@@ -20,7 +20,7 @@ func TestValidate(t *testing.T) {
 	keys := func(raw string) func(*Issuer) { return func(i *Issuer) { i.Keys = raw } }
 	rule := func(f func(*Rule)) func(*Issuer) {
 		return func(i *Issuer) {
-			r := Rule{ID: "one", Match: map[string]string{"sub": "x"}, Team: "team_1", Role: RoleViewer}
+			r := Rule{ID: "one", Match: map[string]string{"sub": "x"}, Team: "team_1", Role: skerry.RoleViewer}
 			f(&r)
 			i.Rules = []Rule{all, r}
 		}
@@ -147,7 +147,7 @@ func TestPatterns(t *testing.T) {
 // TestRulesInOrder: the first rule that matches decides, also if it then fails: the
 // next could give more.
 func TestRulesInOrder(t *testing.T) {
-	owner := Rule{ID: "owner", When: "true", Team: "t", Project: "p", Role: RoleOwner}
+	owner := Rule{ID: "owner", When: "true", Team: "t", Project: "p", Role: skerry.RoleOwner}
 	for _, c := range []struct {
 		name  string
 		first Rule
@@ -178,7 +178,7 @@ func TestRulesInOrder(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := c.first
-			r.ID, r.Role = "first", RoleViewer
+			r.ID, r.Role = "first", skerry.RoleViewer
 			if r.Team == "" {
 				r.Team = "t"
 			}
@@ -200,7 +200,7 @@ func TestRulesInOrder(t *testing.T) {
 func TestCostOfAllRules(t *testing.T) {
 	var many []Rule
 	for n := range 500 {
-		many = append(many, Rule{ID: fmt.Sprint("r", n), When: fmt.Sprintf(`claims.list.exists(x, x == "none-%d")`, n), Team: "t", Role: RoleViewer})
+		many = append(many, Rule{ID: fmt.Sprint("r", n), When: fmt.Sprintf(`claims.list.exists(x, x == "none-%d")`, n), Team: "t", Role: skerry.RoleViewer})
 	}
 	i, v, _ := start(t, issuertest.Options{Algorithm: jose.EdDSA}, rules(append(many, all)...))
 	refuse(t, v, i.Token(i.Plain("x").With("list", slices.Repeat([]string{"a"}, 1000))), skerry.CodeForbidden, "take too much time")
@@ -209,7 +209,7 @@ func TestCostOfAllRules(t *testing.T) {
 	}
 	many = nil
 	for n := range 500 {
-		many = append(many, Rule{ID: fmt.Sprint("r", n), Match: map[string]string{"long": "**x**x**x**y"}, Team: "t", Role: RoleViewer})
+		many = append(many, Rule{ID: fmt.Sprint("r", n), Match: map[string]string{"long": "**x**x**x**y"}, Team: "t", Role: skerry.RoleViewer})
 	}
 	set(t, v, configured(i, rules(append(many, all)...)))
 	refuse(t, v, i.Token(i.Plain("x").With("long", strings.Repeat("x", 10_000))), skerry.CodeForbidden, "take too much time")
@@ -221,7 +221,7 @@ func TestCostOfAllRules(t *testing.T) {
 // TestStoredForm: configuration survives being stored as JSON.
 func TestStoredForm(t *testing.T) {
 	i := Issuer{ID: "x", URL: "https://x.example.com", Audiences: []string{"a"}, Algorithms: []string{"ES256"}, JWKSURL: "https://y.example.com/keys", Rules: []Rule{
-		{ID: "r", Match: map[string]string{"sub": "x"}, When: "true", Team: "${claims.sub}", Project: "p", Role: RoleOwner},
+		{ID: "r", Match: map[string]string{"sub": "x"}, When: "true", Team: "${claims.sub}", Project: "p", Role: skerry.RoleOwner},
 	}}
 	var read Issuer
 	if err := json.Unmarshal(marshal(t, i), &read); err != nil || !reflect.DeepEqual(i, read) {

@@ -392,7 +392,7 @@ func TestClose(t *testing.T) {
 func TestConcurrently(t *testing.T) {
 	i, v, c := start(t, issuertest.Options{Algorithm: jose.EdDSA})
 	c1 := configured(i)
-	c2 := configured(i, rules(Rule{ID: "two", Match: map[string]string{"sub": "**"}, Team: "t", Role: RoleViewer}))
+	c2 := configured(i, rules(Rule{ID: "two", Match: map[string]string{"sub": "**"}, Team: "t", Role: skerry.RoleViewer}))
 	var work sync.WaitGroup
 	for range 4 {
 		work.Go(func() {

@@ -68,7 +68,7 @@ type Identity struct {
 	// Team and Project are ids, or a slug and a name: what the rule says. That they
 	// exist is not checked. An empty Project means the whole team.
 	Team, Project string
-	Role          Role
+	Role          skerry.Role
 	// Principal is for logs: the issuer's id and the subject, with other than printable
 	// characters escaped. One that is too long is cut, and has a hash. Different subjects
 	// have different principals, and it begins with "oidc:" unlike those of access tokens.

@@ -63,7 +63,7 @@ func set(t testing.TB, v *Verifier, issuers ...Issuer) {
 }
 
 // all is a rule that admits everybody.
-var all = Rule{ID: "all", When: "true", Team: "team_1", Project: "prj_1", Role: RoleDeveloper}
+var all = Rule{ID: "all", When: "true", Team: "team_1", Project: "prj_1", Role: skerry.RoleDeveloper}
 
 func configured(i *issuertest.Issuer, change ...func(*Issuer)) Issuer {
 	c := Issuer{ID: "test", URL: i.URL(), Audiences: []string{issuertest.Audience}, CA: i.CA(), Rules: []Rule{all}}
@@ -104,7 +104,7 @@ func TestVerify(t *testing.T) {
 		id := accept(t, v, i.Token(i.Plain("user:1")))
 		want := Identity{
 			IssuerID: "test", RuleID: "all", Subject: "user:1", ExpiresAt: c.Now().Add(time.Hour), Team: "team_1", Project: "prj_1",
-			Role: RoleDeveloper, Principal: "oidc:test:user:1",
+			Role: skerry.RoleDeveloper, Principal: "oidc:test:user:1",
 		}
 		if got := *id; !got.ExpiresAt.Equal(want.ExpiresAt) {
 			t.Errorf("%s: expires at %v", alg, got.ExpiresAt)
@@ -117,39 +117,39 @@ func TestVerify(t *testing.T) {
 // TestProviders: rules for the providers that the documentation names.
 func TestProviders(t *testing.T) {
 	i, v, _ := start(t, issuertest.Options{}, rules(
-		Rule{ID: "deploy", Match: map[string]string{"repository": "acme/web", "environment": "production", "ref": "refs/heads/main"}, Team: "acme", Project: "web", Role: RoleOwner},
+		Rule{ID: "deploy", Match: map[string]string{"repository": "acme/web", "environment": "production", "ref": "refs/heads/main"}, Team: "acme", Project: "web", Role: skerry.RoleOwner},
 		Rule{ID: "github", Match: map[string]string{"repository": "acme/*", "repository_owner_id": "65"}, Team: "acme",
-			Project: `${claims.repository.split("/")[1].lowerAscii()}`, Role: RoleDeveloper},
-		Rule{ID: "gitlab", Match: map[string]string{"project_path": "group/**", "ref_protected": "true"}, Team: "acme", Project: "ci-${claims.project_id}", Role: RoleDeveloper},
+			Project: `${claims.repository.split("/")[1].lowerAscii()}`, Role: skerry.RoleDeveloper},
+		Rule{ID: "gitlab", Match: map[string]string{"project_path": "group/**", "ref_protected": "true"}, Team: "acme", Project: "ci-${claims.project_id}", Role: skerry.RoleDeveloper},
 		Rule{ID: "kubernetes", Match: map[string]string{"sub": "system:serviceaccount:ci:*", "/kubernetes.io/namespace": "ci"}, Team: "acme",
-			Project: `${claims["kubernetes.io"].serviceaccount.name}`, Role: RoleDeveloper},
+			Project: `${claims["kubernetes.io"].serviceaccount.name}`, Role: skerry.RoleDeveloper},
 		Rule{ID: "vercel", When: `claims.owner_id.startsWith("team_") && claims.environment in ["development", "preview"]`,
-			Team: "${claims.owner_id}", Project: "${claims.project_id}", Role: RoleDeveloper},
-		Rule{ID: "google", Match: map[string]string{"hd": "example.com", "email_verified": "true"}, When: `claims.email.endsWith("@example.com")`, Team: "acme", Role: RoleViewer},
-		Rule{ID: "groups", Match: map[string]string{"groups": "sre-*"}, When: `claims.groups.exists(g, g == "all")`, Team: "acme", Role: RoleOwner},
+			Team: "${claims.owner_id}", Project: "${claims.project_id}", Role: skerry.RoleDeveloper},
+		Rule{ID: "google", Match: map[string]string{"hd": "example.com", "email_verified": "true"}, When: `claims.email.endsWith("@example.com")`, Team: "acme", Role: skerry.RoleViewer},
+		Rule{ID: "groups", Match: map[string]string{"groups": "sre-*"}, When: `claims.groups.exists(g, g == "all")`, Team: "acme", Role: skerry.RoleOwner},
 	))
 	for _, c := range []struct {
 		claims              issuertest.Claims
 		rule, team, project string
-		role                Role
+		role                skerry.Role
 	}{
-		{i.GitHub("acme/web", "refs/heads/main", "production"), "deploy", "acme", "web", RoleOwner},
-		{i.GitHub("acme/web", "refs/heads/main", ""), "github", "acme", "web", RoleDeveloper},
-		{i.GitHub("acme/Api", "refs/pull/1/merge", ""), "github", "acme", "api", RoleDeveloper},
+		{i.GitHub("acme/web", "refs/heads/main", "production"), "deploy", "acme", "web", skerry.RoleOwner},
+		{i.GitHub("acme/web", "refs/heads/main", ""), "github", "acme", "web", skerry.RoleDeveloper},
+		{i.GitHub("acme/Api", "refs/pull/1/merge", ""), "github", "acme", "api", skerry.RoleDeveloper},
 		{i.GitHub("evil/web", "refs/heads/main", "production"), "", "", "", ""},
 		{i.GitHub("acme/web", "refs/heads/main", "").With("repository", "acme/web/x"), "", "", "", ""},
-		{i.GitLab("group/sub/web", "main", true), "gitlab", "acme", "ci-20", RoleDeveloper},
+		{i.GitLab("group/sub/web", "main", true), "gitlab", "acme", "ci-20", skerry.RoleDeveloper},
 		{i.GitLab("group/sub/web", "main", false), "", "", "", ""},
 		{i.GitLab("groups/web", "main", true), "", "", "", ""},
-		{i.Kubernetes("ci", "builder"), "kubernetes", "acme", "builder", RoleDeveloper},
+		{i.Kubernetes("ci", "builder"), "kubernetes", "acme", "builder", skerry.RoleDeveloper},
 		{i.Kubernetes("default", "builder"), "", "", "", ""},
 		{i.Kubernetes("ci", "x").With("sub", "system:serviceaccount:ci:a:b"), "", "", "", ""},
-		{i.Vercel("acme", "team_abc", "web", "prj_abc", "development"), "vercel", "team_abc", "prj_abc", RoleDeveloper},
+		{i.Vercel("acme", "team_abc", "web", "prj_abc", "development"), "vercel", "team_abc", "prj_abc", skerry.RoleDeveloper},
 		{i.Vercel("acme", "team_abc", "web", "prj_abc", "production"), "", "", "", ""},
-		{i.Google("jane@example.com", "example.com"), "google", "acme", "", RoleViewer},
+		{i.Google("jane@example.com", "example.com"), "google", "acme", "", skerry.RoleViewer},
 		{i.Google("jane@example.com", "example.com").With("email_verified", false), "", "", "", ""},
 		{i.Google("jane@evil.com", "example.com"), "", "", "", ""},
-		{i.Plain("x").With("groups", []string{"all", "sre-berlin"}), "groups", "acme", "", RoleOwner},
+		{i.Plain("x").With("groups", []string{"all", "sre-berlin"}), "groups", "acme", "", skerry.RoleOwner},
 		{i.Plain("x").With("groups", []string{"sre-berlin"}), "", "", "", ""},
 	} {
 		token := i.Token(c.claims)
@@ -302,7 +302,7 @@ func TestSetIsAtomic(t *testing.T) {
 	token := i.Token(i.Plain("x"))
 	first := accept(t, v, token)
 	bad := configured(i, func(o *Issuer) { o.ID, o.URL, o.Keys = "bad", "https://other.example.com", string(i.JWKS()) },
-		rules(all, Rule{ID: "bad", When: "claims.x ==", Team: "t", Role: RoleViewer}))
+		rules(all, Rule{ID: "bad", When: "claims.x ==", Team: "t", Role: skerry.RoleViewer}))
 	err := v.Set([]Issuer{configured(i, rules()), bad})
 	e, is := errors.AsType[*skerry.Error](err)
 	if !is || e.Code != skerry.CodeBadRequest || e.Field != "issuers[1].rules[1].when" || !strings.Contains(e.Message, "does not compile: 1:12: ") {
@@ -322,7 +322,7 @@ func TestSetIsAtomic(t *testing.T) {
 	}
 	many := configured(i, rules())
 	for n := range MaxRules {
-		many.Rules = append(many.Rules, Rule{ID: "r" + strings.Repeat("x", n%60) + string(rune('a'+n%26)), Match: map[string]string{"sub": "x"}, Team: "t", Role: RoleViewer})
+		many.Rules = append(many.Rules, Rule{ID: "r" + strings.Repeat("x", n%60) + string(rune('a'+n%26)), Match: map[string]string{"sub": "x"}, Team: "t", Role: skerry.RoleViewer})
 	}
 	if e, is := errors.AsType[*skerry.Error](v.Set([]Issuer{configured(i), many})); !is || e.Field != "issuers[1].rules" {
 		t.Errorf("error %v", e)
@@ -335,7 +335,7 @@ func TestSetKeepsKeys(t *testing.T) {
 	i, v, _ := start(t, issuertest.Options{})
 	token := i.Token(i.Plain("x"))
 	accept(t, v, token)
-	c := configured(i, rules(Rule{ID: "one", Match: map[string]string{"sub": "x"}, Team: "t", Role: RoleViewer}))
+	c := configured(i, rules(Rule{ID: "one", Match: map[string]string{"sub": "x"}, Team: "t", Role: skerry.RoleViewer}))
 	set(t, v, c)
 	c.Rules[0].ID, c.Rules[0].Match["sub"], c.Audiences[0] = "changed", "changed", "changed"
 	if id := accept(t, v, token); id.RuleID != "one" || id.Project != "" {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/federation"
 	"github.com/skerry-dev/skerry/internal/federation/issuertest"
 )
@@ -31,7 +32,7 @@ func TestTokens(t *testing.T) {
 	v := federation.New(federation.Options{LoopbackHTTP: true, Log: slog.New(slog.DiscardHandler)})
 	defer v.Close()
 	err := v.Set([]federation.Issuer{{ID: "test", URL: read()["issuer"], Audiences: []string{issuertest.Audience}, Rules: []federation.Rule{
-		{ID: "all", When: "true", Team: `${has(claims.owner_id) ? claims.owner_id : "none"}`, Role: federation.RoleViewer},
+		{ID: "all", When: "true", Team: `${has(claims.owner_id) ? claims.owner_id : "none"}`, Role: skerry.RoleViewer},
 	}}})
 	if err != nil {
 		t.Fatal(err)
