@@ -103,6 +103,19 @@ type Grant struct {
 	// Project is nil if the role is for all projects.
 	Project *Project
 	Role    Role
+	// TeamAlias and ProjectAlias are other ids by which the caller knows them: a client with a
+	// token of another issuer names the team and the project that the token's claims name.
+	TeamAlias, ProjectAlias string
+}
+
+// In reports whether the grant is for a team, given by id, slug or alias.
+func (g *Grant) In(team string) bool {
+	return team == g.Team.ID || team == g.Team.Slug || g.TeamAlias != "" && team == g.TeamAlias
+}
+
+// For reports whether the grant is for one project, and that is given by id, name or alias.
+func (g *Grant) For(project string) bool {
+	return g.Project != nil && (project == g.Project.ID || project == g.Project.Name || g.ProjectAlias != "" && project == g.ProjectAlias)
 }
 
 // Identity is the caller of a request: what its token grants.
@@ -113,13 +126,17 @@ type Identity struct {
 	// User is nil if the token is not a user's.
 	User   *User
 	Grants []Grant
+	// ExpiresAt and Rule are of a token of another issuer: its end, and the digest of the rule that
+	// admitted it.
+	ExpiresAt Time
+	Rule      string
 }
 
 // Grant returns what the identity may do in a team, given by id or slug, and nil if that is
 // nothing. For "" it is the first team.
 func (id *Identity) Grant(team string) *Grant {
 	for i := range id.Grants {
-		if g := &id.Grants[i]; team == "" || team == g.Team.ID || team == g.Team.Slug {
+		if g := &id.Grants[i]; team == "" || g.In(team) {
 			return g
 		}
 	}
@@ -131,6 +148,9 @@ type Access struct {
 	TokenID string
 	Scope   Scope
 	Role    Role
+	// Rule and ExpiresAt, in milliseconds, are those of the Identity.
+	Rule      string
+	ExpiresAt int64
 }
 
 // Allows reports whether the identity has an access.

@@ -50,6 +50,7 @@ var operations = []interface {
 	createProject, listProjects, renameProject, deleteProject,
 	addMember, listMembers, setMember, removeMember,
 	createToken, listTokens, revokeToken,
+	addIssuer, listIssuers, removeIssuer, allowIssuer, disallowIssuer,
 }
 
 // accountRequest is what operations are asked with: each uses some of it.

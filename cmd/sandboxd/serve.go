@@ -205,6 +205,10 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	}
 	defer closing(&err, db.Close)
 	accounts := auth.New(db)
+	defer accounts.Close()
+	if err := accounts.LoadIssuers(ctx, log); err != nil {
+		return err
+	}
 	url := serverURL(ln, o.listen.CertFile != "", o.publicURL)
 	if err := firstToken(ctx, accounts, url, log); err != nil {
 		return err

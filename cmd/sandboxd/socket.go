@@ -28,7 +28,7 @@ import (
 const socketFile = "sandboxd.sock"
 
 // maxSocketBody bounds a request over the socket.
-const maxSocketBody = 64 << 10
+const maxSocketBody = 4 << 20
 
 // inFolder calls f with a short path of a file in a folder: that of a socket has
 // 107 bytes at the most.

@@ -348,7 +348,7 @@ func (s *Server) listProjects(c *call) error {
 func (s *Server) getProject(c *call) error {
 	name := c.path("project")
 	if own := c.grant.Project; own != nil {
-		if name == own.ID || name == own.Name || name == defaultProject {
+		if c.own(name) {
 			return c.reply(own)
 		}
 		return skerry.Errorf(skerry.CodeNotFound, "there is no such project, or the access token does not belong to it").About(skerry.ResourceProject)
@@ -370,7 +370,7 @@ func (s *Server) createProject(c *call) error {
 		return err
 	}
 	if own := c.grant.Project; own != nil {
-		if req.Name == own.Name || req.Name == defaultProject {
+		if c.own(req.Name) {
 			return c.reply(own)
 		}
 		return &skerry.Error{Code: skerry.CodeForbidden, Field: "name", Message: "an access token for one project cannot create others"}

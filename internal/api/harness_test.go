@@ -71,7 +71,7 @@ func (oneAccount) Authenticate(_ context.Context, token string) (*skerry.Identit
 	case "breaks":
 		return nil, io.ErrClosedPipe
 	}
-	return nil, skerry.Errorf(skerry.CodeUnauthorized, "no token %q", token)
+	return nil, skerry.Errorf(skerry.CodeUnauthorized, "the access token is missing or not valid")
 }
 
 func (oneAccount) Ended(context.Context, []skerry.Access) ([]skerry.Access, error) { return nil, nil }

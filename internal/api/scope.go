@@ -23,7 +23,11 @@ type caller struct {
 
 // access is what an open call needs as long as it is open.
 func (c *caller) access() skerry.Access {
-	return skerry.Access{TokenID: c.identity.TokenID, Scope: c.scope, Role: c.role}
+	a := skerry.Access{TokenID: c.identity.TokenID, Scope: c.scope, Role: c.role, Rule: c.identity.Rule}
+	if a.Rule != "" {
+		a.ExpiresAt = c.identity.ExpiresAt.Millis()
+	}
+	return a
 }
 
 // defaultProject is the name of the project that clients look for, and create, if no
@@ -113,13 +117,12 @@ func (c *call) enterTeam(q url.Values) error {
 
 // enterProject notes the project that a request names. All that it names must be the same.
 func (c *call) enterProject(field, ref string) error {
-	own := c.grant.Project
 	switch {
 	case ref == "":
 		return nil
-	case own != nil && (ref == own.ID || ref == own.Name || ref == defaultProject):
+	case c.own(ref):
 		return nil
-	case own != nil:
+	case c.grant.Project != nil:
 		return foreign(field)
 	}
 	p, err := c.srv.accounts.Project(c.r.Context(), c.scope.TeamID, ref)
@@ -131,6 +134,11 @@ func (c *call) enterProject(field, ref string) error {
 	}
 	c.scope.ProjectID = p.ID
 	return nil
+}
+
+// own reports whether a name is that of the one project that the token is for.
+func (c *call) own(project string) bool {
+	return c.grant.For(project) || c.grant.Project != nil && project == defaultProject
 }
 
 // enterByID finds the project of the session or the snapshot that a call is about.
@@ -157,7 +165,7 @@ func (c *call) enterByID(q url.Values) error {
 // to bindBody.
 func (c *call) enterBody(tree any) error {
 	if o, ok := tree.(*jsonObject); ok {
-		if v, ok := o.members["teamId"].(string); ok && v != "" && v != c.grant.Team.ID && v != c.grant.Team.Slug {
+		if v, ok := o.members["teamId"].(string); ok && v != "" && !c.grant.In(v) {
 			return foreign("teamId")
 		}
 		if v, ok := o.members["projectId"].(string); ok {

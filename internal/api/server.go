@@ -289,9 +289,6 @@ func (s *Server) authenticate(c *call) error {
 		return unauthorized
 	}
 	id, err := s.accounts.Authenticate(c.r.Context(), strings.TrimSpace(token))
-	if skerry.CodeOf(err) == skerry.CodeUnauthorized {
-		return unauthorized
-	}
 	if err != nil {
 		return fmt.Errorf("authenticate: %w", err)
 	}

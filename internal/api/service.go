@@ -125,7 +125,7 @@ type Sizer interface {
 // name, users by id or name.
 type Accounts interface {
 	// Authenticate returns the identity of a token, or CodeUnauthorized if the token is
-	// unknown, expired or revoked.
+	// unknown, expired or revoked. The error is for the caller, and has nothing of the token.
 	Authenticate(ctx context.Context, token string) (*skerry.Identity, error)
 	// Ended returns those accesses that are not allowed any more.
 	Ended(ctx context.Context, accesses []skerry.Access) ([]skerry.Access, error)

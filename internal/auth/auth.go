@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/federation"
 	"github.com/skerry-dev/skerry/internal/store"
 )
 
@@ -46,6 +47,10 @@ type Store interface {
 	Tokens(ctx context.Context, f store.TokenFilter) ([]skerry.AccessToken, string, error)
 	DeleteToken(ctx context.Context, id string) error
 	TouchToken(ctx context.Context, id string, at skerry.Time) error
+
+	Issuers(ctx context.Context) ([]store.Issuer, error)
+	SetIssuer(ctx context.Context, i store.Issuer) error
+	DeleteIssuer(ctx context.Context, id string) error
 }
 
 // cacheFor is how long what was read is trusted without a look into the store, and so
@@ -60,6 +65,14 @@ type Auth struct {
 	store    Store
 	tokens   cache[[sha256.Size]byte, known]
 	projects cache[[2]string, skerry.Project]
+	teams    cache[string, skerry.Team]
+
+	verifier *federation.Verifier
+	// changing is held while an issuer changes.
+	changing sync.Mutex
+	// rules are the digests of the rules in force, by the issuer's id and the rule's.
+	issuersMu sync.Mutex
+	rules     map[string]string
 }
 
 // known is a token that was found.
@@ -72,16 +85,22 @@ func (k known) expired(now time.Time) bool {
 	return !k.expiresAt.IsZero() && !now.Before(k.expiresAt.Time)
 }
 
-// New returns an Auth over a store.
-func New(s Store) *Auth { return &Auth{store: s} }
+// New returns an Auth over a store. Tokens of other issuers are accepted after LoadIssuers.
+func New(s Store) *Auth { return &Auth{store: s, verifier: federation.New(federation.Options{})} }
+
+// Close ends connections to issuers.
+func (a *Auth) Close() { a.verifier.Close() }
 
 // errToken is the same whatever is wrong with a token: what differs would
 // tell an attacker something.
-var errToken = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access token is missing, unknown, expired or revoked"}
+var errToken = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access token is missing or not valid"}
 
 // Authenticate returns what a token grants, or CodeUnauthorized. The identity is not to be
 // changed.
 func (a *Auth) Authenticate(ctx context.Context, token string) (*skerry.Identity, error) {
+	if federation.IsJWT(token) {
+		return a.federated(ctx, token)
+	}
 	if !wellFormed(token) {
 		return nil, errToken
 	}
@@ -129,6 +148,16 @@ func (a *Auth) Ended(ctx context.Context, accesses []skerry.Access) (ended []ske
 	}
 	now, answers := time.Now(), map[string]answer{}
 	for _, access := range accesses {
+		if access.Rule != "" {
+			if !a.inForce(access.Rule) || now.UnixMilli() > access.ExpiresAt+federation.DefaultSkew.Milliseconds() {
+				ended = append(ended, access)
+			} else if gone, err := a.projectGone(ctx, access.Scope); err != nil {
+				return nil, err
+			} else if gone {
+				ended = append(ended, access)
+			}
+			continue
+		}
 		found, ok := answers[access.TokenID]
 		if !ok {
 			t, id, err := a.store.TokenByID(ctx, access.TokenID)
@@ -143,16 +172,28 @@ func (a *Auth) Ended(ctx context.Context, accesses []skerry.Access) (ended []ske
 			continue
 		}
 		// A grant for all projects says nothing about whether one still exists.
-		if access.Scope.ProjectID != "" {
-			_, err := a.Project(ctx, access.Scope.TeamID, access.Scope.ProjectID)
-			if skerry.CodeOf(err) == skerry.CodeNotFound {
-				ended = append(ended, access)
-			} else if err != nil {
-				return nil, fmt.Errorf("look for projects: %w", err)
-			}
+		if gone, err := a.projectGone(ctx, access.Scope); err != nil {
+			return nil, err
+		} else if gone {
+			ended = append(ended, access)
 		}
 	}
 	return ended, nil
+}
+
+// projectGone reports whether a project does not exist any more.
+func (a *Auth) projectGone(ctx context.Context, scope skerry.Scope) (bool, error) {
+	if scope.ProjectID == "" {
+		return false, nil
+	}
+	_, err := a.Project(ctx, scope.TeamID, scope.ProjectID)
+	if skerry.CodeOf(err) == skerry.CodeNotFound {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for projects: %w", err)
+	}
+	return false, nil
 }
 
 // Names of what Bootstrap creates.
@@ -225,6 +266,7 @@ func (c *cache[K, V]) clear() {
 func (a *Auth) forget() {
 	a.tokens.clear()
 	a.projects.clear()
+	a.teams.clear()
 }
 
 // All returns the pages of a listing as one list.

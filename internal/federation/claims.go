@@ -216,6 +216,14 @@ func (c *claims) read() error {
 	return nil
 }
 
+// text returns a claim that is a short text, "" if it is not.
+func (c *claims) text(name string) string {
+	if s, _ := c.all[name].(string); len(s) <= MaxText {
+		return s
+	}
+	return ""
+}
+
 // maxTime is the end of the year 9999.
 const maxTime = 253402300799
 

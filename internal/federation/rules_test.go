@@ -50,7 +50,7 @@ func TestValidate(t *testing.T) {
 
 		{"rules", "at most 4096", func(i *Issuer) { i.Rules = make([]Rule, MaxRules+1) }},
 		{"rules[1].id", "begin with", rule(func(r *Rule) { r.ID = "" })}, {"rules[1].id", "unique", rule(func(r *Rule) { r.ID = all.ID })},
-		{"rules[1].match", "every token of the issuer", rule(func(r *Rule) { r.Match = nil })}, {"rules[1].role", "must be viewer, developer or owner", rule(func(r *Rule) { r.Role = "admin" })},
+		{"rules[1].match", "every token of the issuer", rule(func(r *Rule) { r.Match = nil })}, {"rules[1].role", "is \"admin\", want viewer, developer or owner", rule(func(r *Rule) { r.Role = "admin" })},
 		{"rules[1].role", "", rule(func(r *Rule) { r.Role = "" })}, {`rules[1].match[""]`, "name of a claim", rule(func(r *Rule) { r.Match = map[string]string{"": "x"} })},
 		{`rules[1].match["sub"]`, "at most 512 bytes", rule(func(r *Rule) { r.Match["sub"] = strings.Repeat("x", MaxText+1) })},
 		{`rules[1].match["sub"]`, "at most 8 wildcards", rule(func(r *Rule) { r.Match["sub"] = strings.Repeat("*x", 9) })},

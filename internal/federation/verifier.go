@@ -69,6 +69,9 @@ type Identity struct {
 	// exist is not checked. An empty Project means the whole team.
 	Team, Project string
 	Role          skerry.Role
+	// OwnerID and ProjectID are the claims "owner_id" and "project_id", from which clients of
+	// Vercel Sandbox take the team and the project that they name in requests. They grant nothing.
+	OwnerID, ProjectID string
 	// Principal is for logs: the issuer's id and the subject, with other than printable
 	// characters escaped. One that is too long is cut, and has a hash. Different subjects
 	// have different principals, and it begins with "oidc:" unlike those of access tokens.
@@ -349,6 +352,7 @@ func (v *Verifier) verify(ctx context.Context, s *state, raw string, now time.Ti
 	if err != nil {
 		return nil, err
 	}
+	id.OwnerID, id.ProjectID = t.claims.text("owner_id"), t.claims.text("project_id")
 	id.IssuerID, id.Subject, id.ExpiresAt = i.ID, t.claims.subject, t.claims.expires
 	id.Principal = principal(i.ID, t.claims.subject)
 	return id, nil

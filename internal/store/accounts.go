@@ -515,3 +515,33 @@ func (s *Store) TouchToken(ctx context.Context, id string, at skerry.Time) error
 		return err
 	}), "touch token")
 }
+
+// Issuer is an issuer of tokens that are accepted. The document is the caller's.
+type Issuer struct{ ID, Document string }
+
+// Issuers returns all issuers by id.
+func (s *Store) Issuers(ctx context.Context) ([]Issuer, error) {
+	all, err := list(ctx, &s.engine, func(row scanner) (i Issuer, err error) {
+		return i, row.Scan(&i.ID, &i.Document)
+	}, "SELECT id, document FROM issuers ORDER BY id")
+	return all, wrap(err, "list issuers")
+}
+
+// SetIssuer writes an issuer, over the one with its id if there is one.
+func (s *Store) SetIssuer(ctx context.Context, i Issuer) error {
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		_, err := t.exec(ctx, "INSERT INTO issuers (id, document) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET document = excluded.document", i.ID, i.Document)
+		return err
+	}), "write issuer")
+}
+
+// DeleteIssuer removes an issuer.
+func (s *Store) DeleteIssuer(ctx context.Context, id string) error {
+	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		err := changed(t.exec(ctx, "DELETE FROM issuers WHERE id = ?", id))
+		if errors.Is(err, errChanged) {
+			return skerry.Errorf(skerry.CodeNotFound, "there is no issuer %q", id)
+		}
+		return err
+	}), "delete issuer")
+}

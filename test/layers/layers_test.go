@@ -25,7 +25,7 @@ var allowed = map[string]string{
 	// The server, from the top. Neither of the controller and the node knows the
 	// other, nor which network, driver or store it has.
 	"internal/api":        "internal/tracing",
-	"internal/auth":       "internal/store",
+	"internal/auth":       "internal/federation internal/store",
 	"internal/controller": "internal/nodeapi internal/tracing",
 	"internal/store":      "internal/keyfile internal/nodeapi internal/tracing",
 	"internal/metrics":    "internal/nodeapi internal/tracing",
