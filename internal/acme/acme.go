@@ -1,11 +1,15 @@
-// Package acme gets the certificates of the ingress from a certificate
-// authority that speaks ACME, with certmagic, and keeps them.
+// Package acme gets the certificates of the ingress and of the API from a
+// certificate authority that speaks ACME, with certmagic, and keeps them.
 //
 // With a way to set DNS records there is one certificate for all names below
 // the domain (DNS-01). Without, each name has its own, which is asked for when
-// the first handshake wants it and proved at the ingress' own listeners
+// the first handshake wants it and proved at the server's own listeners
 // (TLS-ALPN-01, HTTP-01). As anyone can name any name in a handshake, only
 // those that are routes are asked for, and those at a bounded rate.
+//
+// The API has one name, and a certificate of its own, which is asked for at the
+// start. Both have one account at the authority. A proof may be looked for at
+// either's listener, as there is one port 443.
 package acme
 
 import (
@@ -41,8 +45,9 @@ type Config struct {
 	Log *slog.Logger
 	// Dir is where certificates and the account's key are kept.
 	Dir string
-	// Domain is the one whose subdomains have certificates.
-	Domain string
+	// Domain is the one whose subdomains have certificates, Host is the name of
+	// the API. Either may be empty.
+	Domain, Host string
 	// CA is the URL of the authority's directory; Roots are trusted in its TLS,
 	// nil means the system's.
 	CA    string
@@ -83,7 +88,7 @@ const (
 	cleanAfter = 14 * 24 * time.Hour
 )
 
-// Certificates are those below a domain.
+// Certificates are those below a domain, and that of the API.
 type Certificates struct {
 	cfg     Config
 	storage *storage
@@ -119,6 +124,9 @@ func Open(cfg Config) (*Certificates, error) {
 	cfg.patience = cmp.Or(cfg.patience, attemptTimeout)
 	if u, err := url.Parse(cfg.CA); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("acme: the authority %q is no https URL", cfg.CA)
+	}
+	if cfg.Domain == "" && cfg.Host == "" {
+		return nil, errors.New("acme: there is no name to get a certificate for")
 	}
 	if cfg.DNS == nil && cfg.Listener == nil {
 		return nil, errors.New("acme: there is neither DNS nor a listener to prove names with")
@@ -184,17 +192,27 @@ func hostPort(a net.Addr) (host string, port int) {
 	return host, port
 }
 
-// TLS is the configuration of the listener.
-func (c *Certificates) TLS() *tls.Config {
+// TLS is the configuration of the ingress' listener.
+func (c *Certificates) TLS() *tls.Config { return c.serving(c.get) }
+
+// HostTLS is the configuration of the API's listener.
+func (c *Certificates) HostTLS() *tls.Config { return c.serving(c.getHost) }
+
+func (c *Certificates) serving(get func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1", acmez.ACMETLS1Protocol},
-		GetCertificate: c.get,
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmez.ACMETLS1Protocol {
+				return c.proof(strings.ToLower(hello.ServerName))
+			}
+			return get(hello)
+		},
 	}
 }
 
-// Start lets certificates be asked for: of all names at once if there is DNS,
-// of each that is known when a handshake wants it if there is not. It is called
-// once.
+// Start lets certificates be asked for: of the API's name at once, of all below
+// the domain at once if there is DNS, of each that is known when a handshake
+// wants it if there is not. It is called once.
 func (c *Certificates) Start(known func(name string) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -215,12 +233,15 @@ func (c *Certificates) Close() {
 	c.storage.close()
 }
 
-// keep gets the certificate for all names, unless each has its own, and
-// renews what there is.
+// keep gets the certificate of the API, and that for all names below the
+// domain unless each has its own, and renews what there is.
 func (c *Certificates) keep() {
-	c.cfg.Log.Info("certificates come from an ACME authority", "authority", c.cfg.CA, "domain", c.cfg.Domain, "wildcard", c.cfg.DNS != nil)
-	if c.cfg.DNS != nil && !c.keepTrying("*."+c.cfg.Domain) {
-		return
+	c.cfg.Log.Info("certificates come from an ACME authority", "authority", c.cfg.CA, "domain", c.cfg.Domain, "wildcard", c.cfg.DNS != nil, "host", c.cfg.Host)
+	if c.cfg.Host != "" {
+		c.work.Go(c.keepTryingHost)
+	}
+	if c.cfg.DNS != nil && c.cfg.Domain != "" {
+		c.work.Go(func() { c.keepTrying("*." + c.cfg.Domain) })
 	}
 	tick := time.NewTicker(c.cfg.check)
 	defer tick.Stop()
@@ -245,22 +266,41 @@ func (c *Certificates) keep() {
 	}
 }
 
-// keepTrying gets a certificate, however long it takes. It reports false if
-// the end came first.
-func (c *Certificates) keepTrying(name string) bool {
+// keepTrying gets a certificate, however long it takes.
+func (c *Certificates) keepTrying(name string) {
 	for wait := c.cfg.retry; ; wait = min(2*wait, lastRetry) {
 		err := c.attempt(name, nil)
-		if err == nil {
-			return true
-		}
-		if c.ctx.Err() != nil {
-			return false
+		if err == nil || c.ctx.Err() != nil {
+			return
 		}
 		c.cfg.Log.Error("there is no certificate: published ports cannot be reached yet", "name", name, "authority", c.cfg.CA, "retry", wait, "error", err)
 		select {
 		case <-time.After(wait):
 		case <-c.ctx.Done():
-			return false
+			return
+		}
+	}
+}
+
+// keepTryingHost does the same for the API's name, as orders, so that a
+// handshake can wait for one.
+func (c *Certificates) keepTryingHost() {
+	for {
+		o, err := c.begin(c.cfg.Host)
+		if err == nil {
+			select {
+			case <-o.done:
+			case <-c.ctx.Done():
+				return
+			}
+			if o.err == nil {
+				return
+			}
+		}
+		select {
+		case <-time.After(c.restOf(c.cfg.Host)):
+		case <-c.ctx.Done():
+			return
 		}
 	}
 }
@@ -315,7 +355,7 @@ type attemptKey struct{}
 func (c *Certificates) event(ctx context.Context, event string, data map[string]any) error {
 	switch event {
 	case "cert_obtained":
-		c.cfg.Log.Info("the ingress has a new certificate", "name", data["identifier"], "renewed", data["renewal"])
+		c.cfg.Log.Info("new certificate", "name", data["identifier"], "renewed", data["renewal"])
 	case "cert_failed":
 		if fail, ok := ctx.Value(attemptKey{}).(context.CancelCauseFunc); ok {
 			err, _ := data["error"].(error)
@@ -325,23 +365,40 @@ func (c *Certificates) event(ctx context.Context, event string, data map[string]
 	return nil
 }
 
-// get returns the certificate for a handshake. One for which there is none
-// fails.
+// get returns the certificate for a handshake with the ingress. One for which
+// there is none fails.
 func (c *Certificates) get(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	name := strings.ToLower(hello.ServerName)
-	if len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acmez.ACMETLS1Protocol {
-		challenge, ok := certmagic.GetACMEChallenge(name)
-		if !ok || challenge.Type != "tls-alpn-01" || c.cfg.DNS != nil {
-			return nil, fmt.Errorf("acme: nobody has asked for a proof of %q", name)
-		}
-		return acmez.TLSALPN01ChallengeCert(challenge.Challenge)
+	if c.isHost(name) {
+		return nil, fmt.Errorf("acme: %q is the API's, and is no published port", name)
 	}
+	return c.certificate(hello, name)
+}
+
+// getHost returns the certificate for a handshake with the API, whatever name
+// the client has for it: there is only one, and the client sees whether it fits.
+func (c *Certificates) getHost(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	named := *hello
+	named.ServerName = c.cfg.Host
+	return c.certificate(&named, c.cfg.Host)
+}
+
+func (c *Certificates) certificate(hello *tls.ClientHelloInfo, name string) (*tls.Certificate, error) {
 	if !c.has(name) {
 		if err := c.order(hello, name); err != nil {
 			return nil, err
 		}
 	}
 	return c.magic.GetCertificate(hello)
+}
+
+// proof returns what an authority looks for in a handshake.
+func (c *Certificates) proof(name string) (*tls.Certificate, error) {
+	challenge, ok := certmagic.GetACMEChallenge(name)
+	if !ok || challenge.Type != "tls-alpn-01" || c.cfg.DNS != nil {
+		return nil, fmt.Errorf("acme: nobody has asked for a proof of %q", name)
+	}
+	return acmez.TLSALPN01ChallengeCert(challenge.Challenge)
 }
 
 func (c *Certificates) has(name string) bool {

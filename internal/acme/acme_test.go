@@ -20,10 +20,15 @@ import (
 // serve serves what Certificates has at a listener.
 func serve(t *testing.T, ln net.Listener, c *Certificates) {
 	t.Helper()
+	serveWith(t, ln, c, c.TLS())
+}
+
+func serveWith(t *testing.T, ln net.Listener, c *Certificates, conf *tls.Config) {
+	t.Helper()
 	srv := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: 5 * time.Second}
 	srv.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	done := make(chan struct{})
-	go func() { defer close(done); _ = srv.Serve(tls.NewListener(ln, c.TLS())) }()
+	go func() { defer close(done); _ = srv.Serve(tls.NewListener(ln, conf)) }()
 	t.Cleanup(func() { c.Close(); _ = srv.Close(); <-done })
 }
 
@@ -70,7 +75,10 @@ func anyOf(*x509.Certificate) bool { return true }
 
 func open(t *testing.T, cfg Config) *Certificates {
 	t.Helper()
-	cfg.Log, cfg.Domain = slog.New(slog.DiscardHandler), "sandboxes.example.com"
+	cfg.Log = slog.New(slog.DiscardHandler)
+	if cfg.Host == "" {
+		cfg.Domain = "sandboxes.example.com"
+	}
 	c, err := Open(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -38,7 +38,7 @@ type rest struct {
 
 var errTooMany = errors.New("acme: too many certificates were asked for of late")
 
-// order waits for the certificate of one name, if it is a route's.
+// order waits for the certificate of one name, if it is a route's or the API's.
 func (c *Certificates) order(hello *tls.ClientHelloInfo, name string) error {
 	o, err := c.begin(name)
 	if err != nil {
@@ -68,7 +68,11 @@ func (c *Certificates) begin(name string) (*order, error) {
 	if o := c.orders[name]; o != nil {
 		return o, nil
 	}
-	if c.closed || c.known == nil || c.cfg.DNS != nil || !c.known(name) {
+	limit := c.limit
+	if c.isHost(name) {
+		limit = nil // one name, which no client chooses
+	}
+	if c.closed || c.known == nil || !c.isHost(name) && (c.cfg.DNS != nil || !c.isKnown(name)) {
 		return nil, fmt.Errorf("acme: there is no certificate for %q", name)
 	}
 	last := c.rests[name]
@@ -78,11 +82,28 @@ func (c *Certificates) begin(name string) (*order, error) {
 	o := &order{done: make(chan struct{})}
 	c.orders[name] = o
 	c.work.Go(func() {
-		o.err = c.attempt(name, c.limit)
+		o.err = c.attempt(name, limit)
 		c.end(name, o.err, last.wait)
 		close(o.done)
 	})
 	return o, nil
+}
+
+func (c *Certificates) isHost(name string) bool { return name != "" && name == c.cfg.Host }
+
+// isKnown reports whether a name has a certificate of its own.
+func (c *Certificates) isKnown(name string) bool {
+	return c.isHost(name) || c.cfg.Domain != "" && c.known(name)
+}
+
+// restOf is how long a name is not to be ordered.
+func (c *Certificates) restOf(name string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r, rests := c.rests[name]; rests {
+		return time.Until(r.until)
+	}
+	return c.cfg.retry
 }
 
 // limit takes from what may be asked for. What cannot be had at once is
@@ -113,7 +134,11 @@ func (c *Certificates) end(name string, err error, wait time.Duration) {
 	default:
 		wait = min(max(2*wait, c.cfg.retry), lastRetry)
 		c.rests[name] = rest{wait: wait, until: time.Now().Add(wait), err: err}
-		c.cfg.Log.Error("there is no certificate for a published port", "name", name, "authority", c.cfg.CA, "retry", wait, "error", err)
+		what := "there is no certificate for a published port"
+		if c.isHost(name) {
+			what = "there is no certificate for the API"
+		}
+		c.cfg.Log.Error(what, "name", name, "authority", c.cfg.CA, "retry", wait, "error", err)
 	}
 }
 
@@ -124,14 +149,14 @@ func (c *Certificates) forget() {
 	defer c.mu.Unlock()
 	var gone []certmagic.SubjectIssuer
 	for name := range c.names {
-		if !c.known(name) {
+		if !c.isKnown(name) {
 			delete(c.names, name)
 			gone = append(gone, certmagic.SubjectIssuer{Subject: name})
 		}
 	}
 	c.cache.RemoveManaged(gone)
 	for name, r := range c.rests {
-		if time.Since(r.until) > lastRetry || !c.known(name) {
+		if time.Since(r.until) > lastRetry || !c.isKnown(name) {
 			delete(c.rests, name)
 		}
 	}
