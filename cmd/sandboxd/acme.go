@@ -23,7 +23,7 @@ type acmeOptions struct {
 
 func (o *acmeOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.on, "acme", false, "get and renew the certificates of --domain from an ACME authority: one for all names with --acme-dns-hook or --acme-rfc2136, otherwise one for each published port at its first request (port 443 must lead to --ingress-listen)")
-	f.BoolVar(&o.agreed, "acme-agree-terms", false, "agree to the authority's terms of service; --acme needs it")
+	f.BoolVar(&o.agreed, "acme-agree-terms", false, "agree to the authority's terms of service; --acme and --tls-acme need it")
 	f.StringVar(&o.email, "acme-email", "", "email address for messages from the authority")
 	f.StringVar(&o.ca, "acme-ca", acme.DefaultCA, "URL of the authority's directory")
 	f.StringVar(&o.root, "acme-ca-root", "", "PEM file with the root certificates for TLS connections to the authority (default: the system's)")
@@ -35,8 +35,10 @@ func (o *acmeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.eabFile, "acme-eab-key-file", "", "file with the key for external account binding in base64url, as the authority issued it; only its owner may read it")
 }
 
-func (o *acmeOptions) open(domain, dir string, at net.Addr, plain net.Listener, log *slog.Logger) (*acme.Certificates, error) {
-	cfg := acme.Config{Log: log, Dir: dir, Domain: domain, CA: o.ca, Email: o.email, Resolver: o.resolver, Listener: at}
+// open returns the certificates for the names below a domain, and for the API's host.
+// Either may be empty. Names are proved at the listeners if no DNS records are set.
+func (o *acmeOptions) open(domain, host, dir string, at net.Addr, plain net.Listener, log *slog.Logger) (*acme.Certificates, error) {
+	cfg := acme.Config{Log: log, Dir: dir, Domain: domain, Host: host, CA: o.ca, Email: o.email, Resolver: o.resolver, Listener: at}
 	if plain != nil && o.hook == "" && o.server == "" {
 		cfg.HTTPListener = plain.Addr()
 	}

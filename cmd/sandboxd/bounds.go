@@ -18,6 +18,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/api"
+	"github.com/skerry-dev/skerry/internal/certfile"
 	"github.com/skerry-dev/skerry/internal/ingress"
 	"github.com/skerry-dev/skerry/internal/network"
 	"github.com/skerry-dev/skerry/internal/usage"
@@ -77,7 +78,7 @@ func (o *serveOptions) check(f *pflag.FlagSet) error {
 		}
 	})
 	for _, check := range []func() error{
-		func() error { return o.checkSizes(f) }, o.checkIdle, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles,
+		func() error { return o.checkSizes(f) }, o.checkIdle, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles, o.checkCertificates,
 	} {
 		if wrong == nil {
 			wrong = check()
@@ -180,14 +181,32 @@ func (o *serveOptions) checkPlaces() error {
 }
 
 func (o *serveOptions) checkTLS() error {
-	switch err := o.listen.Check(); {
-	case (o.listen.CertFile == "") != (o.listen.KeyFile == ""):
+	if (o.api.certFile == "") != (o.api.keyFile == "") {
 		return errors.New("--tls-cert and --tls-key need each other")
-	case errors.Is(err, api.ErrPlaintext):
-		return fmt.Errorf("--listen %q is not a loopback address: tokens would cross the network in the clear; give --tls-cert and --tls-key, or, behind a proxy that terminates TLS, --allow-plaintext", o.listen.Addr)
-	default:
+	}
+	if err := o.api.check(o.publicURL); err != nil {
 		return err
 	}
+	o.listen.TLS = o.api.tls()
+	err := o.listen.Check()
+	if errors.Is(err, api.ErrPlaintext) {
+		return fmt.Errorf("--listen %q is not a loopback address: tokens would cross the network in the clear; give --tls-cert and --tls-key, or --tls-acme, or, behind a proxy that terminates TLS, --allow-plaintext", o.listen.Addr)
+	}
+	return err
+}
+
+// checkCertificates sees whether keys fit their certificates, before there is anything
+// that a server that ends would leave.
+func (o *serveOptions) checkCertificates() error {
+	for _, c := range []struct{ prefix, cert, key string }{{"", o.api.certFile, o.api.keyFile}, {"ingress-", o.ingress.certFile, o.ingress.keyFile}} {
+		if c.cert == "" {
+			continue
+		}
+		if _, err := certfile.Read(c.cert, c.key); err != nil {
+			return fmt.Errorf("--%stls-cert, --%stls-key: %w", c.prefix, c.prefix, err)
+		}
+	}
+	return nil
 }
 
 // isHost reports whether s can be the host of a URL.
@@ -227,7 +246,7 @@ func (o *serveOptions) checkFiles() error {
 	}
 	in := &o.ingress
 	for _, f := range []struct{ flag, path string }{
-		{"tls-cert", o.listen.CertFile}, {"tls-key", o.listen.KeyFile}, {"ingress-tls-cert", in.certFile}, {"ingress-tls-key", in.keyFile},
+		{"tls-cert", o.api.certFile}, {"tls-key", o.api.keyFile}, {"ingress-tls-cert", in.certFile}, {"ingress-tls-key", in.keyFile},
 		{"acme-ca-root", in.acme.root}, {"acme-dns-hook", in.acme.hook}, {"acme-tsig-file", in.acme.key}, {"acme-eab-key-file", in.acme.eabFile},
 		{"sandbox-ca", authorities}, {"sandbox-env", o.inside.env},
 	} {

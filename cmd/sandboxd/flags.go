@@ -8,8 +8,8 @@ import (
 	"github.com/skerry-dev/skerry/internal/ingress"
 )
 
-// needs are flags of the ingress that mean nothing without one of others, in
-// the order in which they are complained of.
+// needs are flags of the ingress and of TLS that mean nothing without one of
+// others, in the order in which they are complained of.
 var needs = []struct {
 	flag  string
 	oneOf []string
@@ -20,16 +20,17 @@ var needs = []struct {
 	{"ingress-tls-cert", []string{"domain"}},
 	{"ingress-tls-key", []string{"domain"}},
 	{"acme", []string{"domain"}},
-	{"acme-agree-terms", []string{"acme"}},
-	{"acme-email", []string{"acme"}},
-	{"acme-ca", []string{"acme"}},
-	{"acme-ca-root", []string{"acme"}},
-	{"acme-dns-hook", []string{"acme"}},
-	{"acme-rfc2136", []string{"acme"}},
-	{"acme-tsig-file", []string{"acme"}},
-	{"acme-resolver", []string{"acme"}},
-	{"acme-eab-kid", []string{"acme"}},
-	{"acme-eab-key-file", []string{"acme"}},
+	{"tls-acme", []string{"public-url"}},
+	{"acme-agree-terms", []string{"acme", "tls-acme"}},
+	{"acme-email", []string{"acme", "tls-acme"}},
+	{"acme-ca", []string{"acme", "tls-acme"}},
+	{"acme-ca-root", []string{"acme", "tls-acme"}},
+	{"acme-dns-hook", []string{"acme", "tls-acme"}},
+	{"acme-rfc2136", []string{"acme", "tls-acme"}},
+	{"acme-tsig-file", []string{"acme", "tls-acme"}},
+	{"acme-resolver", []string{"acme", "tls-acme"}},
+	{"acme-eab-kid", []string{"acme", "tls-acme"}},
+	{"acme-eab-key-file", []string{"acme", "tls-acme"}},
 	{"acme-rfc2136", []string{"acme-tsig-file"}},
 	{"acme-tsig-file", []string{"acme-rfc2136"}},
 	{"acme-resolver", []string{"acme-dns-hook", "acme-rfc2136"}},
@@ -37,10 +38,12 @@ var needs = []struct {
 	{"acme-eab-key-file", []string{"acme-eab-kid"}},
 }
 
-// excludes are flags of the ingress that contradict each other.
+// excludes are such flags that contradict each other.
 var excludes = [][2]string{
 	{"acme", "ingress-tls-cert"},
 	{"acme", "ingress-tls-key"},
+	{"tls-acme", "tls-cert"},
+	{"tls-acme", "tls-key"},
 	{"acme-dns-hook", "acme-rfc2136"},
 }
 
@@ -64,12 +67,15 @@ func (o *ingressOptions) check() error {
 			return fmt.Errorf("--%s and --%s exclude each other", e[0], e[1])
 		}
 	}
+	for _, flag := range []string{"acme", "tls-acme"} {
+		if o.given(flag) && !o.acme.agreed {
+			return fmt.Errorf("--%s needs --acme-agree-terms: read the terms of service of the authority first", flag)
+		}
+	}
 	switch {
 	case o.domain == "":
 		_, _, err := portRange(o.ports)
 		return err
-	case o.acme.on && !o.acme.agreed:
-		return errors.New("--acme needs --acme-agree-terms: read the terms of service of the authority first")
 	case !o.acme.on && (o.certFile == "" || o.keyFile == ""):
 		return errors.New("--domain needs certificates: --ingress-tls-cert and --ingress-tls-key, or --acme")
 	}

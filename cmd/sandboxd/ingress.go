@@ -17,6 +17,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/acme"
+	"github.com/skerry-dev/skerry/internal/certfile"
 	"github.com/skerry-dev/skerry/internal/ingress"
 )
 
@@ -67,10 +68,17 @@ func (o *ingressOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.rewrite, "ingress-rewrite-host", false, "set the Host header of requests to published ports to localhost:PORT, for development servers that refuse other names; X-Forwarded-Host has the original name")
 }
 
+// apiName is the host of the API, if its certificate comes from an ACME authority, and
+// where the API listens.
+type apiName struct {
+	host string
+	at   net.Addr
+}
+
 // open makes the ingress; it lets nothing in yet.
-func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
+func (o *ingressOptions) open(ctx context.Context, state string, api apiName, log *slog.Logger) (*gate, error) {
 	if o.domain != "" {
-		return o.openDomain(ctx, state, log)
+		return o.openDomain(ctx, state, api, log)
 	}
 	first, last, err := portRange(o.ports)
 	if err != nil {
@@ -83,10 +91,16 @@ func (o *ingressOptions) open(ctx context.Context, state string, log *slog.Logge
 	if err != nil {
 		return nil, err
 	}
-	return &gate{Ingress: in}, nil
+	g := &gate{Ingress: in}
+	if api.host != "" {
+		if g.certs, err = o.acme.open("", api.host, filepath.Join(state, "acme"), api.at, nil, log); err != nil {
+			return nil, errors.Join(err, in.Close())
+		}
+	}
+	return g, nil
 }
 
-// gate is the ingress, with what gets its certificates if that is ACME.
+// gate is the ingress, with what gets its certificates, and the API's, if that is ACME.
 type gate struct {
 	*ingress.Ingress
 	certs *acme.Certificates
@@ -117,7 +131,7 @@ func (g *gate) Close() error {
 }
 
 // openDomain makes the ingress of domain mode.
-func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog.Logger) (*gate, error) {
+func (o *ingressOptions) openDomain(ctx context.Context, state string, api apiName, log *slog.Logger) (*gate, error) {
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return nil, fmt.Errorf("listen for published ports: %w", err)
@@ -129,7 +143,7 @@ func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog
 		}
 	}
 	g := &gate{}
-	conf, err := o.tls(g, ln, plain, state, log)
+	conf, err := o.tls(g, ln, plain, state, api, log)
 	if err == nil {
 		g.Ingress, err = ingress.New(ingress.Config{
 			Log: log, Domain: o.domain, Listener: ln, URLPort: o.urlPort, TLS: conf, NoResume: !o.resume, ResumeWait: o.wait, RewriteHost: o.rewrite,
@@ -153,18 +167,24 @@ func (o *ingressOptions) openDomain(ctx context.Context, state string, log *slog
 }
 
 // tls returns the certificates of domain mode.
-func (o *ingressOptions) tls(g *gate, ln, plain net.Listener, state string, log *slog.Logger) (*tls.Config, error) {
-	if o.acme.on {
-		certs, err := o.acme.open(o.domain, filepath.Join(state, "acme"), ln.Addr(), plain, log)
+func (o *ingressOptions) tls(g *gate, ln, plain net.Listener, state string, api apiName, log *slog.Logger) (*tls.Config, error) {
+	if o.acme.on || api.host != "" {
+		domain, at := "", api.at
+		if o.acme.on {
+			domain, at = o.domain, ln.Addr()
+		}
+		certs, err := o.acme.open(domain, api.host, filepath.Join(state, "acme"), at, plain, log)
 		if err != nil {
 			return nil, err
 		}
 		g.certs = certs
-		return certs.TLS(), nil
 	}
-	cert, err := ingress.LoadCertificate(o.certFile, o.keyFile, log)
+	if o.acme.on {
+		return g.certs.TLS(), nil
+	}
+	cert, err := certfile.Load("the ingress", o.certFile, o.keyFile, log)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--ingress-tls-cert, --ingress-tls-key: %w", err)
 	}
 	return cert.TLS(), nil
 }

@@ -208,7 +208,7 @@ func (o *serveOptions) serveNode(ctx context.Context, log *slog.Logger) (err err
 	defer closing(&err, stopTraces)
 	url := o.publicURL
 	if url == "" {
-		url = urlOf(o.listen.Addr, o.listen.CertFile != "")
+		url = urlOf(o.listen.Addr, o.api.tls())
 	}
 	n, err := o.local(ctx, log, url)
 	if err != nil {

@@ -98,11 +98,9 @@ the same state folder takes them over. The same is true after a crash.`,
 func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.run, "run-dir", "/run/skerry", "folder for the data of running sandboxes; it may be lost at a reboot")
 	f.StringVar(&o.listen.Addr, "listen", "127.0.0.1:7700", "address to listen at")
-	f.StringVar(&o.listen.CertFile, "tls-cert", "", "PEM file with the TLS certificate chain")
-	f.StringVar(&o.listen.KeyFile, "tls-key", "", "PEM file with the TLS key")
 	f.BoolVar(&o.listen.AllowPlaintext, "allow-plaintext", false, "listen on other than loopback addresses without TLS, behind a proxy that terminates TLS")
 	f.StringVar(&o.publicURL, "public-url", "", "URL of the server for clients (default: the URL of each request)")
-	f.BoolVar(&o.forwarded, "trust-forwarded", false, "trust X-Forwarded-Proto and X-Forwarded-Host, behind a proxy that sets them")
+	f.BoolVar(&o.forwarded, "trust-forwarded", false, "trust X-Forwarded-Proto and X-Forwarded-Host, behind a proxy that sets them; clients must not reach the server otherwise")
 	f.BoolVar(&o.background, "background", false, "start the server in the background, and return when it is ready")
 	f.BoolVar(&o.debug, "debug", false, "log requests, and write debug logs of the sandboxes' kernels")
 	f.IntVar(&o.diskGB, "disk", 32, "maximum size of a sandbox's writable files, in GiB")
@@ -188,6 +186,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	}
 	var maxOpen int
 	o.listen.MaxConnections, maxOpen = o.api.bound(files)
+	o.listen.TLS = o.api.tls()
 	ln, err := o.listen.Listen(ctx)
 	if err != nil {
 		return err
@@ -209,7 +208,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	if err := accounts.LoadIssuers(ctx, log); err != nil {
 		return err
 	}
-	url := serverURL(ln, o.listen.CertFile != "", o.publicURL)
+	url := serverURL(ln, o.api.tls(), o.publicURL)
 	if err := firstToken(ctx, accounts, url, log); err != nil {
 		return err
 	}
@@ -223,7 +222,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	}
 	defer closing(&err, stopSocket)
 
-	gate, err := o.ingress.open(ctx, o.state, log)
+	gate, err := o.ingress.open(ctx, o.state, apiName{host: o.acmeHost(), at: ln.Addr()}, log)
 	if err != nil {
 		return err
 	}
@@ -261,6 +260,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	server, err := api.New(api.Options{
 		Service: control, Accounts: accounts, Log: log, Version: version.Version,
 		PublicURL: o.publicURL, TrustForwarded: o.forwarded, Heartbeat: o.api.heartbeat,
+		Loopback: o.listen.Loopback(), AllowedHosts: o.hosts(), CORSOrigins: o.api.corsOrigins,
 		Limits: skerry.Limits{
 			MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxMemoryMB: maxMemoryMB,
 			MaxPorts: o.ingress.maxPorts, MaxDriveSize: int64(o.maxDriveGB) << 30,
@@ -285,6 +285,10 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		return err
 	}
 	defer closing(&err, stopProfiles)
+	secured, err := o.api.secure(ln, gate.certs, log)
+	if err != nil {
+		return err
+	}
 	log.Info("serving", "url", url, "version", version.Version)
 	if err := reportReady(url); err != nil {
 		return err
@@ -298,7 +302,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		return errors.Join(err, end.stopSandboxes(control, log))
 	})
 	// Who follows a command learns of its end before the API ends.
-	err = server.Serve(ctx, ln, func() bool {
+	err = server.Serve(ctx, secured, func() bool {
 		_ = finish() // its error is returned below
 		return end.stopAll
 	})

@@ -20,6 +20,12 @@ const (
 	leastStrangers = 16
 	// strangerIdle is how long a connection without a token may be idle.
 	strangerIdle = 5 * time.Second
+	// maxStreams limits the requests at once on an HTTP/2 connection. net/http ends a
+	// connection that opens and resets streams faster than they can be handled.
+	maxStreams = 128
+	// maxFrameRead limits a frame of HTTP/2. net/http keeps a buffer of that size for
+	// each connection that has sent such a frame, also without a token.
+	maxFrameRead = 64 << 10
 	// prefix6 is the length of the IPv6 prefix that counts as one address, because a
 	// client usually has all addresses of it.
 	prefix6 = 64
@@ -186,6 +192,12 @@ func guarded(conn net.Conn) *guardedConn {
 	}
 	g, _ := conn.(*guardedConn)
 	return g
+}
+
+// http2 returns the limits of HTTP/2. A connection whose client reads nothing is closed
+// with its streams.
+func (s *Server) http2() *http.HTTP2Config {
+	return &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrameRead, WriteByteTimeout: s.stall}
 }
 
 type connKey struct{}

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
-	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -61,7 +60,9 @@ func (h *harness) upload(session, dir string, body []byte) *answer {
 	return h.send(req)
 }
 
-func TestFilesInAndOut(t *testing.T) {
+func TestFilesInAndOut(t *testing.T) { overBoth(t, testFilesInAndOut) }
+
+func testFilesInAndOut(t *testing.T, serve serveFunc) {
 	svc := controllertest.New(t)
 	h := serve(t, svc)
 	s := h.session()
@@ -100,7 +101,9 @@ type unsized struct{ io.Reader }
 func (unsized) Size() int64  { return -1 }
 func (unsized) Close() error { return nil }
 
-func TestFileOfNoKnownSize(t *testing.T) {
+func TestFileOfNoKnownSize(t *testing.T) { overBoth(t, testFileOfNoKnownSize) }
+
+func testFileOfNoKnownSize(t *testing.T, serve serveFunc) {
 	h := serve(t, &stub{read: func() (io.ReadCloser, error) { return unsized{strings.NewReader("of no known size")}, nil }})
 	a := h.call("POST", "/v2/sandboxes/sessions/s/fs/read", `{"path":"endless"}`)
 	if a.status != 200 || string(a.body) != "of no known size" || a.header.Get("Content-Length") == "-1" {
@@ -108,7 +111,9 @@ func TestFileOfNoKnownSize(t *testing.T) {
 	}
 }
 
-func TestEmptyAndLargeFiles(t *testing.T) {
+func TestEmptyAndLargeFiles(t *testing.T) { overBoth(t, testEmptyAndLargeFiles) }
+
+func testEmptyAndLargeFiles(t *testing.T, serve serveFunc) {
 	svc := controllertest.New(t)
 	h := serve(t, svc)
 	s := h.session()
@@ -139,7 +144,9 @@ func TestMakeDir(t *testing.T) {
 	}
 }
 
-func TestBadUploads(t *testing.T) {
+func TestBadUploads(t *testing.T) { overBoth(t, testBadUploads) }
+
+func testBadUploads(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	s := h.session()
 	random := make([]byte, 100<<10)
@@ -168,7 +175,9 @@ func TestBadUploads(t *testing.T) {
 	}
 }
 
-func TestUploadLimits(t *testing.T) {
+func TestUploadLimits(t *testing.T) { overBoth(t, testUploadLimits) }
+
+func testUploadLimits(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t), func(o *Options) { o.MaxUpload = 1 << 20 })
 	s := h.session()
 	if a := h.upload(s, "/", gzipped(t, tarOf(t, map[string]string{"f": strings.Repeat("0", 900<<10)}))); a.status != 200 {
@@ -182,7 +191,9 @@ func TestUploadLimits(t *testing.T) {
 	}
 }
 
-func TestGzipBomb(t *testing.T) {
+func TestGzipBomb(t *testing.T) { overBoth(t, testGzipBomb) }
+
+func testGzipBomb(t *testing.T, serve serveFunc) {
 	read := func(data []byte, free int64) error {
 		u, err := openUpload(bytes.NewReader(data), DefaultMaxUpload)
 		if err != nil {
@@ -207,7 +218,9 @@ func TestGzipBomb(t *testing.T) {
 	}
 }
 
-func TestUploadErrorsOfTheService(t *testing.T) {
+func TestUploadErrorsOfTheService(t *testing.T) { overBoth(t, testUploadErrorsOfTheService) }
+
+func testUploadErrorsOfTheService(t *testing.T, serve serveFunc) {
 	svc := &stub{}
 	h := serve(t, svc)
 	big := make([]byte, 8<<20)
@@ -234,12 +247,16 @@ func TestUploadErrorsOfTheService(t *testing.T) {
 }
 
 func TestReadThatFailsMidwayCutsTheConnection(t *testing.T) {
+	overBoth(t, testReadThatFailsMidwayCutsTheConnection)
+}
+
+func testReadThatFailsMidwayCutsTheConnection(t *testing.T, serve serveFunc) {
 	svc := &stub{}
 	h := serve(t, svc)
 	svc.read = func() (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(strings.NewReader(strings.Repeat("x", 1<<20)), iotest.ErrReader(errors.New("gone")))), nil
 	}
-	resp, err := http.DefaultClient.Do(h.request("POST", "/v2/sandboxes/sessions/s/fs/read", `{"path":"f"}`))
+	resp, err := h.client.Do(h.request("POST", "/v2/sandboxes/sessions/s/fs/read", `{"path":"f"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

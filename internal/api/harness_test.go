@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -80,10 +81,12 @@ func (oneAccount) Ended(context.Context, []skerry.Access) ([]skerry.Access, erro
 // exchange is checked against the OpenAPI document.
 type harness struct {
 	*testing.T
-	srv  *Server
-	url  string
-	logs *logBuffer
-	doc  routers.Router
+	srv *Server
+	url string
+	// client trusts the server, and speaks HTTP/2 over TLS.
+	client *http.Client
+	logs   *logBuffer
+	doc    routers.Router
 }
 
 // logBuffer is a log that tests read.
@@ -104,7 +107,55 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// serveFunc is serve, or serveTLS.
+type serveFunc func(t *testing.T, svc Service, change ...func(*Options)) *harness
+
+// overBoth runs a test over plain HTTP/1.1, and over TLS with HTTP/2.
+func overBoth(t *testing.T, test func(*testing.T, serveFunc)) {
+	t.Run("HTTP1", func(t *testing.T) { test(t, serve) })
+	t.Run("HTTP2", func(t *testing.T) { test(t, serveTLS) })
+}
+
 func serve(t *testing.T, svc Service, change ...func(*Options)) *harness {
+	t.Helper()
+	h := newHarness(t, svc, change)
+	hs := httptest.NewServer(h.srv)
+	t.Cleanup(func() {
+		h.srv.drain()
+		hs.Close()
+		h.srv.terminals.Wait()
+	})
+	h.url = hs.URL
+	return h
+}
+
+// serveTLS serves as sandboxd does with a certificate.
+func serveTLS(t *testing.T, svc Service, change ...func(*Options)) *harness {
+	t.Helper()
+	h := newHarness(t, svc, change)
+	conf, pool := certificate(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	ln, err := ListenConfig{Addr: "127.0.0.1:0", TLS: true}.Listen(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- h.srv.Serve(ctx, tls.NewListener(ln, conf), nil) }()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}
+	t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		h.srv.drain()
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	h.url, h.client = "https://"+ln.Addr().String(), &http.Client{Transport: transport}
+	return h
+}
+
+func newHarness(t *testing.T, svc Service, change []func(*Options)) *harness {
+	t.Helper()
 	logs := &logBuffer{}
 	o := Options{
 		Service: svc, Accounts: oneAccount{}, Version: "test",
@@ -117,12 +168,6 @@ func serve(t *testing.T, svc Service, change ...func(*Options)) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hs := httptest.NewServer(srv)
-	t.Cleanup(func() {
-		srv.drain()
-		hs.Close()
-		srv.terminals.Wait()
-	})
 	doc, err := openapi3.NewLoader().LoadFromData(srv.document)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +176,7 @@ func serve(t *testing.T, svc Service, change ...func(*Options)) *harness {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &harness{T: t, srv: srv, url: hs.URL, logs: logs, doc: router}
+	return &harness{T: t, srv: srv, client: http.DefaultClient, logs: logs, doc: router}
 }
 
 // answer is a response that was read to its end.
@@ -169,7 +214,7 @@ func (h *harness) call(method, path, body string) *answer {
 
 func (h *harness) send(req *http.Request) *answer {
 	h.Helper()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := h.client.Do(req)
 	if err != nil {
 		h.Fatal(err)
 	}

@@ -24,9 +24,8 @@ func (s *Server) openInteractive(c *call) error {
 	return c.reply(interactiveResponse{URL: u.String(), Token: token})
 }
 
-// serveTerminal serves the WebSocket of a terminal. The token is the only credential.
-// There are no cookies, so pages of any origin may connect: they can do only what their
-// token allows.
+// serveTerminal serves the WebSocket of a terminal. The token is the only credential;
+// there are no cookies. The door has checked the origin.
 func (s *Server) serveTerminal(c *call) error {
 	var q terminalQuery
 	if err := c.query(&q); err != nil {

@@ -20,7 +20,7 @@ import (
 func (h *harness) dial(session string) *websocket.Conn {
 	h.Helper()
 	ticket := ok[interactiveResponse](h, "POST", session+"/interactive", `{}`)
-	conn, _, err := websocket.Dial(h.Context(), ticket.URL+"?token="+url.QueryEscape(ticket.Token), nil)
+	conn, _, err := websocket.Dial(h.Context(), ticket.URL+"?token="+url.QueryEscape(ticket.Token), &websocket.DialOptions{HTTPClient: h.client})
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -76,7 +76,9 @@ func end(t testing.TB, conn *websocket.Conn) (screen string, control []map[strin
 	}
 }
 
-func TestTerminal(t *testing.T) {
+func TestTerminal(t *testing.T) { overBoth(t, testTerminal) }
+
+func testTerminal(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"sh","args":["-c","stty -echo; echo $A; stty size; read line; stty size; echo got $line; exit 7"],"env":["A=b=c"],"cols":100,"rows":40}`)
@@ -106,6 +108,10 @@ func TestTerminalWithoutAWindow(t *testing.T) {
 }
 
 func TestLargeTerminalOutputArrivesWhole(t *testing.T) {
+	overBoth(t, testLargeTerminalOutputArrivesWhole)
+}
+
+func testLargeTerminalOutputArrivesWhole(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	conn.SetReadLimit(1 << 20)
@@ -118,7 +124,9 @@ func TestLargeTerminalOutputArrivesWhole(t *testing.T) {
 
 // TestLargestFrame: a frame as large as it may be is taken, and a larger one
 // ends the terminal.
-func TestLargestFrame(t *testing.T) {
+func TestLargestFrame(t *testing.T) { overBoth(t, testLargestFrame) }
+
+func testLargestFrame(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	s := h.session()
 	sized := func(n int) string {
@@ -144,7 +152,9 @@ func TestLargestFrame(t *testing.T) {
 	}
 }
 
-func TestClientThatGoesHangsUp(t *testing.T) {
+func TestClientThatGoesHangsUp(t *testing.T) { overBoth(t, testClientThatGoesHangsUp) }
+
+func testClientThatGoesHangsUp(t *testing.T, serve serveFunc) {
 	svc := controllertest.New(t)
 	h := serve(t, svc)
 	conn := h.dial(h.session())
@@ -156,7 +166,9 @@ func TestClientThatGoesHangsUp(t *testing.T) {
 	h.srv.terminals.Wait() // Close of the terminal waits for its process
 }
 
-func TestServerEndingClosesTerminals(t *testing.T) {
+func TestServerEndingClosesTerminals(t *testing.T) { overBoth(t, testServerEndingClosesTerminals) }
+
+func testServerEndingClosesTerminals(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	conn := h.dial(h.session())
 	sendText(t, conn, `{"type":"start","command":"sh","args":["-c","echo up; read x"]}`)
@@ -165,7 +177,9 @@ func TestServerEndingClosesTerminals(t *testing.T) {
 	h.srv.terminals.Wait()
 }
 
-func TestBadStartFrames(t *testing.T) {
+func TestBadStartFrames(t *testing.T) { overBoth(t, testBadStartFrames) }
+
+func testBadStartFrames(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	s := h.session()
 	for frame, field := range map[string]string{

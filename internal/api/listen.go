@@ -3,7 +3,6 @@ package api
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,8 +13,9 @@ import (
 type ListenConfig struct {
 	// Addr is "host:port". An empty host is every address.
 	Addr string
-	// CertFile and KeyFile enable TLS. They are PEM files.
-	CertFile, KeyFile string
+	// TLS says that the caller wraps the listener in TLS before it is served. It wraps
+	// what Listen returns, so that connections are limited before their handshake.
+	TLS bool
 	// AllowPlaintext allows an address that other machines can reach without TLS, for a
 	// server behind a proxy that terminates TLS.
 	AllowPlaintext bool
@@ -30,17 +30,19 @@ var ErrPlaintext = errors.New("refusing to listen beyond loopback without TLS")
 // Check returns ErrPlaintext if the address is not a loopback address, and neither TLS
 // nor AllowPlaintext is set.
 func (l ListenConfig) Check() error {
-	if (l.CertFile == "") != (l.KeyFile == "") {
-		return errors.New("TLS needs both a certificate and a key")
-	}
-	host, _, err := net.SplitHostPort(l.Addr)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(l.Addr); err != nil {
 		return fmt.Errorf("address %q: %w", l.Addr, err)
 	}
-	if l.CertFile == "" && !l.AllowPlaintext && !loopback(host) {
-		return fmt.Errorf("%w on %q: give a certificate and a key, listen on 127.0.0.1, or allow it explicitly behind a proxy that terminates TLS", ErrPlaintext, l.Addr)
+	if !l.TLS && !l.AllowPlaintext && !l.Loopback() {
+		return fmt.Errorf("%w on %q: use TLS, listen on 127.0.0.1, or allow it explicitly behind a proxy that terminates TLS", ErrPlaintext, l.Addr)
 	}
 	return nil
+}
+
+// Loopback reports whether only this machine can reach the address.
+func (l ListenConfig) Loopback() bool {
+	host, _, err := net.SplitHostPort(l.Addr)
+	return err == nil && loopback(host)
 }
 
 // Listen opens the listener, unless Check refuses it.
@@ -48,27 +50,11 @@ func (l ListenConfig) Listen(ctx context.Context) (net.Listener, error) {
 	if err := l.Check(); err != nil {
 		return nil, err
 	}
-	var conf *tls.Config
-	if l.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(l.CertFile, l.KeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("load the TLS certificate: %w", err)
-		}
-		conf = &tls.Config{
-			Certificates: []tls.Certificate{cert},
-			MinVersion:   tls.VersionTLS12,
-			NextProtos:   []string{"h2", "http/1.1"},
-		}
-	}
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", l.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %q: %w", l.Addr, err)
 	}
-	ln = guard(ln, cmp.Or(l.MaxConnections, DefaultMaxConnections))
-	if conf != nil {
-		ln = tls.NewListener(ln, conf)
-	}
-	return ln, nil
+	return guard(ln, cmp.Or(l.MaxConnections, DefaultMaxConnections)), nil
 }
 
 // loopback reports whether only this machine can reach host. Names other than localhost

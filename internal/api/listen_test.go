@@ -7,19 +7,14 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/skerry-dev/skerry/internal/controller/controllertest"
 )
 
 func TestListenRefusesPlaintextBeyondLoopback(t *testing.T) {
@@ -41,7 +36,7 @@ func TestListenRefusesPlaintextBeyondLoopback(t *testing.T) {
 		t.Fatal(err)
 	}
 	ln.Close()
-	for _, bad := range []ListenConfig{{Addr: "nowhere"}, {Addr: "127.0.0.1:0", CertFile: "a"}, {Addr: "127.0.0.1:0", CertFile: "a", KeyFile: "b"}} {
+	for _, bad := range []ListenConfig{{Addr: "nowhere"}, {Addr: "nowhere", TLS: true}, {Addr: "192.0.2.1:0", TLS: true}} {
 		if ln, err := bad.Listen(t.Context()); err == nil {
 			ln.Close()
 			t.Errorf("%+v was accepted", bad)
@@ -49,8 +44,8 @@ func TestListenRefusesPlaintextBeyondLoopback(t *testing.T) {
 	}
 }
 
-// certificate writes a self-signed certificate for 127.0.0.1.
-func certificate(t *testing.T) (certFile, keyFile string, pool *x509.CertPool) {
+// certificate makes a self-signed certificate for 127.0.0.1 and localhost.
+func certificate(t *testing.T) (*tls.Config, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -58,66 +53,22 @@ func certificate(t *testing.T) (certFile, keyFile string, pool *x509.CertPool) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for file, block := range map[string]*pem.Block{
-		certFile: {Type: "CERTIFICATE", Bytes: der},
-		keyFile:  {Type: "PRIVATE KEY", Bytes: keyDER},
-	} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool = x509.NewCertPool()
+	pool := x509.NewCertPool()
 	pool.AddCert(cert)
-	return certFile, keyFile, pool
-}
-
-func TestServeOverTLSSpeaksHTTP2(t *testing.T) {
-	certFile, keyFile, pool := certificate(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	ln, err := ListenConfig{Addr: "127.0.0.1:0", CertFile: certFile, KeyFile: keyFile}.Listen(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := quietServer(t, controllertest.New(t))
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ctx, ln, nil) }()
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
-	defer client.CloseIdleConnections()
-	for path, proto := range map[string]int{"/healthz": 2, "/api/v2/user": 2} {
-		req, err := http.NewRequestWithContext(t.Context(), "GET", "https://"+ln.Addr().String()+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Authorization", "Bearer "+testToken)
-		resp, err := client.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if resp.StatusCode != 200 || resp.ProtoMajor != proto {
-			t.Errorf("%s: %d over %s", path, resp.StatusCode, resp.Proto)
-		}
-	}
-	cancel()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		MinVersion:   tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"},
+	}, pool
 }
 
 func TestServeLetsCallsFinish(t *testing.T) {

@@ -92,7 +92,7 @@ func (l anyLine) text(t testing.TB) (s string) {
 // stream opens a stream and returns its lines one by one.
 func (h *harness) stream(req *http.Request) (*http.Response, func() (anyLine, bool)) {
 	h.Helper()
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := h.client.Do(req)
 	if err != nil {
 		h.Fatal(err)
 	}
@@ -144,7 +144,9 @@ func (h *harness) outputs(req *http.Request) (stdout, stderr string, commands []
 	}
 }
 
-func TestRunStreamsOutput(t *testing.T) {
+func TestRunStreamsOutput(t *testing.T) { overBoth(t, testRunStreamsOutput) }
+
+func testRunStreamsOutput(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	s := h.session()
 	stdout, stderr, commands := h.outputs(h.request("POST", s+"/cmd",
@@ -167,7 +169,9 @@ func TestRunStreamsOutput(t *testing.T) {
 	h.refused("POST", s+"/cmd", `{"command":"no-such-program","wait":true,"logs":true}`, 400, skerry.CodeExecutableNotFound, "")
 }
 
-func TestDetachedCommand(t *testing.T) {
+func TestDetachedCommand(t *testing.T) { overBoth(t, testDetachedCommand) }
+
+func testDetachedCommand(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	s := h.session()
 	cmd := ok[commandResponse](h, "POST", s+"/cmd", `{"command":"sh","args":["-c","echo $A; read x < /dev/zero"],"env":{"A":"b"}}`).Command
@@ -226,7 +230,9 @@ func finished() chan struct{} {
 	return c
 }
 
-func TestEveryLineIsFlushedAsItComes(t *testing.T) {
+func TestEveryLineIsFlushedAsItComes(t *testing.T) { overBoth(t, testEveryLineIsFlushedAsItComes) }
+
+func testEveryLineIsFlushedAsItComes(t *testing.T, serve serveFunc) {
 	pieces := make(chan piece)
 	finish := make(chan struct{})
 	h := serve(t, running(func(ctx context.Context) skerry.OutputReader {
@@ -342,7 +348,9 @@ func FuzzEscaper(f *testing.F) {
 	})
 }
 
-func TestLongOutputIsCutIntoLines(t *testing.T) {
+func TestLongOutputIsCutIntoLines(t *testing.T) { overBoth(t, testLongOutputIsCutIntoLines) }
+
+func testLongOutputIsCutIntoLines(t *testing.T, serve serveFunc) {
 	raw := strings.Repeat("€", maxLineData) // three times the limit, cut inside characters
 	lines := encodeAll([]piece{out(raw)})
 	if got := joined(t, lines, "stdout"); got != raw {
@@ -353,7 +361,9 @@ func TestLongOutputIsCutIntoLines(t *testing.T) {
 	}
 }
 
-func TestErrorsInFlight(t *testing.T) {
+func TestErrorsInFlight(t *testing.T) { overBoth(t, testErrorsInFlight) }
+
+func testErrorsInFlight(t *testing.T, serve serveFunc) {
 	for _, c := range []struct {
 		err  error
 		code skerry.Code
@@ -384,7 +394,9 @@ func TestErrorsInFlight(t *testing.T) {
 	}
 }
 
-func TestServerEndingEndsStreams(t *testing.T) {
+func TestServerEndingEndsStreams(t *testing.T) { overBoth(t, testServerEndingEndsStreams) }
+
+func testServerEndingEndsStreams(t *testing.T, serve serveFunc) {
 	h := serve(t, running(func(ctx context.Context) skerry.OutputReader { return script(ctx) }, nil))
 	_, next := h.stream(h.request("POST", "/v2/sandboxes/sessions/s/cmd", runWithLogs))
 	next()
@@ -397,7 +409,9 @@ func TestServerEndingEndsStreams(t *testing.T) {
 
 // TestServerEndingAbortsAStart: a command that the server's end keeps from starting is not
 // an internal error.
-func TestServerEndingAbortsAStart(t *testing.T) {
+func TestServerEndingAbortsAStart(t *testing.T) { overBoth(t, testServerEndingAbortsAStart) }
+
+func testServerEndingAbortsAStart(t *testing.T, serve serveFunc) {
 	begun := make(chan struct{})
 	h := serve(t, &stub{run: func(ctx context.Context, _ skerry.CommandParams, _ bool) (*skerry.Command, skerry.OutputReader, error) {
 		close(begun)
@@ -411,7 +425,9 @@ func TestServerEndingAbortsAStart(t *testing.T) {
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd", runWithLogs, http.StatusServiceUnavailable, skerry.CodeUnavailable, "")
 }
 
-func TestClientThatGoesClosesTheReader(t *testing.T) {
+func TestClientThatGoesClosesTheReader(t *testing.T) { overBoth(t, testClientThatGoesClosesTheReader) }
+
+func testClientThatGoesClosesTheReader(t *testing.T, serve serveFunc) {
 	var reader *scripted
 	h := serve(t, running(func(ctx context.Context) skerry.OutputReader {
 		reader = script(ctx)

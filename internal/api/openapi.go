@@ -144,12 +144,13 @@ func (d *describer) responses(rt *route) object {
 			all[strconv.Itoa(status)] = answer
 		}
 	}
-	codes := append([]skerry.Code{skerry.CodeInternal}, rt.errors...)
+	// Every URL may be too long.
+	codes := append([]skerry.Code{skerry.CodeInternal, skerry.CodeBadRequest}, rt.errors...)
 	if !rt.public {
 		codes = append(codes, skerry.CodeUnauthorized, skerry.CodeForbidden, skerry.CodeNotFound) // of a project
 	}
-	if rt.query != nil || rt.request != nil || rt.requestType != "" || len(rt.pathNames()) > 0 || !rt.public {
-		codes = append(codes, skerry.CodeBadRequest)
+	if !rt.anyHost() {
+		codes = append(codes, skerry.CodeForbidden)
 	}
 	if rt.request != nil {
 		codes = append(codes, skerry.CodeTooLarge)

@@ -46,6 +46,14 @@ type Options struct {
 	// TrustForwarded uses X-Forwarded-Proto and X-Forwarded-Host. Set it only if clients
 	// cannot reach the server except through a proxy.
 	TrustForwarded bool
+	// Loopback says that the server listens at a loopback address. Without a PublicURL
+	// it then refuses requests whose host is not a loopback name (DNS rebinding).
+	Loopback bool
+	// AllowedHosts are names and addresses of the server besides that of PublicURL and
+	// the loopback ones. With either, requests by other hosts are refused.
+	AllowedHosts []string
+	// CORSOrigins are the origins whose pages may use the API with a token.
+	CORSOrigins []string
 	// MaxUpload and StallTimeout default to DefaultMaxUpload and DefaultStallTimeout.
 	MaxUpload    int64
 	StallTimeout time.Duration
@@ -80,6 +88,7 @@ type Server struct {
 	accounts       Accounts
 	log            *slog.Logger
 	publicURL      *url.URL
+	door           *door
 	trustForwarded bool
 	maxUpload      int64
 	stall          time.Duration
@@ -133,6 +142,10 @@ func New(o Options) (*Server, error) {
 	}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	routes := s.routes()
+	var err error
+	if s.door, err = newDoor(&o, s.publicURL, routes); err != nil {
+		return nil, err
+	}
 	document, err := describe(routes, o.Version, s.maxUpload, o.MaxOpen, s.heartbeat, o.Limits)
 	if err != nil {
 		return nil, fmt.Errorf("generate the OpenAPI document: %w", err)
@@ -149,6 +162,7 @@ func New(o Options) (*Server, error) {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.setHeaders(w.Header(), r)
 	s.mux.ServeHTTP(w, r)
 }
 
@@ -178,6 +192,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener, before func() (stop
 		ReadHeaderTimeout: readHeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		HTTP2:             s.http2(),
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
@@ -223,10 +238,7 @@ func (s *Server) handler(rt route) http.Handler {
 		}
 		c.log = s.log.With("request", c.requestID, "method", r.Method, "route", rt.path)
 		defer s.trace(c, rt)()
-		h := w.Header()
-		h.Set("X-Request-Id", c.requestID)
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Cache-Control", "no-store")
+		w.Header().Set("X-Request-Id", c.requestID)
 		if r.ProtoMajor == 1 {
 			// net/http flushes its buffer after the handler. The next request on the
 			// connection starts without a deadline.
@@ -245,7 +257,7 @@ func (s *Server) handler(rt route) http.Handler {
 		}
 		defer c.w.quiet()
 		defer c.recover()
-		if err := s.dispatch(c, rt); err != nil {
+		if err := s.receive(c, rt); err != nil {
 			c.fail(err)
 		}
 	})

@@ -47,7 +47,7 @@ func newIdleProxy(t *testing.T, target string, idle time.Duration) *idleProxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &idleProxy{ln: ln, target: strings.TrimPrefix(target, "http://"), idle: idle, conns: map[net.Conn]bool{}}
+	p := &idleProxy{ln: ln, target: target[strings.LastIndex(target, "/")+1:], idle: idle, conns: map[net.Conn]bool{}}
 	p.work.Go(p.accept)
 	t.Cleanup(func() { ln.Close(); p.cutAll(); p.work.Wait() })
 	return p
@@ -111,8 +111,13 @@ func (p *idleProxy) cutAll() {
 // through returns a sandbox of the harness behind a proxy.
 func (h *harness) through(p *idleProxy, opts client.Options) *client.Sandbox {
 	h.Helper()
-	opts.URL, opts.Token = "http://"+p.ln.Addr().String(), testToken
-	opts.HTTPClient = &http.Client{Transport: &http.Transport{}}
+	scheme, _, _ := strings.Cut(h.url, "://")
+	opts.URL, opts.Token = scheme+"://"+p.ln.Addr().String(), testToken
+	transport := &http.Transport{}
+	if trusting, ok := h.client.Transport.(*http.Transport); ok {
+		transport = trusting.Clone()
+	}
+	opts.HTTPClient = &http.Client{Transport: transport}
 	c, err := client.New(opts)
 	if err != nil {
 		h.Fatal(err)
@@ -137,7 +142,9 @@ func beating(o *Options) { o.Heartbeat = testBeat }
 
 // TestSilentAnswersStayOpen: whatever waits says so often enough for a proxy
 // that cuts idle connections.
-func TestSilentAnswersStayOpen(t *testing.T) {
+func TestSilentAnswersStayOpen(t *testing.T) { overBoth(t, testSilentAnswersStayOpen) }
+
+func testSilentAnswersStayOpen(t *testing.T, serve serveFunc) {
 	svc := controllertest.New(t)
 	svc.Node.On(processnode.Save, func(context.Context, string) error { // the files of a machine take time
 		time.Sleep(2 * testIdle)
@@ -209,7 +216,9 @@ func (s *slowService) ExtendTimeout(context.Context, skerry.Scope, string, skerr
 
 // TestReattach: a command whose connection breaks again and again is passed on
 // whole and in order, and ends with its own exit code.
-func TestReattach(t *testing.T) {
+func TestReattach(t *testing.T) { overBoth(t, testReattach) }
+
+func testReattach(t *testing.T, serve serveFunc) {
 	h := serve(t, controllertest.New(t))
 	proxy := newIdleProxy(t, h.url, time.Hour)
 	sb := h.through(proxy, client.Options{})
@@ -336,7 +345,9 @@ func TestOutputOffsets(t *testing.T) {
 
 // TestHeartbeatsOfADocument: a client that does not know of them gets its
 // status, unless the answer takes very long.
-func TestHeartbeatsOfADocument(t *testing.T) {
+func TestHeartbeatsOfADocument(t *testing.T) { overBoth(t, testHeartbeatsOfADocument) }
+
+func testHeartbeatsOfADocument(t *testing.T, serve serveFunc) {
 	begin := make(chan struct{})
 	svc := &stub{wait: func(ctx context.Context) (*skerry.Command, error) {
 		<-begin
@@ -344,7 +355,7 @@ func TestHeartbeatsOfADocument(t *testing.T) {
 		return &skerry.Command{ID: "cmd_1", Args: []string{}, ExitCode: &code}, nil
 	}}
 	h := serve(t, svc, beating)
-	resp, err := http.DefaultClient.Do(h.request("GET", "/v2/sandboxes/sessions/s/cmd/c?wait=true", ""))
+	resp, err := h.client.Do(h.request("GET", "/v2/sandboxes/sessions/s/cmd/c?wait=true", ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +377,9 @@ func TestHeartbeatsOfADocument(t *testing.T) {
 
 // TestHeartbeatMeetsTheAnswer has the first heartbeat of a document and its answer come
 // at the same time, for the race detector to look at.
-func TestHeartbeatMeetsTheAnswer(t *testing.T) {
+func TestHeartbeatMeetsTheAnswer(t *testing.T) { overBoth(t, testHeartbeatMeetsTheAnswer) }
+
+func testHeartbeatMeetsTheAnswer(t *testing.T, serve serveFunc) {
 	for i := range 40 {
 		rec := httptest.NewRecorder()
 		w := newResponse(rec, time.Minute)

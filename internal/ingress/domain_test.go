@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/certfile"
 )
 
 const domain = "sandboxes.example.com"
@@ -65,7 +66,7 @@ func startDomain(t *testing.T, s *sandbox, changes ...func(*Config)) (i *Ingress
 	t.Helper()
 	dir := t.TempDir()
 	trust = certificate(t, dir, 1)
-	cert, err := LoadCertificate(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), silent())
+	cert, err := certfile.Load("the ingress", filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), silent())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,36 +184,6 @@ func TestSmuggling(t *testing.T) {
 			}
 			t.Log(res.Status)
 		})
-	}
-}
-
-func TestCertificateIsReloaded(t *testing.T) {
-	dir := t.TempDir()
-	certificate(t, dir, 1)
-	c, err := LoadCertificate(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), silent())
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial := func(now time.Time) int64 {
-		leaf, err := x509.ParseCertificate(c.get(now).Certificate[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		return leaf.SerialNumber.Int64()
-	}
-	now := time.Now()
-	if serial(now) != 1 {
-		t.Fatal("not the one in the file")
-	}
-	certificate(t, dir, 2)
-	if serial(now.Add(certificateCheck/2)) != 1 || serial(now.Add(2*certificateCheck)) != 2 {
-		t.Error("the new one is not taken")
-	}
-	if err := os.WriteFile(filepath.Join(dir, "key.pem"), []byte("half"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if serial(now.Add(4*certificateCheck)) != 2 {
-		t.Error("a broken file took the good one's place")
 	}
 }
 
