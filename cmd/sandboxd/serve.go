@@ -280,7 +280,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		return err
 	}
 	defer closing(&err, stopMetrics)
-	stopProfiles, err := serveAt("profiles", o.observe.pprof, pprofHandler(), log)
+	stopProfiles, err := serveAt("profiles", o.observe.pprof, api.OnLoopback(pprofHandler()), log)
 	if err != nil {
 		return err
 	}

@@ -153,6 +153,18 @@ func (d *door) checkHost(r *http.Request) error {
 	return skerry.Errorf(skerry.CodeForbidden, "%q is not a host of this server; its operator can name hosts with --public-url and --allowed-host", shorten(host))
 }
 
+// OnLoopback serves what has no tokens to requests by loopback names alone.
+func OnLoopback(h http.Handler) http.Handler {
+	d := &door{hosts: map[string]bool{}}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d.checkHost(r) != nil {
+			http.Error(w, "only for this machine, by localhost or 127.0.0.1", http.StatusForbidden)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
 // checkOrigin refuses requests of pages of other origins that could change something,
 // and their WebSockets. Their other requests are answered; the browser does not show
 // them the answer. Browsers send Origin with all of these, and Sec-Fetch-Site to servers

@@ -4,6 +4,9 @@ import (
 	"cmp"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -112,6 +115,48 @@ func TestHosts(t *testing.T) {
 	if _, err := connectTo(t, addr).Write([]byte("GET /health HTTP/1.0\r\n\r\n")); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestOnLoopback: what has no tokens is for this machine, by its own names.
+func TestOnLoopback(t *testing.T) {
+	srv := httptest.NewServer(OnLoopback(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	defer srv.Close()
+	for host, want := range map[string]int{"": 200, "localhost:1": 200, "evil.example": 403, "localhost.evil.example:7703": 403} {
+		req, err := http.NewRequestWithContext(t.Context(), "GET", srv.URL+"/debug/pprof/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = host
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%q: %d", host, resp.StatusCode)
+		}
+	}
+}
+
+// FuzzHosts: what counts as a loopback name leads to this machine in a URL too.
+func FuzzHosts(f *testing.F) {
+	for _, host := range []string{"localhost", "localhost:80", "a.localhost", "127.0.0.1:7700", "[::1]:7700", "[::ffff:127.0.0.1]", "evil.example", "localhost:x", "u@localhost", "localhost#.evil"} {
+		f.Add(host)
+	}
+	f.Fuzz(func(t *testing.T, host string) {
+		if !isLoopback(hostName(host)) {
+			return
+		}
+		u, err := url.Parse("http://" + host + "/")
+		if err != nil || u.Host == "" {
+			return // no browser has been there
+		}
+		name := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+		addr, err := netip.ParseAddr(name)
+		if name != "localhost" && !strings.HasSuffix(name, ".localhost") && (err != nil || !addr.Unmap().IsLoopback()) {
+			t.Errorf("%q leads to %q", host, name)
+		}
+	})
 }
 
 // TestOrigins: which pages may change something, or open a terminal.
