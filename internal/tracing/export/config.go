@@ -14,9 +14,9 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// Config is where traces are sent, and which.
+// Config is where traces or logs are sent, and which traces.
 type Config struct {
-	// Endpoint is the URL that spans are posted to; "" for nowhere.
+	// Endpoint is the URL that they are posted to; "" for nowhere.
 	Endpoint string
 	// Headers are sent with every request. They may have credentials.
 	Headers map[string]string
@@ -30,9 +30,9 @@ type Config struct {
 	Ratio float64
 }
 
-// The variables that OpenTelemetry defines for every program that exports traces. Of
-// those with the prefix OTEL_EXPORTER_OTLP_ there is one for traces too, which comes
-// first. The SDK itself reads OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_BSP_….
+// The variables that OpenTelemetry defines for every program that exports traces or logs.
+// Of those with the prefix OTEL_EXPORTER_OTLP_ there is one for traces and one for logs
+// too, which comes first. The SDK itself reads OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_BSP_….
 const (
 	envDisabled   = "OTEL_SDK_DISABLED"
 	envExporter   = "OTEL_TRACES_EXPORTER"
@@ -40,22 +40,32 @@ const (
 	envSamplerArg = "OTEL_TRACES_SAMPLER_ARG"
 	envPrefix     = "OTEL_EXPORTER_OTLP_"
 	envTraces     = envPrefix + "TRACES_"
+	envLogs       = envPrefix + "LOGS_"
 )
 
 // HeadersEnv are the variables that may contain credentials.
-var HeadersEnv = []string{envPrefix + "HEADERS", envTraces + "HEADERS"}
+var HeadersEnv = []string{envPrefix + "HEADERS", envTraces + "HEADERS", envLogs + "HEADERS"}
 
-// tracesPath is appended to an endpoint that is not for traces alone.
-const tracesPath = "/v1/traces"
+// Paths that are appended to an endpoint for all kinds of data.
+const (
+	tracesPath = "/v1/traces"
+	logsPath   = "/v1/logs"
+)
 
 const defaultTimeout = 10 * time.Second
 
+// variables are those of the exporter of one kind of data.
+type variables struct {
+	getenv func(string) string
+	prefix string // of those that come first
+}
+
 // option returns the value of an exporter variable, and its name.
-func option(getenv func(string) string, name string) (value, from string) {
-	if v := getenv(envTraces + name); v != "" {
-		return v, envTraces + name
+func (v variables) option(name string) (value, from string) {
+	if value := v.getenv(v.prefix + name); value != "" {
+		return value, v.prefix + name
 	}
-	return getenv(envPrefix + name), envPrefix + name
+	return v.getenv(envPrefix + name), envPrefix + name
 }
 
 // Configure reads the environment. endpoint, if not "", is the value of --otlp-endpoint
@@ -65,34 +75,63 @@ func Configure(endpoint string, getenv func(string) string) (Config, error) {
 	var c Config
 	if endpoint == "" {
 		var from string
-		if endpoint, from = option(getenv, "ENDPOINT"); endpoint == "" || isTrue(getenv(envDisabled)) || getenv(envExporter) == "none" {
+		if endpoint, from = (variables{getenv, envTraces}).option("ENDPOINT"); endpoint == "" || isTrue(getenv(envDisabled)) || getenv(envExporter) == "none" {
 			return Config{}, nil
 		}
-		u, err := parseEndpoint(endpoint, from == envPrefix+"ENDPOINT")
+		u, err := parseEndpoint(endpoint, tracesPath, from == envPrefix+"ENDPOINT")
 		if err != nil {
 			return Config{}, fmt.Errorf("%s: %w", from, err)
 		}
 		c.Endpoint = u
 	} else {
-		u, err := parseEndpoint(endpoint, true)
+		u, err := parseEndpoint(endpoint, tracesPath, true)
 		if err != nil {
 			return Config{}, fmt.Errorf("--otlp-endpoint: %w", err)
 		}
 		c.Endpoint = u
 	}
-	for _, read := range []func(func(string) string) error{c.readProtocol, c.readTimeout, c.readHeaders, c.readTLS, c.readSampler} {
-		if err := read(getenv); err != nil {
-			return Config{}, err
-		}
+	if err := c.read(variables{getenv, envTraces}); err != nil {
+		return Config{}, err
+	}
+	if err := c.readSampler(getenv); err != nil {
+		return Config{}, err
 	}
 	return c, nil
 }
 
+// ConfigureLogs returns how logs are sent to an endpoint, which flag names; "" for nowhere.
+// The environment does not name an endpoint, but says how to send. An error names the flag
+// or the variable, and has no value of a header.
+func ConfigureLogs(flag, endpoint string, getenv func(string) string) (Config, error) {
+	if endpoint == "" {
+		return Config{}, nil
+	}
+	u, err := parseEndpoint(endpoint, logsPath, true)
+	if err != nil {
+		return Config{}, fmt.Errorf("--%s: %w", flag, err)
+	}
+	c := Config{Endpoint: u}
+	if err := c.read(variables{getenv, envLogs}); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// read reads what the variables say about all kinds of data.
+func (c *Config) read(v variables) error {
+	for _, read := range []func(variables) error{c.readProtocol, c.readTimeout, c.readHeaders, c.readTLS} {
+		if err := read(v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func isTrue(s string) bool { return strings.EqualFold(s, "true") }
 
-// parseEndpoint returns the URL to post to. The path of traces is added to an endpoint
-// for all kinds of data.
-func parseEndpoint(endpoint string, all bool) (string, error) {
+// parseEndpoint returns the URL to post to. The path is added to an endpoint for all kinds
+// of data.
+func parseEndpoint(endpoint, path string, all bool) (string, error) {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" {
 		return "", errors.New("not a URL such as http://127.0.0.1:4318")
@@ -101,16 +140,16 @@ func parseEndpoint(endpoint string, all bool) (string, error) {
 		return "", fmt.Errorf("a URL with a password; put credentials into %sHEADERS", envPrefix)
 	}
 	if all {
-		u = u.JoinPath(tracesPath)
+		u = u.JoinPath(path)
 	}
 	return u.String(), nil
 }
 
-func (c *Config) readProtocol(getenv func(string) string) error {
-	if p, from := option(getenv, "PROTOCOL"); p != "" && p != "http/protobuf" {
+func (c *Config) readProtocol(vars variables) error {
+	if p, from := vars.option("PROTOCOL"); p != "" && p != "http/protobuf" {
 		return fmt.Errorf("%s is %q; the server speaks http/protobuf", from, p)
 	}
-	switch v, from := option(getenv, "COMPRESSION"); v {
+	switch v, from := vars.option("COMPRESSION"); v {
 	case "gzip":
 		c.Gzip = true
 	case "", "none":
@@ -120,9 +159,9 @@ func (c *Config) readProtocol(getenv func(string) string) error {
 	return nil
 }
 
-func (c *Config) readTimeout(getenv func(string) string) error {
+func (c *Config) readTimeout(vars variables) error {
 	c.Timeout = defaultTimeout
-	v, from := option(getenv, "TIMEOUT")
+	v, from := vars.option("TIMEOUT")
 	if v == "" {
 		return nil
 	}
@@ -135,8 +174,8 @@ func (c *Config) readTimeout(getenv func(string) string) error {
 }
 
 // readHeaders reads "name=value,name=value", with values in URL encoding.
-func (c *Config) readHeaders(getenv func(string) string) error {
-	list, from := option(getenv, "HEADERS")
+func (c *Config) readHeaders(vars variables) error {
+	list, from := vars.option("HEADERS")
 	for n, field := range strings.Split(list, ",") {
 		if strings.TrimSpace(field) == "" {
 			continue
@@ -156,10 +195,10 @@ func (c *Config) readHeaders(getenv func(string) string) error {
 }
 
 // readTLS reads the authority of the collector and the certificate for it.
-func (c *Config) readTLS(getenv func(string) string) error {
-	authority, fromAuthority := option(getenv, "CERTIFICATE")
-	cert, fromCert := option(getenv, "CLIENT_CERTIFICATE")
-	key, fromKey := option(getenv, "CLIENT_KEY")
+func (c *Config) readTLS(vars variables) error {
+	authority, fromAuthority := vars.option("CERTIFICATE")
+	cert, fromCert := vars.option("CLIENT_CERTIFICATE")
+	key, fromKey := vars.option("CLIENT_KEY")
 	if authority == "" && cert == "" && key == "" {
 		return nil
 	}

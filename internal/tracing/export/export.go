@@ -1,15 +1,8 @@
 package export
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
-	"net/url"
 	"sync/atomic"
 	"time"
 
@@ -17,13 +10,12 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"golang.org/x/time/rate"
-	"google.golang.org/protobuf/proto"
 )
 
 // Exporter sends spans to a collector. A batch that the collector does not accept is
 // dropped.
 type Exporter struct {
-	client *client
+	client *Client
 	spans  *otlptrace.Exporter
 	log    *slog.Logger
 	// complaints limits the log lines about a collector that does not answer.
@@ -37,18 +29,9 @@ const complainEvery = time.Minute
 
 // New returns an exporter for a configuration.
 func New(cfg Config, log *slog.Logger) *Exporter {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxConnsPerHost = 2
-	if cfg.TLS != nil {
-		transport.TLSClientConfig = cfg.TLS
-	}
-	c := &client{cfg: cfg, transport: transport, http: &http.Client{
-		Transport: transport, Timeout: cfg.Timeout,
-		// The headers are for the one collector.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	c := NewClient(cfg)
 	return &Exporter{
-		client: c, spans: otlptrace.NewUnstarted(c), log: log,
+		client: c, spans: otlptrace.NewUnstarted(traces{c}), log: log,
 		complaints: rate.Sometimes{Interval: complainEvery},
 	}
 }
@@ -81,67 +64,22 @@ func (e *Exporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) er
 
 // Shutdown implements sdk.SpanExporter.
 func (e *Exporter) Shutdown(ctx context.Context) error {
-	e.client.transport.CloseIdleConnections()
+	e.client.Close()
 	return nil
 }
 
-// client posts spans. It replaces otlptracehttp, which links all of gRPC: 6 MB in every
+// traces posts spans. It replaces otlptracehttp, which links all of gRPC: 6 MB in every
 // sandbox's kernel too, because that is the same program.
-type client struct {
-	cfg       Config
-	transport *http.Transport
-	http      *http.Client
-}
+type traces struct{ *Client }
 
 // Start implements otlptrace.Client.
-func (c *client) Start(context.Context) error { return nil }
+func (traces) Start(context.Context) error { return nil }
 
 // Stop implements otlptrace.Client.
-func (c *client) Stop(context.Context) error { return nil }
-
-// maxAnswer is the maximum number of bytes read of a collector's answer.
-const maxAnswer = 64 << 10
+func (traces) Stop(context.Context) error { return nil }
 
 // UploadTraces implements otlptrace.Client.
-func (c *client) UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpans) error {
+func (t traces) UploadTraces(ctx context.Context, spans []*tracepb.ResourceSpans) error {
 	// It has the same encoding as the request of the protocol, ExportTraceServiceRequest.
-	body, err := proto.Marshal(&tracepb.TracesData{ResourceSpans: spans})
-	if err != nil {
-		return err
-	}
-	if c.cfg.Gzip {
-		var packed bytes.Buffer
-		w := gzip.NewWriter(&packed)
-		if _, err := w.Write(body); err != nil {
-			return err
-		}
-		if err := w.Close(); err != nil {
-			return err
-		}
-		body = packed.Bytes()
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.cfg.Endpoint, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	for name, value := range c.cfg.Headers {
-		req.Header.Set(name, value)
-	}
-	req.Header.Set("Content-Type", "application/x-protobuf")
-	if c.cfg.Gzip {
-		req.Header.Set("Content-Encoding", "gzip")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // the log has the URL already
-		}
-		return err
-	}
-	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, maxAnswer) // so that the connection can be used again
-	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("it answers %d", resp.StatusCode)
-	}
-	return nil
+	return t.Post(ctx, &tracepb.TracesData{ResourceSpans: spans})
 }

@@ -208,3 +208,28 @@ func TestQueueIsBounded(t *testing.T) {
 		t.Errorf("%d of %d spans were kept for a collector that does not answer", sent+lost, more)
 	}
 }
+
+// TestConfigureLogs has only the flag say where logs go, and the variables how.
+func TestConfigureLogs(t *testing.T) {
+	all := []string{forAll + "ENDPOINT", "http://c", forAll + "LOGS_ENDPOINT", "http://c", forAll + "HEADERS", "a=b", forAll + "LOGS_TIMEOUT", "500", forAll + "TRACES_TIMEOUT", "600"}
+	if got, err := export.ConfigureLogs("x", "", env(all...)); err != nil || got.Endpoint != "" {
+		t.Errorf("without the flag: %+v, %v", got, err)
+	}
+	got, err := export.ConfigureLogs("x", "https://c/otlp", env(all...))
+	if err != nil || got.Endpoint != "https://c/otlp/v1/logs" || got.Headers["a"] != "b" || got.Timeout != 500*time.Millisecond {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, c := range []struct {
+		flag string
+		env  []string
+		want string
+	}{
+		{flag: "c:4318", want: "--x: not a URL such as http://127.0.0.1:4318"},
+		{flag: "http://u:hush@c", want: "--x: a URL with a password; put credentials into OTEL_EXPORTER_OTLP_HEADERS"},
+		{flag: "http://c", env: []string{forAll + "LOGS_PROTOCOL", "grpc"}, want: `OTEL_EXPORTER_OTLP_LOGS_PROTOCOL is "grpc"; the server speaks http/protobuf`},
+	} {
+		if _, err := export.ConfigureLogs("x", c.flag, env(c.env...)); err == nil || err.Error() != c.want {
+			t.Errorf("%s %q: %v, want %s", c.flag, c.env, err, c.want)
+		}
+	}
+}
