@@ -110,7 +110,8 @@ func (c *Copy) run(ctx context.Context) {
 		}
 	}()
 	at := c.begin()
-	c.cursor = at
+	c.cursor = Position{File: -1} // there may be none
+	c.save(at, true)
 	r := NewReader(c.l.o.Dir, at)
 	defer r.Close()
 	for {

@@ -35,6 +35,8 @@ const (
 	retryEvery = time.Second
 	// maxQueue bounds the records that wait to be written.
 	maxQueue = 8192
+	// maxWrite is the number of records that are written at once.
+	maxWrite = 512
 	// keepBuffer is the largest buffer for lines that is kept, in bytes.
 	keepBuffer = 1 << 20
 	// complainEvery is the least time between two lines in the server's log about the

@@ -109,7 +109,7 @@ func (v *verifier) files(dir string) error {
 		}
 		if now := r.Position().File; now != file {
 			if file > 0 && now != file+1 {
-				return &WrongError{Why: fmt.Sprintf("the file %s is missing", fileName(file+1))}
+				return &WrongError{Why: fmt.Sprintf("the file %s is missing or empty", fileName(file+1))}
 			}
 			file = now
 		}

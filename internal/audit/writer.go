@@ -77,20 +77,19 @@ func (l *Log) drain() error {
 	l.group = &group{done: make(chan struct{})} // of the records that are added meanwhile
 	lost, since := l.lost, l.since
 	l.mu.Unlock()
-	err := l.write(batch, lost, since)
+	written, err := l.writeAll(batch, lost, since)
 	l.mu.Lock()
-	l.failing = err
-	if err == nil {
+	if l.queue = l.queue[written:]; len(l.queue) == 0 {
+		l.queue = nil // its array may be large
+	}
+	if l.failing = err; err == nil {
 		l.stuck = false
-		if l.queue = l.queue[len(batch):]; len(l.queue) == 0 {
-			l.queue = nil // its array may be large
-		}
 		if l.lost -= lost; l.lost == 0 {
 			l.since = time.Time{}
 		}
-		close(l.changed)
-		l.changed = make(chan struct{})
 	}
+	close(l.changed)
+	l.changed = make(chan struct{})
 	l.mu.Unlock()
 	g.err = err
 	close(g.done)
@@ -112,6 +111,24 @@ func (l *Log) drain() error {
 
 func (l *Log) complain(what string, err error) {
 	l.fault.Do(func() { l.o.Log.Error(what, "dir", l.o.Dir, "lost", l.Lost(), "error", err) })
+}
+
+// writeAll writes a batch in parts, and returns how many of its records are written.
+func (l *Log) writeAll(batch []Record, lost int64, since time.Time) (written int, err error) {
+	for {
+		part := batch[written:min(written+maxWrite, len(batch))]
+		last := written+len(part) == len(batch)
+		n := lost
+		if !last {
+			n = 0
+		}
+		if err := l.write(part, n, since); err != nil {
+			return written, err
+		}
+		if written += len(part); last {
+			return written, nil
+		}
+	}
 }
 
 // write appends records to the file. If it fails, it can be repeated with the same ones.

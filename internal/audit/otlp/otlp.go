@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
@@ -90,7 +91,8 @@ func logRecord(r *audit.Record, line []byte, now uint64) *logspb.LogRecord {
 		out.SeverityNumber, out.SeverityText = logspb.SeverityNumber_SEVERITY_NUMBER_WARN, "WARN"
 	}
 	add := func(name, value string) {
-		if value != "" {
+		// Of two targets of a kind, the first is an attribute: keys are unique.
+		if value != "" && !slices.ContainsFunc(out.Attributes, func(kv *commonpb.KeyValue) bool { return kv.Key == name }) {
 			out.Attributes = append(out.Attributes, text(name, value))
 		}
 	}
