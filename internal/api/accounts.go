@@ -482,8 +482,10 @@ func (s *Server) manageMember(c *call, status int, do func(team string) (*skerry
 	if err != nil {
 		return err
 	}
-	writeJSON(c.w, status, memberResponse{Member: *m})
-	return nil
+	if status == http.StatusCreated {
+		return c.replyCreated(memberResponse{Member: *m})
+	}
+	return c.reply(memberResponse{Member: *m})
 }
 
 func (s *Server) listTokens(c *call) error {

@@ -41,6 +41,7 @@ type call struct {
 	caller
 	// code is that of the error that the call failed with.
 	code skerry.Code
+	act  *act
 	// span is that of the request.
 	span tracing.Span
 }
@@ -50,12 +51,14 @@ func (c *call) path(name string) string { return c.r.PathValue(name) }
 
 // reply sends status 200 with v.
 func (c *call) reply(v any) error {
+	c.act.replies(v)
 	writeJSON(c.w, http.StatusOK, v)
 	return nil
 }
 
 // replyCreated sends status 201 with v.
 func (c *call) replyCreated(v any) error {
+	c.act.replies(v)
 	writeJSON(c.w, http.StatusCreated, v)
 	return nil
 }
@@ -168,8 +171,10 @@ type response struct {
 	status int        // status that was sent, by the handler or by a heartbeat
 	bytes  int64
 	pulse  *pulse
-	// answered is set when the handler has begun its response.
+	// answered is set when the handler has begun its response. first, if set, is called
+	// before, with the status; it must not use the response.
 	answered bool
+	first    func(status int)
 
 	// severed is set when the connection was cut: nothing more is sent or read.
 	severed atomic.Bool
@@ -194,7 +199,7 @@ func (w *response) Header() http.Header {
 func (w *response) WriteHeader(status int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.answer()
+	w.answer(status)
 	if w.status == 0 {
 		w.status = status
 		w.ResponseWriter.WriteHeader(status)
@@ -204,7 +209,7 @@ func (w *response) WriteHeader(status int) {
 func (w *response) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.answer()
+	w.answer(http.StatusOK)
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
@@ -213,7 +218,10 @@ func (w *response) Write(p []byte) (int, error) {
 
 // answer records that the handler's response begins. No heartbeat interrupts a JSON
 // document.
-func (w *response) answer() {
+func (w *response) answer(status int) {
+	if !w.answered && w.first != nil {
+		w.first(status)
+	}
 	w.answered = true
 	if w.pulse != nil && w.pulse.document {
 		w.hush()
@@ -284,7 +292,7 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 func (w *response) switched() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.answer()
+	w.answer(http.StatusSwitchingProtocols)
 	w.status = http.StatusSwitchingProtocols
 }
 

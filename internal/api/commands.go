@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/audit"
 )
 
 func (s *Server) runCommand(c *call) error {
@@ -30,10 +31,12 @@ func (s *Server) runCommand(c *call) error {
 	}
 	defer leave()
 	session := c.path("session")
+	c.act.runs(p.Name)
 	cmd, out, err := s.service.RunCommand(ctx, c.scope, session, p, req.Wait && req.Logs)
 	if err != nil {
 		return s.explainAbort(ctx, c, err)
 	}
+	c.act.on(audit.TargetCommand, cmd.ID, "")
 	if !req.Wait {
 		return c.reply(commandResponse{Command: wireCommand(cmd)})
 	}

@@ -63,6 +63,7 @@ func (s *Server) serveTerminal(c *call) error {
 	c.w.switched()
 	link := &terminalLink{conn: conn, log: c.log, requestID: c.requestID, stall: s.stall}
 	link.serve(ctx, func(p skerry.TerminalParams) (skerry.Terminal, error) {
+		c.act.runs(p.Name)
 		return s.service.OpenTerminal(ctx, c.scope, t.session, p)
 	})
 	return nil

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/audit"
 )
 
 func (s *Server) createSandbox(c *call) error {
@@ -17,6 +18,7 @@ func (s *Server) createSandbox(c *call) error {
 	if err != nil {
 		return err
 	}
+	c.act.on(audit.TargetSandbox, "", p.Name)
 	run, err := s.service.CreateSandbox(c.r.Context(), c.scope, p)
 	if err != nil {
 		return err

@@ -73,6 +73,11 @@ type Options struct {
 	Observe func(operation string, status int, code skerry.Code, took time.Duration)
 	// Tracer makes a trace of each request; nil for none.
 	Tracer *tracing.Tracer
+	// Audit, if set, gets a record of each change, of each call that shows the content of
+	// a sandbox, and of each refused one. AuditReads records other calls too.
+	// AuditRequired refuses changes while the log cannot be written.
+	Audit                     Audit
+	AuditReads, AuditRequired bool
 	// Discovery, if set, serves /.well-known/jwks and
 	// /.well-known/openid-configuration, without authentication.
 	Discovery http.Handler
@@ -85,6 +90,10 @@ type Server struct {
 	discovery      http.Handler
 	observe        func(operation string, status int, code skerry.Code, took time.Duration)
 	tracer         *tracing.Tracer
+	audit          Audit
+	auditReads     bool
+	auditRequired  bool
+	auditNames     sessionNames
 	accounts       Accounts
 	log            *slog.Logger
 	publicURL      *url.URL
@@ -116,6 +125,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		service: o.Service, discovery: o.Discovery, observe: o.Observe, tracer: o.Tracer, accounts: o.Accounts, log: o.Log,
+		audit: o.Audit, auditReads: o.AuditReads, auditRequired: o.AuditRequired,
 		trustForwarded: o.TrustForwarded, maxUpload: o.MaxUpload, stall: o.StallTimeout,
 		bodyTimeout: bodyTimeout, strayTimeout: strayTimeout,
 		mux: http.NewServeMux(),
@@ -252,6 +262,8 @@ func (s *Server) handler(rt route) http.Handler {
 			c.w.readWithin(s.strayTimeout)
 		}
 		defer func() { s.logAccess(c, rt, started) }()
+		c.act = s.newAct(c, &rt, started)
+		defer c.act.end()
 		if s.observe != nil {
 			defer func() { s.observe(cmp.Or(rt.id, "none"), c.w.status, c.code, time.Since(started)) }()
 		}
@@ -283,6 +295,9 @@ func (s *Server) dispatch(c *call, rt route) error {
 		if v := c.path(name); !validText(v) || utf8.RuneCountInString(v) > skerry.MaxNameLength {
 			return skerry.Invalid(name, "must be valid UTF-8 without NUL characters, and have at most %d characters", skerry.MaxNameLength)
 		}
+	}
+	if err := c.act.admit(); err != nil {
+		return err
 	}
 	if rt.answersDocument() {
 		first := patience * s.heartbeat

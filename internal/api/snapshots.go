@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/audit"
 )
 
 func (s *Server) createSnapshot(c *call) error {
@@ -90,6 +91,7 @@ func (s *Server) forkSandbox(c *call) error {
 	if err != nil {
 		return err
 	}
+	c.act.on(audit.TargetSandbox, "", p.Name)
 	run, err := s.service.ForkSandbox(c.r.Context(), c.scope, c.path("name"), p)
 	if err != nil {
 		return err

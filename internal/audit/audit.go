@@ -34,6 +34,7 @@ const (
 	TargetCommand  = "command"
 	TargetSnapshot = "snapshot"
 	TargetDrive    = "drive"
+	TargetPort     = "port"
 	TargetToken    = "token"
 	TargetTeam     = "team"
 	TargetProject  = "project"
