@@ -43,6 +43,9 @@ type Config struct {
 	// can be published.
 	Ingress Ingress
 	Log     *slog.Logger
+	// Ended, if set, is told of each session whose end is recorded, before those who wait
+	// for the end. timeUp says that its time was up. It must return soon.
+	Ended func(run skerry.Session, timeUp bool)
 
 	// MaxTimeout is the longest that a session may run.
 	MaxTimeout time.Duration

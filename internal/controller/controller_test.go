@@ -620,3 +620,32 @@ func TestClosingEndsWaits(t *testing.T) {
 		t.Errorf("after the restart the session is %s", got)
 	}
 }
+
+// TestEndsAreTold has whoever wants that told how each session ended.
+func TestEndsAreTold(t *testing.T) {
+	type end struct {
+		sandbox string
+		status  skerry.SessionStatus
+		timeUp  bool
+	}
+	ends := make(chan end, 10)
+	l := newLab(t, func(c *Config) {
+		c.Ended = func(run skerry.Session, timeUp bool) { ends <- end{run.SandboxName, run.Status, timeUp} }
+	})
+	if _, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "late", Timeout: skerry.Duration(time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-ends; got != (end{"late", skerry.StatusStopped, true}) {
+		t.Errorf("%+v", got)
+	}
+	l.node.Lose(l.create("lost").Session.ID, "the power went out")
+	if got := <-ends; got != (end{"lost", skerry.StatusAborted, false}) {
+		t.Errorf("%+v", got)
+	}
+	if _, err := l.StopSession(t.Context(), scope, l.create("stopped").Session.ID, skerry.StopParams{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-ends; got != (end{"stopped", skerry.StatusStopped, false}) {
+		t.Errorf("%+v", got)
+	}
+}

@@ -29,6 +29,9 @@ type ending struct {
 	// forced is closed when the session is to end whether or not it is saved.
 	forced    chan struct{}
 	forceOnce sync.Once
+
+	// timeUp says that the session ends because its time is up. It is set in the step.
+	timeUp bool
 }
 
 func newEnding() *ending {
@@ -255,6 +258,9 @@ func (s *session) recordEnd(e *ending, status skerry.SessionStatus, change func(
 	}, s.holdUp(e), nil)
 	if err != nil {
 		return err
+	}
+	if s.cfg.Ended != nil {
+		s.cfg.Ended(s.state(), e.timeUp)
 	}
 	s.delist(s)
 	close(s.ended)

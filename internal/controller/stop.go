@@ -103,6 +103,7 @@ func (s *session) stop(ctx context.Context, how saving, force bool) (e *ending, 
 // is called in a step.
 func (s *session) stopNow(e *ending, how saving) error {
 	asked := skerry.At(time.Now())
+	e.timeUp = how.overdue
 	saved, reason := false, ""
 	if how.method != "" && !e.isForced() {
 		err := s.saveAndStop(e, how, asked)
