@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/audit"
 	"github.com/skerry-dev/skerry/internal/auth"
 	"github.com/skerry-dev/skerry/internal/store"
 	"github.com/skerry-dev/skerry/internal/usage"
@@ -20,31 +21,78 @@ import (
 
 // operation is something that the operator does with teams and what they have. The server
 // that runs does it when it is asked over its socket; without one, the command itself does.
+// It is recorded in the audit log, unless it only reads.
 type operation[Request, Answer any] struct {
-	path string
+	// name is that in the audit log, and the path of the socket.
+	name string
 	do   func(context.Context, *auth.Auth, Request) (Answer, error)
+	// about is what it was done to, for the audit log, nil if it only reads. The answer may be
+	// zero if it failed.
+	about func(Request, Answer) []audit.Target
+}
+
+func (o operation[Request, Answer]) path() string { return "/" + o.name }
+
+func (o operation[Request, Answer]) recorded(ctx context.Context, accounts *auth.Auth, records *auditing, req Request) (Answer, error) {
+	began := time.Now()
+	answer, err := o.do(ctx, accounts, req)
+	if o.about != nil {
+		records.operator(ctx, o.name, began, err, o.about(req, answer)...)
+	}
+	return answer, err
 }
 
 // serve adds the operation to those of the socket.
-func (o operation[Request, Answer]) serve(mux *http.ServeMux, accounts *auth.Auth) {
-	mux.Handle("POST "+o.path, answering(func(ctx context.Context, req Request) (Answer, error) { return o.do(ctx, accounts, req) }))
+func (o operation[Request, Answer]) serve(mux *http.ServeMux, accounts *auth.Auth, records *auditing) {
+	mux.Handle("POST "+o.path(), answering(func(ctx context.Context, req Request) (Answer, error) { return o.recorded(ctx, accounts, records, req) }))
 }
 
 // run does the operation for a command.
 func (o operation[Request, Answer]) run(cmd *cobra.Command, req Request) (answer Answer, err error) {
 	err = withStore(cmd, func(db *store.Store) error {
-		answer, err = o.do(cmd.Context(), auth.New(db), req)
-		return err
+		return withoutServer(stateDir(cmd), func(records *auditing) error {
+			accounts := auth.New(db)
+			defer accounts.Close()
+			answer, err = o.recorded(cmd.Context(), accounts, records, req)
+			return err
+		})
 	})
 	if errors.Is(err, errRunning) {
-		err = ask(cmd.Context(), stateDir(cmd), http.MethodPost, o.path, req, &answer)
+		err = ask(cmd.Context(), stateDir(cmd), http.MethodPost, o.path(), req, &answer)
 	}
 	return answer, err
 }
 
+// What operations are about: the id and the name that are known, from the answer or from the
+// request of one that failed.
+
+func aboutTeam(r accountRequest, t *skerry.Team) []audit.Target {
+	if t == nil {
+		return []audit.Target{{Kind: audit.TargetTeam, Name: cmp.Or(r.Team, r.Slug)}}
+	}
+	return []audit.Target{{Kind: audit.TargetTeam, ID: t.ID, Name: t.Slug}}
+}
+
+func aboutProject(r accountRequest, p *skerry.Project) []audit.Target {
+	team := audit.Target{Kind: audit.TargetTeam, Name: r.Team}
+	if p == nil {
+		return []audit.Target{{Kind: audit.TargetProject, Name: cmp.Or(r.Project, r.Name)}, team}
+	}
+	team.ID = p.TeamID
+	return []audit.Target{{Kind: audit.TargetProject, ID: p.ID, Name: p.Name}, team}
+}
+
+func aboutMember(r accountRequest, m *skerry.Member) []audit.Target {
+	member := audit.Target{Kind: audit.TargetMember, Name: r.User}
+	if m != nil {
+		member.ID, member.Name = m.User.ID, m.User.Name
+	}
+	return []audit.Target{member, {Kind: audit.TargetTeam, Name: r.Team}}
+}
+
 // operations are those that the socket serves.
 var operations = []interface {
-	serve(*http.ServeMux, *auth.Auth)
+	serve(*http.ServeMux, *auth.Auth, *auditing)
 }{
 	createTeam, listTeams, updateTeam, deleteTeam,
 	createProject, listProjects, renameProject, deleteProject,
@@ -66,51 +114,53 @@ type accountRequest struct {
 }
 
 var (
-	createTeam = operation[accountRequest, *skerry.Team]{"/teams/create", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
+	createTeam = operation[accountRequest, *skerry.Team]{"team.create", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
 		return a.CreateTeam(ctx, r.Slug, r.Name)
+	}, aboutTeam}
+	listTeams = operation[accountRequest, []skerry.Team]{name: "team.list", do: func(ctx context.Context, a *auth.Auth, _ accountRequest) ([]skerry.Team, error) {
+		return a.Teams(ctx)
 	}}
-	listTeams  = operation[accountRequest, []skerry.Team]{"/teams/list", func(ctx context.Context, a *auth.Auth, _ accountRequest) ([]skerry.Team, error) { return a.Teams(ctx) }}
-	updateTeam = operation[accountRequest, *skerry.Team]{"/teams/update", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
+	updateTeam = operation[accountRequest, *skerry.Team]{"team.update", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
 		return a.UpdateTeam(ctx, r.Team, r.Slug, r.Name)
-	}}
-	deleteTeam = operation[accountRequest, *skerry.Team]{"/teams/delete", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
+	}, aboutTeam}
+	deleteTeam = operation[accountRequest, *skerry.Team]{"team.delete", func(ctx context.Context, a *auth.Auth, r accountRequest) (*skerry.Team, error) {
 		return a.DeleteTeam(ctx, r.Team)
-	}}
+	}, aboutTeam}
 
-	createProject = inTeam("/projects/create", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
+	createProject = inTeam("project.create", aboutProject, func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
 		return a.CreateProject(ctx, team.ID, r.Name)
 	})
-	listProjects = inTeam("/projects/list", func(ctx context.Context, a *auth.Auth, team *skerry.Team, _ accountRequest) ([]skerry.Project, error) {
+	listProjects = inTeam("project.list", nil, func(ctx context.Context, a *auth.Auth, team *skerry.Team, _ accountRequest) ([]skerry.Project, error) {
 		return auth.All(ctx, func(ctx context.Context, p skerry.Page) ([]skerry.Project, string, error) {
 			return a.Projects(ctx, team.ID, p)
 		})
 	})
-	renameProject = inTeam("/projects/rename", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
+	renameProject = inTeam("project.rename", aboutProject, func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
 		return a.RenameProject(ctx, team.ID, r.Project, r.Name)
 	})
-	deleteProject = inTeam("/projects/delete", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
+	deleteProject = inTeam("project.delete", aboutProject, func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Project, error) {
 		return a.DeleteProject(ctx, team.ID, r.Project)
 	})
 
-	addMember = inTeam("/members/add", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
+	addMember = inTeam("member.add", aboutMember, func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
 		return a.AddMember(ctx, team.ID, r.User, r.Role)
 	})
-	listMembers = inTeam("/members/list", func(ctx context.Context, a *auth.Auth, team *skerry.Team, _ accountRequest) ([]skerry.Member, error) {
+	listMembers = inTeam("member.list", nil, func(ctx context.Context, a *auth.Auth, team *skerry.Team, _ accountRequest) ([]skerry.Member, error) {
 		return auth.All(ctx, func(ctx context.Context, p skerry.Page) ([]skerry.Member, string, error) {
 			return a.Members(ctx, team.ID, p)
 		})
 	})
-	setMember = inTeam("/members/set", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
+	setMember = inTeam("member.set", aboutMember, func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
 		return a.SetRole(ctx, team.ID, r.User, r.Role)
 	})
-	removeMember = inTeam("/members/remove", func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
+	removeMember = inTeam("member.remove", aboutMember, func(ctx context.Context, a *auth.Auth, team *skerry.Team, r accountRequest) (*skerry.Member, error) {
 		return a.RemoveMember(ctx, team.ID, r.User)
 	})
 )
 
 // inTeam is an operation in one team.
-func inTeam[Answer any](path string, do func(context.Context, *auth.Auth, *skerry.Team, accountRequest) (Answer, error)) operation[accountRequest, Answer] {
-	return operation[accountRequest, Answer]{path, func(ctx context.Context, a *auth.Auth, r accountRequest) (answer Answer, err error) {
+func inTeam[Answer any](name string, about func(accountRequest, Answer) []audit.Target, do func(context.Context, *auth.Auth, *skerry.Team, accountRequest) (Answer, error)) operation[accountRequest, Answer] {
+	return operation[accountRequest, Answer]{name: name, about: about, do: func(ctx context.Context, a *auth.Auth, r accountRequest) (answer Answer, err error) {
 		team, err := teamOf(ctx, a, r.Team)
 		if err != nil {
 			return answer, err
@@ -359,7 +409,7 @@ type newTokenAnswer struct {
 }
 
 var (
-	createToken = operation[newTokenRequest, newTokenAnswer]{"/tokens/create", func(ctx context.Context, a *auth.Auth, r newTokenRequest) (answer newTokenAnswer, err error) {
+	createToken = operation[newTokenRequest, newTokenAnswer]{"token.create", func(ctx context.Context, a *auth.Auth, r newTokenRequest) (answer newTokenAnswer, err error) {
 		p := skerry.TokenParams{Name: r.Name, Role: r.Role}
 		if r.Lifetime != 0 {
 			p.ExpiresAt = skerry.At(time.Now().Add(r.Lifetime))
@@ -372,8 +422,10 @@ var (
 			return answer, err
 		}
 		return newTokenAnswer{*token, secret}, nil
+	}, func(r newTokenRequest, answer newTokenAnswer) []audit.Target {
+		return []audit.Target{{Kind: audit.TargetToken, ID: answer.Token.ID, Name: r.Name}, {Kind: audit.TargetTeam, ID: answer.Token.TeamID, Name: r.Team}}
 	}}
-	listTokens = operation[accountRequest, []tokenRow]{"/tokens/list", func(ctx context.Context, a *auth.Auth, r accountRequest) ([]tokenRow, error) {
+	listTokens = operation[accountRequest, []tokenRow]{name: "token.list", do: func(ctx context.Context, a *auth.Auth, r accountRequest) ([]tokenRow, error) {
 		team := ""
 		if r.Team != "" {
 			t, err := a.Team(ctx, r.Team)
@@ -390,8 +442,13 @@ var (
 		}
 		return tokenRows(ctx, a, tokens)
 	}}
-	revokeToken = operation[string, *skerry.AccessToken]{"/tokens/revoke", func(ctx context.Context, a *auth.Auth, id string) (*skerry.AccessToken, error) {
+	revokeToken = operation[string, *skerry.AccessToken]{"token.revoke", func(ctx context.Context, a *auth.Auth, id string) (*skerry.AccessToken, error) {
 		return a.RevokeToken(ctx, id)
+	}, func(id string, t *skerry.AccessToken) []audit.Target {
+		if t == nil {
+			return []audit.Target{{Kind: audit.TargetToken, ID: id}}
+		}
+		return []audit.Target{{Kind: audit.TargetToken, ID: id, Name: t.Name}}
 	}}
 )
 

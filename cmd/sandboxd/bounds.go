@@ -52,6 +52,8 @@ var bounds = map[string]struct{ least, most, unit string }{
 	"max-ports":         {"1", "1000", ""},
 	"ingress-port":      {"0", "65535", ""},
 	"resume-wait":       {"1s", "1h", ""},
+	"audit-keep-days":   {"1", "36500", ""},
+	"audit-max-size":    {"1", "1048576", " MiB"},
 }
 
 // checkIdle checks the idle mode.
@@ -78,7 +80,7 @@ func (o *serveOptions) check(f *pflag.FlagSet) error {
 		}
 	})
 	for _, check := range []func() error{
-		func() error { return o.checkSizes(f) }, o.checkIdle, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles, o.checkCertificates,
+		func() error { return o.checkSizes(f) }, o.checkIdle, o.ingress.check, o.checkURLs, o.checkPlaces, o.observe.check, o.audit.check, o.checkTLS, o.network.check, o.storage.check, o.checkFiles, o.checkCertificates,
 	} {
 		if wrong == nil {
 			wrong = check()

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/audit"
 	"github.com/skerry-dev/skerry/internal/auth"
 	"github.com/skerry-dev/skerry/internal/federation"
 	"github.com/skerry-dev/skerry/internal/usage"
@@ -39,7 +40,7 @@ type issuerAnswer struct {
 }
 
 var (
-	addIssuer = operation[issuerRequest, issuerAnswer]{"/issuers/add", func(ctx context.Context, a *auth.Auth, r issuerRequest) (answer issuerAnswer, err error) {
+	addIssuer = operation[issuerRequest, issuerAnswer]{"issuer.add", func(ctx context.Context, a *auth.Auth, r issuerRequest) (answer issuerAnswer, err error) {
 		if !r.Unasked {
 			if answer.Keys, err = a.Probe(ctx, r.Issuer); err != nil {
 				return answer, err
@@ -57,14 +58,14 @@ var (
 		}
 		answer.Issuer = *one
 		return answer, nil
-	}}
-	listIssuers = operation[struct{}, []federation.Issuer]{"/issuers/list", func(ctx context.Context, a *auth.Auth, _ struct{}) ([]federation.Issuer, error) {
+	}, func(r issuerRequest, _ issuerAnswer) []audit.Target { return aboutIssuer(r.Issuer.ID, "") }}
+	listIssuers = operation[struct{}, []federation.Issuer]{name: "issuer.list", do: func(ctx context.Context, a *auth.Auth, _ struct{}) ([]federation.Issuer, error) {
 		return a.Issuers(ctx)
 	}}
-	removeIssuer = operation[string, struct{}]{"/issuers/remove", func(ctx context.Context, a *auth.Auth, id string) (struct{}, error) {
+	removeIssuer = operation[string, struct{}]{"issuer.remove", func(ctx context.Context, a *auth.Auth, id string) (struct{}, error) {
 		return struct{}{}, a.RemoveIssuer(ctx, id)
-	}}
-	allowIssuer = operation[issuerRequest, federation.Issuer]{"/issuers/allow", func(ctx context.Context, a *auth.Auth, r issuerRequest) (federation.Issuer, error) {
+	}, func(id string, _ struct{}) []audit.Target { return aboutIssuer(id, "") }}
+	allowIssuer = operation[issuerRequest, federation.Issuer]{"issuer.allow", func(ctx context.Context, a *auth.Auth, r issuerRequest) (federation.Issuer, error) {
 		if err := literalScope(ctx, a, r.Rule); err != nil {
 			return federation.Issuer{}, err
 		}
@@ -75,8 +76,8 @@ var (
 			i.Rules = append(i.Rules, r.Rule)
 			return nil
 		})
-	}}
-	disallowIssuer = operation[issuerRequest, federation.Issuer]{"/issuers/disallow", func(ctx context.Context, a *auth.Auth, r issuerRequest) (federation.Issuer, error) {
+	}, aboutRule}
+	disallowIssuer = operation[issuerRequest, federation.Issuer]{"issuer.disallow", func(ctx context.Context, a *auth.Auth, r issuerRequest) (federation.Issuer, error) {
 		return changeRules(ctx, a, r, func(i *federation.Issuer, n int) error {
 			if n < 0 {
 				return skerry.Errorf(skerry.CodeNotFound, "the issuer has no rule %q", r.Rule.ID)
@@ -84,8 +85,16 @@ var (
 			i.Rules = slices.Delete(i.Rules, n, n+1)
 			return nil
 		})
-	}}
+	}, aboutRule}
 )
+
+func aboutRule(r issuerRequest, _ federation.Issuer) []audit.Target {
+	return aboutIssuer(r.Issuer.ID, r.Rule.ID)
+}
+
+func aboutIssuer(id, rule string) []audit.Target {
+	return []audit.Target{{Kind: audit.TargetIssuer, ID: id}, {Kind: audit.TargetRule, ID: rule}}
+}
 
 // changeRules changes the rules of an issuer that exists. change gets the index of the rule
 // of the request, -1 if there is none.

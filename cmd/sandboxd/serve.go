@@ -61,6 +61,7 @@ type serveOptions struct {
 	ingress       ingressOptions
 	inside        insideOptions
 	observe       observeOptions
+	audit         auditOptions
 	warm          warmOptions
 	idlePause     time.Duration
 	idleHibernate time.Duration
@@ -125,6 +126,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	o.ingress.flags(f)
 	o.inside.flags(f)
 	o.observe.flags(f)
+	o.audit.flags(f)
 	o.warm.flags(f)
 }
 
@@ -193,6 +195,11 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	}
 	defer ln.Close() // Serve closes it too
 
+	records, err := o.audit.open(o.state, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, records.close)
 	otlp, err := o.observe.traces()
 	if err != nil {
 		return err
@@ -209,14 +216,14 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		return err
 	}
 	url := serverURL(ln, o.api.tls(), o.publicURL)
-	if err := firstToken(ctx, accounts, url, log); err != nil {
+	if err := firstToken(ctx, accounts, url, records, log); err != nil {
 		return err
 	}
 
 	o.network.connections, o.ingress.connections = connectionsFor(files), connectionsFor(files)
 
 	samples := newSampler()
-	stopSocket, err := serveSocket(o.state, socketHandler(end, accounts, db, samples, url))
+	stopSocket, err := serveSocket(o.state, socketHandler(end, accounts, records, db, samples, url))
 	if err != nil {
 		return err
 	}
@@ -249,7 +256,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		StopGrace: o.stopGrace, SaveGrace: o.saveGrace,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
-		Ingress: gate, MaxPorts: o.ingress.maxPorts,
+		Ingress: gate, MaxPorts: o.ingress.maxPorts, Ended: records.sessionEnded,
 	})
 	defer closing(&err, control.Close)
 	if err := control.Recover(ctx); err != nil {
@@ -266,6 +273,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 			MaxPorts: o.ingress.maxPorts, MaxDriveSize: int64(o.maxDriveGB) << 30,
 		},
 		MaxOpen: maxOpen, Discovery: n.discovery, Observe: counted.Request, Tracer: tracer,
+		Audit: records.forAPI(), AuditReads: o.audit.what == auditAll, AuditRequired: o.audit.required,
 	})
 	if err != nil {
 		return err

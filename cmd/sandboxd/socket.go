@@ -19,6 +19,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/auth"
+	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/store"
 )
 
@@ -79,6 +80,12 @@ func serveSocket(state string, h http.Handler) (stop func() error, err error) {
 		return nil, err
 	}
 	server := &http.Server{Handler: http.MaxBytesHandler(h, maxSocketBody), ReadHeaderTimeout: 10 * time.Second}
+	server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		if c, ok := conn.(*net.UnixConn); ok {
+			ctx = withPeer(ctx, c)
+		}
+		return ctx
+	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ln) }()
 	return func() error {
@@ -188,9 +195,12 @@ func answering[Request, Answer any](f func(context.Context, Request) (Answer, er
 const healthTimeout = 5 * time.Second
 
 // socketHandler answers what is asked of a running server.
-func socketHandler(end *ending, accounts *auth.Auth, db *store.Store, samples *sampler, url string) http.Handler {
+func socketHandler(end *ending, accounts *auth.Auth, records *auditing, db *store.Store, samples *sampler, url string) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("POST /stop", answering(end.handle))
+	mux.Handle("POST /stop", answering(func(ctx context.Context, o stopOrder) (controller.StopReport, error) {
+		records.operator(ctx, "server.stop", time.Now(), nil)
+		return end.handle(ctx, o)
+	}))
 	mux.Handle("GET /top", answering(samples.sample))
 	mux.Handle("GET /url", answering(func(context.Context, struct{}) (string, error) { return url, nil }))
 	mux.Handle("GET /health", answering(func(ctx context.Context, _ struct{}) (struct{}, error) {
@@ -200,7 +210,7 @@ func socketHandler(end *ending, accounts *auth.Auth, db *store.Store, samples *s
 		return struct{}{}, err
 	}))
 	for _, o := range operations {
-		o.serve(mux, accounts)
+		o.serve(mux, accounts, records)
 	}
 	mux.Handle("GET /images", answering(func(ctx context.Context, _ struct{}) ([]string, error) { return db.Images(ctx) }))
 	return mux

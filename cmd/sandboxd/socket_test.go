@@ -53,7 +53,7 @@ func TestHealth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, err := serveSocket(dir, socketHandler(nil, auth.New(db), db, newSampler(), "http://example.com"))
+	stop, err := serveSocket(dir, socketHandler(nil, auth.New(db), nil, db, newSampler(), "http://example.com"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,7 +20,7 @@ import (
 func TestSamples(t *testing.T) {
 	dir := t.TempDir()
 	s := newSampler()
-	stop, err := serveSocket(dir, socketHandler(nil, nil, nil, s, ""))
+	stop, err := serveSocket(dir, socketHandler(nil, nil, nil, nil, s, ""))
 	if err != nil {
 		t.Fatal(err)
 	}

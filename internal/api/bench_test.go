@@ -3,11 +3,14 @@ package api
 import (
 	"context"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/audit"
 )
 
 func BenchmarkEscaper(b *testing.B) {
@@ -83,3 +86,34 @@ func (r *repeated) Next() (skerry.Output, error) {
 }
 
 func (r *repeated) Close() error { return nil }
+
+// BenchmarkAudit is a change without an audit log and with one.
+func BenchmarkAudit(b *testing.B) {
+	for _, with := range []bool{false, true} {
+		b.Run(map[bool]string{false: "without", true: "with"}[with], func(b *testing.B) {
+			o := Options{Service: &stub{}, Accounts: oneAccount{}, Log: slog.New(slog.DiscardHandler)}
+			if with {
+				l, err := audit.Open(audit.Options{Dir: b.TempDir(), Log: o.Log})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer l.Close()
+				o.Audit = l
+			}
+			srv, err := New(o)
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				req := httptest.NewRequest("POST", "/v2/sandboxes/sessions/s/fs/mkdir", strings.NewReader(`{"path":"a"}`))
+				req.Header.Set("Authorization", "Bearer "+testToken)
+				req.Header.Set("User-Agent", "vercel/sandbox/1.0")
+				w := httptest.NewRecorder()
+				if srv.ServeHTTP(w, req); w.Code != http.StatusOK {
+					b.Fatal(w.Code)
+				}
+			}
+		})
+	}
+}

@@ -39,6 +39,8 @@ const (
 	TargetTeam     = "team"
 	TargetProject  = "project"
 	TargetMember   = "member"
+	TargetIssuer   = "issuer"
+	TargetRule     = "rule"
 )
 
 // Phases of what takes long. Other events have none.
