@@ -70,7 +70,8 @@ type Options struct {
 	// Log gets faults, and the last record from time to time. Required.
 	Log *slog.Logger
 
-	// open is a file to append to; openFile except in tests.
+	// wait is maxWait, and open is openFile, except in tests.
+	wait time.Duration
 	open func(path string, create bool) (file, error)
 }
 
@@ -152,6 +153,7 @@ func Open(o Options) (*Log, error) {
 	if o.MaxBytes > 0 {
 		o.FileBytes = min(o.FileBytes, max(o.MaxBytes/filesLeast, 1))
 	}
+	o.wait = cmp.Or(o.wait, maxWait)
 	if o.open == nil {
 		o.open = openFile
 	}
@@ -237,7 +239,7 @@ func (l *Log) Record(e Event, wait bool) error {
 	if !wait || failing != nil {
 		return failing
 	}
-	timer := time.NewTimer(maxWait)
+	timer := time.NewTimer(l.o.wait)
 	defer timer.Stop()
 	select {
 	case <-group.done:

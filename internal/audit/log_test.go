@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -47,8 +48,9 @@ func child(t *testing.T, what, dir string) *exec.Cmd {
 	return cmd
 }
 
+// options are those of a log in a folder. A busy machine makes no call of a test fail.
 func options(dir string) Options {
-	return Options{Dir: dir, Instance: "skerry-test", Version: "test", Log: slog.New(slog.DiscardHandler)}
+	return Options{Dir: dir, wait: time.Hour, Instance: "skerry-test", Version: "test", Log: slog.New(slog.DiscardHandler)}
 }
 
 func open(t testing.TB, o Options) *Log {
@@ -140,7 +142,7 @@ func TestConcurrentWriters(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if i%10 != 0 {
+				if i%25 != 0 {
 					continue
 				}
 				if !slices.ContainsFunc(all(t, o.Dir), func(r Record) bool { return r.RequestID == event(n).RequestID }) {
@@ -443,7 +445,7 @@ func TestFull(t *testing.T) {
 		cannot = syscall.EIO
 		mu.Unlock()
 		before := time.Now()
-		for ; n < maxQueue+1000; n++ {
+		for ; n < maxQueue+500; n++ {
 			if err := l.Record(event(n), true); err == nil {
 				t.Fatal("a record was written without room")
 			}
@@ -453,7 +455,7 @@ func TestFull(t *testing.T) {
 		}
 		time.Sleep(5*time.Minute + time.Second/2)
 		lost := l.Lost()
-		if lost < 900 || lost > 1000 {
+		if lost < 400 || lost > 500 {
 			t.Errorf("%d records are lost", lost)
 		}
 		mu.Lock()
@@ -547,6 +549,7 @@ func TestHungDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := options(t.TempDir())
 		until := make(chan struct{})
+		o.wait = maxWait
 		o.open = func(path string, create bool) (file, error) {
 			f, err := openFile(path, create)
 			if err != nil {
@@ -584,28 +587,33 @@ func TestHungDisk(t *testing.T) {
 // unsynced is a file that cannot be written to disk.
 type unsynced struct {
 	*os.File
-	err *error
+	fails *atomic.Bool
 }
 
-func (u unsynced) Sync() error { return *u.err }
+func (u unsynced) Sync() error {
+	if u.fails.Load() {
+		return syscall.EIO
+	}
+	return nil
+}
 
 // TestDiskFails has a log that does not get to disk not be ready, and the head not name
 // what may not be there.
 func TestDiskFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := options(t.TempDir())
-		var fault error
+		var fails atomic.Bool
 		o.open = func(path string, create bool) (file, error) {
 			f, err := openFile(path, create)
 			if err != nil {
 				return nil, err
 			}
-			return unsynced{f.(*os.File), &fault}, nil
+			return unsynced{f.(*os.File), &fails}, nil
 		}
 		l := open(t, o)
 		record(t, l, 0, 1)
 		time.Sleep(2 * syncEvery)
-		fault = syscall.EIO
+		fails.Store(true)
 		record(t, l, 1, 1)
 		time.Sleep(2 * syncEvery)
 		if err := l.Ready(); !errors.Is(err, syscall.EIO) {
@@ -614,7 +622,7 @@ func TestDiskFails(t *testing.T) {
 		if h, err := readHead(o.Dir); err != nil || h.Seq != 2 {
 			t.Errorf("the head is %+v, %v", h, err)
 		}
-		fault = nil
+		fails.Store(false)
 		time.Sleep(2 * syncEvery)
 		if err := l.Ready(); err != nil {
 			t.Error(err)
@@ -708,7 +716,7 @@ func TestFlood(t *testing.T) {
 		o := options(t.TempDir())
 		l := open(t, o)
 		refused := Event{Operation: "listSandboxes", Remote: "192.0.2.1", Status: 401, Refused: true}
-		const flood = 100_000
+		const flood = 20_000
 		for range flood {
 			if err := l.Record(refused, false); err != nil {
 				t.Fatal(err)
@@ -731,7 +739,7 @@ func TestFlood(t *testing.T) {
 		}
 		// From everywhere, for half a day.
 		for minute := range 12 * 60 {
-			for i := range 100 {
+			for i := range 50 {
 				refused.Remote = fmt.Sprintf("10.%d.%d.%d", minute%250, i%250, i/250)
 				if err := l.Record(refused, false); err != nil {
 					t.Fatal(err)
@@ -758,7 +766,7 @@ func TestFlood(t *testing.T) {
 		for _, s := range with(all(t, o.Dir), opSuppressed) {
 			counted += s.Log.Count
 		}
-		if n := counted + int64(len(with(all(t, o.Dir), "listSandboxes"))); n != flood+3+12*60*100 {
+		if n := counted + int64(len(with(all(t, o.Dir), "listSandboxes"))); n != flood+3+12*60*50 {
 			t.Errorf("%d calls have a record or are counted", n)
 		}
 	})
