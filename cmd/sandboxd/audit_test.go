@@ -400,3 +400,26 @@ func TestAuditOff(t *testing.T) {
 		t.Error("there is a folder")
 	}
 }
+
+// TestAuditReady has a server that does nothing without its log not be ready without it.
+func TestAuditReady(t *testing.T) {
+	state := t.TempDir()
+	a, err := (&auditOptions{what: auditChanges}).open(state, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := serveOptions{audit: auditOptions{required: true}}
+	check := o.ready(nil, &nodeParts{}, a)["audit"]
+	if err := check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := a.close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(t.Context()); err == nil {
+		t.Error("ready without its log")
+	}
+	if _, is := (&serveOptions{}).ready(nil, &nodeParts{}, a)["audit"]; is {
+		t.Error("the log is needed although it is not required")
+	}
+}

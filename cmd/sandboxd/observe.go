@@ -155,15 +155,18 @@ func addGauges(m *metrics.Metrics, control *controller.Controller, vcpus, memory
 	m.Add(metrics.Gauge{Name: "skerry_memory_limit_bytes", Help: "Memory that sandboxes may have together; 0 is no limit.", Read: metrics.Value(func() float64 { return float64(memoryMB) * (1 << 20) })})
 }
 
-// ready are the checks of what the server needs: its database, its node and room on the
-// disk.
-func (o *serveOptions) ready(db *store.Store, n *nodeParts) ready {
+// ready are the checks of what the server needs: its database, its node, room on the disk,
+// and its audit log if it does nothing without.
+func (o *serveOptions) ready(db *store.Store, n *nodeParts, records *auditing) ready {
 	checks := ready{
 		"database": func(ctx context.Context) error { _, err := db.Images(ctx); return err },
 		"node":     func(ctx context.Context) error { _, err := n.images.Resolve(ctx, ""); return err },
 	}
 	if n.room != nil {
 		checks["disk"] = func(context.Context) error { return n.room() }
+	}
+	if o.audit.required {
+		checks["audit"] = func(context.Context) error { return records.Ready() }
 	}
 	return checks
 }

@@ -283,7 +283,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		addWarm(counted, n.warm)
 		addTotals(counted, n.totals)
 	}
-	stopMetrics, err := serveAt("metrics", o.observe.metrics, metricsHandler(counted, o.ready(db, n)), log)
+	stopMetrics, err := serveAt("metrics", o.observe.metrics, metricsHandler(counted, o.ready(db, n, records)), log)
 	if err != nil {
 		return err
 	}

@@ -125,8 +125,7 @@ func (a *act) admit() error {
 	if a == nil || !a.c.srv.auditRequired || !a.mustRecord() {
 		return nil
 	}
-	if err := a.c.srv.audit.Ready(); err != nil {
-		a.c.log.Warn("refused a call, as the audit log cannot be written", "err", err)
+	if a.c.srv.audit.Ready() != nil { // the log itself says why
 		return skerry.Errorf(skerry.CodeUnavailable, "the server cannot write its audit log, and does nothing without a record")
 	}
 	return nil

@@ -808,3 +808,20 @@ func copyFile(t *testing.T, from, to string) {
 }
 
 func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
+// TestHeadLost has a log go on whose head says nothing, and tell so.
+func TestHeadLost(t *testing.T) {
+	o := options(t.TempDir())
+	l := open(t, o)
+	record(t, l, 0, 3)
+	closeLog(t, l)
+	if err := os.WriteFile(filepath.Join(o.Dir, headFile), []byte("\x00\x00"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, o)
+	record(t, l, 3, 1)
+	closeLog(t, l)
+	if _, err := Verify(o.Dir); err == nil || !strings.Contains(err.Error(), "line 6: the records before it are not those that were written, or the head was lost") {
+		t.Errorf("%v", err)
+	}
+}

@@ -178,7 +178,7 @@ func (v *verifier) about(r *Record) error {
 		if n.Count > 0 {
 			return fmt.Errorf("%d records before it, up to %d, are missing: so the server found at %s", n.Count, n.Through, r.Time)
 		}
-		return fmt.Errorf("the records before it are not those that were written: so the server found at %s", r.Time)
+		return fmt.Errorf("the records before it are not those that were written, or the head was lost: so the server found at %s", r.Time)
 	case opTorn:
 		v.report.Notes = append(v.report.Notes, fmt.Sprintf("record %d: %d bytes that were no whole line were moved to %s at %s", r.Seq, n.Bytes, n.File, r.Time))
 	case opLost:
