@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -337,7 +338,7 @@ func idle(w *worker, ctx context.Context, b *box) error {
 		return nil // its web server keeps it awake
 	}
 	hibernated := w.random.IntN(2) == 0
-	for end := time.Now().Add(30 * time.Second); ; {
+	for begun, again := time.Now(), 0; ; {
 		var sb *client.Sandbox
 		err := w.persist(ctx, "", func(ctx context.Context) (err error) {
 			sb, err = w.client.GetSandbox(ctx, b.name, client.GetOptions{})
@@ -354,7 +355,12 @@ func idle(w *worker, ctx context.Context, b *box) error {
 			break // by an earlier operation, which a fault has kept from waking it
 		}
 		// A save for which the disk had no room is tried again after ten minutes.
-		if late := time.Now().After(end); late && sb.Session().IdleState == skerry.IdlePaused {
+		late := time.Since(begun) > 30*time.Second
+		if late && state == "" && again < 3 && w.serverEnded(begun) {
+			begun, again = time.Now(), again+1 // a new server begins to count anew
+			continue
+		}
+		if late && state == skerry.IdlePaused {
 			break
 		} else if late || sb.Session().Status != skerry.StatusRunning {
 			return w.notIdle(b, sb.Session())
@@ -364,6 +370,11 @@ func idle(w *worker, ctx context.Context, b *box) error {
 		}
 	}
 	return w.wake(ctx, b)
+}
+
+// serverEnded reports whether the server has ended since a time.
+func (w *worker) serverEnded(since time.Time) bool {
+	return slices.ContainsFunc(w.faults.during("", since, time.Now()), func(f fault) bool { return f.kind == serverKilled || f.kind == serverRestarted })
 }
 
 // notIdle is about a session that was not paused within half a minute. A command whose
