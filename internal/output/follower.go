@@ -78,7 +78,8 @@ func (f *follower) Next() (skerry.Output, error) {
 	}
 	rec, err := f.read()
 	if _, closed := f.waitFor(); closed != nil {
-		// After the close the file may have been replaced during the read.
+		// After the close of a log that is not finished, the file may have been replaced
+		// during the read.
 		return skerry.Output{}, closed
 	}
 	if err != nil {
@@ -100,7 +101,7 @@ func (f *follower) waitFor() (<-chan struct{}, error) {
 	default:
 	}
 	switch l := f.log; {
-	case l.closed:
+	case l.closed && !l.finished:
 		return nil, ErrClosed
 	case f.pos < l.end:
 		return nil, nil

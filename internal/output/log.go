@@ -433,7 +433,9 @@ func (l *Log) Finish() error {
 }
 
 // Close closes the log without marking the end of the output. The files stay for Open.
-// Followers, and an Append that waits, return ErrClosed.
+// Followers, and an Append that waits, return ErrClosed. Followers of a finished log read
+// on to its end, as long as its files are there: they may not have come to see it before
+// the session of the command is stopped.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

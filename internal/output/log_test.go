@@ -316,6 +316,35 @@ func TestCloseWakes(t *testing.T) {
 		}
 		b.Close()
 	})
+	t.Run("a follower that is behind", func(t *testing.T) {
+		for _, size := range []int{0, 10, 3 * spillSize} {
+			l := New(t.TempDir(), "cmd_a", Config{})
+			r := l.Follow()
+			if size > 0 {
+				if err := l.Append(t.Context(), skerry.Stdout, 0, make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(l.Finish(), l.Close()); err != nil {
+				t.Fatal(err)
+			}
+			got := 0
+			for {
+				out, err := r.Next()
+				if err == io.EOF {
+					break
+				}
+				if err != nil {
+					t.Fatalf("after %d of %d bytes: %v", got, size, err)
+				}
+				got += len(out.Data)
+			}
+			if got != size {
+				t.Errorf("read %d of %d bytes", got, size)
+			}
+			r.Close()
+		}
+	})
 	t.Run("a waiting append", func(t *testing.T) {
 		l := New(t.TempDir(), "cmd_a", Config{Keep: 1})
 		r := l.Follow()

@@ -342,7 +342,7 @@ func (s *server) assertOwned(spare int) {
 // server keeps, and that each session's folder is one the server still knows.
 func (s *server) assertKnownFiles() {
 	s.t.Helper()
-	known := []string{"agent", "db", "disks", "drives", "firewall", "node", "node.pid", "sandboxd.log", "sandboxd.pid", "sandboxd.sock", "sessions", "snapshots", "warm"}
+	known := []string{"agent", "audit", "db", "disks", "drives", "firewall", "node", "node.pid", "sandboxd.log", "sandboxd.pid", "sandboxd.sock", "sessions", "snapshots", "warm"}
 	for _, name := range s.list(s.path("state")) {
 		if !slices.Contains(known, name) {
 			s.t.Errorf("the state folder holds %s", name)
