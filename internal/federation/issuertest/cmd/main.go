@@ -4,8 +4,9 @@
 //
 //	{"kind": "github", "claims": {"repository": "acme/api"}}   claims replace the usual ones; null removes one
 //	{"kind": "vercel", "algorithm": "ES256"}                   a new key is made first, for this algorithm
+//	{"kind": "keys"}                                           a line with the public keys, {"keys": [...]}
 //
-// Kinds are plain, github, gitlab, kubernetes, vercel and google.
+// Kinds of tokens are plain, github, gitlab, kubernetes, vercel and google.
 package main
 
 import (
@@ -49,6 +50,12 @@ func run(in io.Reader, out io.Writer) error {
 		var r request
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
 			return err
+		}
+		if r.Kind == "keys" {
+			if err := answers.Encode(json.RawMessage(i.JWKS())); err != nil {
+				return err
+			}
+			continue
 		}
 		token, err := mint(i, r)
 		if err != nil {
