@@ -293,6 +293,13 @@ func (w *worker) over(b *box, run skerry.Session, ending *saved) error {
 		switch {
 		case b.persistent && b.files != nil && strings.HasSuffix(run.Reason, "; the files were saved"):
 			next = []saved{*b.toSave(false)}
+		case b.persistent && strings.HasSuffix(run.Reason, "; the files were saved"):
+			// It ended before it was looked at: the files are those that it started from, and the
+			// memory is gone.
+			next = slices.Clone(b.saved)
+			for i := range next {
+				next[i].token = ""
+			}
 		case ending != nil: // the save may have been done
 			next = append(slices.Clone(b.saved), *ending)
 		}
