@@ -426,6 +426,7 @@ func TestRefusals(t *testing.T) {
 		{400, about("drive", refusal("bad_request", "mounts", "there is no drive named d")), "--mount: there is no drive named d\nHint: 'sandbox drives create' creates it; 'sandbox drives list'", "create --mount d:/d"},
 		{400, about("drive", refusal("bad_request", "mounts", "there is no drive named d")), "mount: there is no drive named d\nHint: 'sandbox drives create' creates it; 'sandbox config mounts NAME", "exec x true"},
 		{409, refusal("conflict", "name", "is taken"), "--name: is taken\nHint: choose another", "create --name x"},
+		{403, refusal("forbidden", "", "this takes the role developer"), "this takes the role developer\nHint: an owner of the team", "ls"},
 		{403, refusal("forbidden", "slug", "no access to it"), "--scope: no access to it\nHint: leave --scope and --project out", "ls --scope x"},
 		{401, refusal("unauthorized", "", "not valid"), "not valid\nHint: log in", "ls"},
 		{400, refusal("bad_request", "ports[1]", "must be from 1 to 65535, is 0"), "--publish-port: must be from 1 to 65535, is 0\n", "create -p 1 -p 0"},

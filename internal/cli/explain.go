@@ -74,6 +74,8 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 		hint = "it keeps running; 'sandbox stop --force' stops it without saving its files."
 	case e.Status == http.StatusForbidden && e.Field != "":
 		hint = "leave --scope and --project out to use those of the token, or log in with another token."
+	case e.Status == http.StatusForbidden:
+		hint = "an owner of the team, or who runs the server, can give a token or a member another role."
 	case client.IsUnauthorized(e):
 		if opts, err := a.options(); err == nil && opts.Token == "" {
 			message = "you are not logged in: there is no access token"
