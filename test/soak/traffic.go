@@ -256,6 +256,13 @@ func leaveCreate(w *worker, ctx context.Context, b *box) error {
 	}
 	sb, err := w.settled(ctx, b.name)
 	if client.IsNotFound(err) {
+		// The request of a client that left at once may arrive after this one.
+		if err := pause(ctx, 300*time.Millisecond); err != nil {
+			return err
+		}
+		sb, err = w.settled(ctx, b.name)
+	}
+	if client.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
