@@ -126,8 +126,8 @@ type Identity struct {
 	// User is nil if the token is not a user's.
 	User   *User
 	Grants []Grant
-	// ExpiresAt and Rule are of a token of another issuer: its end, and the digest of the rule that
-	// admitted it.
+	// ExpiresAt is the end of the token, zero if it has none. Rule is the digest of the rule that
+	// admitted a token of another issuer.
 	ExpiresAt Time
 	Rule      string
 }
@@ -148,7 +148,7 @@ type Access struct {
 	TokenID string
 	Scope   Scope
 	Role    Role
-	// Rule and ExpiresAt, in milliseconds, are those of the Identity.
+	// Rule and ExpiresAt, in milliseconds, are those of a token of another issuer.
 	Rule      string
 	ExpiresAt int64
 }
@@ -157,6 +157,9 @@ type Access struct {
 func (id *Identity) Allows(a Access) bool {
 	if id.TokenID != a.TokenID {
 		return false
+	}
+	if id.Admin {
+		return true
 	}
 	return slices.ContainsFunc(id.Grants, func(g Grant) bool {
 		return g.Team.ID == a.Scope.TeamID && (g.Project == nil || g.Project.ID == a.Scope.ProjectID) && g.Role.Includes(a.Role)
@@ -171,6 +174,8 @@ const (
 	MaxProjects = 1_000
 	MaxMembers  = 1_000
 	MaxTokens   = 1_000
+	// MaxProjectTokens limits those that are for one project, so that its owners leave some to others.
+	MaxProjectTokens = 250
 	// MaxSlug limits the slug of a team, in bytes; MaxProjectName the name of a project. MaxUserName
 	// is that of an e-mail address (RFC 5321).
 	MaxSlug        = 48

@@ -182,7 +182,7 @@ func teamOf(ctx context.Context, a *auth.Auth, ref string) (*skerry.Team, error)
 		return nil, err
 	}
 	if len(teams) != 1 {
-		return nil, fmt.Errorf("there are %d teams: name one with --team", len(teams))
+		return nil, skerry.Invalid("team", "is required, as there are %d: name one with --team", len(teams))
 	}
 	return &teams[0], nil
 }
@@ -227,6 +227,21 @@ func (v *roleValue) Set(s string) error {
 		return errors.New("want viewer, developer or owner")
 	}
 	*v = roleValue(s)
+	return nil
+}
+
+// oneOf refuses more than one of some flags.
+func oneOf(cmd *cobra.Command, names ...string) error {
+	given := ""
+	for _, name := range names {
+		switch {
+		case !cmd.Flags().Changed(name):
+		case given != "":
+			return usage.Errorf("--%s and --%s exclude each other", given, name)
+		default:
+			given = name
+		}
+	}
 	return nil
 }
 
@@ -277,13 +292,13 @@ func newTeam() *cobra.Command {
 	})
 	update.Flags().StringVar(&r.Slug, "slug", "", "new slug; URLs and configurations with the old one stop working")
 	update.Flags().StringVar(&r.Name, "name", "", "new display name")
-	remove := command("rm TEAM", "Delete a team with its members and tokens; its projects must be empty", 1, func(cmd *cobra.Command, args []string) error {
+	remove := command("rm TEAM", "Delete a team with its projects, which must be empty, members and tokens", 1, func(cmd *cobra.Command, args []string) error {
 		r.Team = args[0]
 		team, err := deleteTeam.run(cmd, r)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "deleted team %s\n", team.Slug)
+		fmt.Fprintf(cmd.OutOrStdout(), "deleted team %s with its projects, members and tokens\n", team.Slug)
 		return nil
 	})
 	return group("team", "Create, list, change and delete teams", `Create, list, change and delete teams.
@@ -364,6 +379,9 @@ func newMember() *cobra.Command {
 		return table(cmd, "USER|ROLE|ID|SINCE", rows)
 	})
 	set := command("set USER", "Change the role of a member", 1, func(cmd *cobra.Command, args []string) error {
+		if !cmd.Flags().Changed("role") {
+			return usage.Errorf("--role is missing")
+		}
 		r.User = args[0]
 		m, err := setMember.run(cmd, r)
 		return told(cmd, m, err)
@@ -374,11 +392,12 @@ func newMember() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s is no member any more\n", m.User.Name)
+		fmt.Fprintf(cmd.OutOrStdout(), "%s is not a member any more; a user without a team is deleted with their tokens\n", m.User.Name)
 		return nil
 	})
 	teamFlag(&r, add, list, set, remove)
-	roleFlag(&r.Role, skerry.RoleDeveloper, add, set)
+	roleFlag(&r.Role, "", set)
+	roleFlag(&r.Role, skerry.RoleDeveloper, add)
 	return group("member", "Add, list, change and remove the members of a team", `Add, list, change and remove the members of a team.
 
 A user is a person, and has a role in each team that they are a member of:
@@ -488,7 +507,7 @@ func tokenFor(ctx context.Context, a *auth.Auth, r newTokenRequest, p *skerry.To
 		return err
 	}
 	if len(projects) != 1 {
-		return fmt.Errorf("team %s does not have exactly one project: name one with --project, or give --all-projects", team.Slug)
+		return skerry.Invalid("project", "is required, as team %s does not have exactly one: name one with --project, or give --all-projects", team.Slug)
 	}
 	p.ProjectID = projects[0].ID
 	return nil
@@ -543,6 +562,11 @@ func newToken() *cobra.Command {
 	var r newTokenRequest
 	var expires usage.Duration
 	create := command("create NAME", "Create a token and print it; it cannot be printed again", 1, func(cmd *cobra.Command, args []string) error {
+		for _, group := range [][]string{{"project", "all-projects", "user", "admin"}, {"team", "user", "admin"}, {"role", "admin"}} {
+			if err := oneOf(cmd, group...); err != nil {
+				return err
+			}
+		}
 		r.Name, r.Lifetime = args[0], time.Duration(expires)
 		answer, err := createToken.run(cmd, r)
 		if err != nil {
@@ -554,7 +578,7 @@ func newToken() *cobra.Command {
 	f := create.Flags()
 	f.StringVar(&r.Project, "project", "", "name or id of the project that it is for (default: the only one of the team)")
 	f.BoolVar(&r.AllProjects, "all-projects", false, "for all projects of the team; requests have to name the project then")
-	f.StringVar(&r.User, "user", "", "for what this user may do in their teams")
+	f.StringVar(&r.User, "user", "", "for what this user may do in their teams, at most with --role (default owner)")
 	f.BoolVar(&r.Admin, "admin", false, "for managing teams, projects, members and tokens, and nothing that is in a project")
 	f.Var(&expires, "expires", "how long the token is valid, such as 12h or 30d; 0 is unlimited")
 	list := command("ls", "List the tokens", 0, func(cmd *cobra.Command, _ []string) error {
@@ -569,15 +593,19 @@ func newToken() *cobra.Command {
 			if !t.ExpiresAt.IsZero() && !time.Now().Before(t.ExpiresAt.Time) {
 				expires += " (expired)"
 			}
-			rows = append(rows, []string{t.ID, t.Name, row.For, string(t.Role), day(t.CreatedAt.Time), day(t.LastUsedAt.Time), expires})
+			role := string(t.Role)
+			switch {
+			case t.UserID != "" && t.Role == skerry.RoleOwner:
+				role = "own"
+			case t.UserID != "":
+				role = "own, at most " + role
+			}
+			rows = append(rows, []string{t.ID, t.Name, row.For, role, day(t.CreatedAt.Time), day(t.LastUsedAt.Time), expires})
 		}
 		return table(cmd, "ID|NAME|FOR|ROLE|CREATED|LAST USED|EXPIRES", rows)
 	})
 	teamFlag(&r.accountRequest, create, list)
 	roleFlag(&r.Role, "", create)
-	create.MarkFlagsMutuallyExclusive("project", "all-projects", "user", "admin")
-	create.MarkFlagsMutuallyExclusive("team", "user", "admin")
-	create.MarkFlagsMutuallyExclusive("role", "admin")
 	revoke := command("revoke ID", "Revoke a token by its id; its open streams and terminals end within a second", 1, func(cmd *cobra.Command, args []string) error {
 		t, err := revokeToken.run(cmd, args[0])
 		if err != nil {
@@ -588,6 +616,7 @@ func newToken() *cobra.Command {
 	})
 	return group("token", "Create, list and revoke access tokens", `Create, list and revoke access tokens.
 
-A token is for one project, for all projects of a team, or for what a user may do in their teams. Its role says what may be
-done with it: see "sandboxd member". Give each person and program a separate token, so that each can be revoked.`, create, list, revoke)
+There are three kinds of token: for one project, for all projects of a team (--all-projects), and for a user, who may do what
+their role in each team allows (--user). The role says what may be done with it: see "sandboxd member". Give each person and
+program a separate token, so that each can be revoked.`, create, list, revoke)
 }

@@ -181,6 +181,9 @@ func (a *auditing) add(e audit.Event) {
 
 // operator records what an operator has done, and with what result.
 func (a *auditing) operator(ctx context.Context, op string, began time.Time, err error, targets ...audit.Target) {
+	for i := range targets {
+		targets[i].ID, targets[i].Name = audit.Redact(targets[i].ID), audit.Redact(targets[i].Name)
+	}
 	targets = slices.DeleteFunc(targets, func(t audit.Target) bool { return t.ID == "" && t.Name == "" })
 	e := audit.Event{Time: began, Operation: op, Actor: operatorOf(ctx), Targets: targets, Took: time.Since(began)}
 	if err != nil {
@@ -350,7 +353,7 @@ that are no records, or were changed, are left out; the exit status is then 1.`,
 	f := cmd.Flags()
 	f.StringVar(&since, "since", "", "only records since a time (2026-12-01T08:00:00Z, 2026-12-01) or within a duration (12h, 7d)")
 	f.StringVar(&until, "until", "", "only records before a time or a duration ago")
-	f.StringVar(&filter.Team, "team", "", "only records of a team, by its id")
+	f.StringVar(&filter.Team, "team", "", "only records of a team, by its id (team_…)")
 	f.StringVar(&filter.Sandbox, "sandbox", "", "only records about a sandbox, by its name")
 	f.StringVar(&format, "format", "jsonl", "jsonl or table")
 	f.BoolVar(&follow, "follow", false, "wait for more records, until interrupted")

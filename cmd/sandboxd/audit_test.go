@@ -288,6 +288,9 @@ func TestOperatorsAreRecorded(t *testing.T) {
 	if err := revoke("tok_none"); err == nil {
 		t.Error("an unknown token was revoked")
 	}
+	if err := revoke(tokens[0]); err == nil { // a token where its id belongs
+		t.Error("a token was revoked by itself")
+	}
 	team := accountRequest{Slug: "acme"}
 	if err := ask(t.Context(), state, "POST", createTeam.path(), team, nil); err != nil {
 		t.Fatal(err)
@@ -328,6 +331,7 @@ func TestOperatorsAreRecorded(t *testing.T) {
 	want := []string{
 		who + " token.create ok - token offline, team " + online.Token.TeamID, who + " token.create ok - token online, team " + online.Token.TeamID, who + " token.create bad_request -",
 		who + " token.revoke ok - token online", who + " token.revoke not_found - token tok_none",
+		who + " token.revoke not_found - token [redacted]",
 		who + " team.create ok - team acme", who + " member.add ok - member alice, team acme",
 		who + " server.stop ok -", "server session.timeout ok - sandbox one, session sbx_1", "server session.lost ok - sandbox three, session sbx_3",
 	}

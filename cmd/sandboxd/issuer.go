@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -39,6 +40,12 @@ type issuerAnswer struct {
 	Keys   int               `json:"keys"`
 }
 
+// issuerRow is an issuer with what each of its rules leads to.
+type issuerRow struct {
+	Issuer federation.Issuer `json:"issuer"`
+	Scopes []string          `json:"scopes,omitempty"`
+}
+
 var (
 	addIssuer = operation[issuerRequest, issuerAnswer]{"issuer.add", func(ctx context.Context, a *auth.Auth, r issuerRequest) (answer issuerAnswer, err error) {
 		if !r.Unasked {
@@ -59,14 +66,30 @@ var (
 		answer.Issuer = *one
 		return answer, nil
 	}, func(r issuerRequest, _ issuerAnswer) []audit.Target { return aboutIssuer(r.Issuer.ID, "") }}
-	listIssuers = operation[struct{}, []federation.Issuer]{name: "issuer.list", do: func(ctx context.Context, a *auth.Auth, _ struct{}) ([]federation.Issuer, error) {
-		return a.Issuers(ctx)
+	listIssuers = operation[struct{}, []issuerRow]{name: "issuer.list", do: func(ctx context.Context, a *auth.Auth, _ struct{}) ([]issuerRow, error) {
+		all, err := a.Issuers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		rows := make([]issuerRow, 0, len(all))
+		for _, i := range all {
+			row := issuerRow{Issuer: i}
+			for _, rule := range i.Rules {
+				scope, err := namedScope(ctx, a, rule)
+				if err != nil {
+					return nil, err
+				}
+				row.Scopes = append(row.Scopes, scope)
+			}
+			rows = append(rows, row)
+		}
+		return rows, nil
 	}}
 	removeIssuer = operation[string, struct{}]{"issuer.remove", func(ctx context.Context, a *auth.Auth, id string) (struct{}, error) {
 		return struct{}{}, a.RemoveIssuer(ctx, id)
 	}, func(id string, _ struct{}) []audit.Target { return aboutIssuer(id, "") }}
 	allowIssuer = operation[issuerRequest, federation.Issuer]{"issuer.allow", func(ctx context.Context, a *auth.Auth, r issuerRequest) (federation.Issuer, error) {
-		if err := literalScope(ctx, a, r.Rule); err != nil {
+		if err := literalScope(ctx, a, &r.Rule); err != nil {
 			return federation.Issuer{}, err
 		}
 		return changeRules(ctx, a, r, func(i *federation.Issuer, n int) error {
@@ -111,18 +134,51 @@ func changeRules(ctx context.Context, a *auth.Auth, r issuerRequest, change func
 	return *one, nil
 }
 
-// literalScope refuses a rule with a team or a project that does not exist. What is made of
-// claims is known only when a token comes.
-func literalScope(ctx context.Context, a *auth.Auth, r federation.Rule) error {
+// literalScope puts ids in the place of the names of a team and a project: a rule must not lead
+// to another team that gets the name later. What is made of claims is known only when a token
+// comes.
+func literalScope(ctx context.Context, a *auth.Auth, r *federation.Rule) error {
 	if strings.Contains(r.Team, "${") {
 		return nil
 	}
 	team, err := a.Team(ctx, r.Team)
-	if err != nil || r.Project == "" || strings.Contains(r.Project, "${") {
+	if err != nil {
 		return err
 	}
-	_, err = a.Project(ctx, team.ID, r.Project)
-	return err
+	r.Team = team.ID
+	if r.Project == "" || strings.Contains(r.Project, "${") {
+		return nil
+	}
+	project, err := a.Project(ctx, team.ID, r.Project)
+	if err != nil {
+		return err
+	}
+	r.Project = project.ID
+	return nil
+}
+
+// namedScope is for people: names in the place of ids.
+func namedScope(ctx context.Context, a *auth.Auth, r federation.Rule) (string, error) {
+	name, project := r.Team, r.Project
+	team, err := a.Team(ctx, r.Team)
+	switch {
+	case skerry.CodeOf(err) == skerry.CodeNotFound && !strings.Contains(r.Team, "${"):
+		name += " (deleted)"
+	case err == nil:
+		name = team.Slug
+		p, err := a.Project(ctx, team.ID, r.Project)
+		switch {
+		case err == nil:
+			project = p.Name
+		case skerry.CodeOf(err) != skerry.CodeNotFound:
+			return "", err
+		case r.Project != "" && !strings.Contains(r.Project, "${"):
+			project += " (deleted)"
+		}
+	case skerry.CodeOf(err) != skerry.CodeNotFound:
+		return "", err
+	}
+	return name + "/" + cmp.Or(project, "*"), nil
 }
 
 func newIssuer() *cobra.Command {
@@ -130,6 +186,9 @@ func newIssuer() *cobra.Command {
 	var keys, ca string
 	add := command("add ID", "Accept the tokens of an issuer", 1, func(cmd *cobra.Command, args []string) error {
 		r.Issuer.ID = args[0]
+		if len(r.Issuer.Audiences) == 0 {
+			return usage.Errorf("--audience is missing: whom the tokens are for, such as the URL of this server")
+		}
 		known, isKnown := wellKnown[args[0]]
 		if r.Issuer.URL == "" {
 			if !isKnown {
@@ -156,7 +215,7 @@ func newIssuer() *cobra.Command {
 		}
 		checked := ""
 		if !r.Unasked {
-			checked = fmt.Sprintf(", which has %d keys", answer.Keys)
+			checked = fmt.Sprintf(" with keys (%d)", answer.Keys)
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "added issuer %s (%s)%s; 'sandboxd issuer allow' says what its tokens may do\n", answer.Issuer.ID, answer.Issuer.URL, checked)
 		return nil
@@ -169,9 +228,6 @@ func newIssuer() *cobra.Command {
 	f.StringVar(&ca, "ca", "", "file with certificates (PEM) that connections to the issuer trust besides the system's")
 	f.StringArrayVar(&r.Issuer.Algorithms, "algorithm", nil, "algorithm of signatures that is accepted, repeatable (default RS256, ES256, EdDSA)")
 	f.BoolVar(&r.Unasked, "no-check", false, "do not fetch the issuer's keys now, to see whether that works")
-	if err := add.MarkFlagRequired("audience"); err != nil {
-		panic(err) // the flag is there
-	}
 
 	list := command("ls", "List the issuers and their rules", 0, func(cmd *cobra.Command, _ []string) error {
 		all, err := listIssuers.run(cmd, struct{}{})
@@ -179,27 +235,24 @@ func newIssuer() *cobra.Command {
 			return err
 		}
 		var rows [][]string
-		for _, i := range all {
+		for _, row := range all {
+			i := row.Issuer
 			if len(i.Rules) == 0 {
-				rows = append(rows, []string{i.ID, i.URL, "-", "-", "-", "-"})
+				rows = append(rows, []string{i.ID, "-", "-", "-", "-"})
 			}
-			for _, rule := range i.Rules {
-				project := rule.Project
-				if project == "" {
-					project = "*"
-				}
-				rows = append(rows, []string{i.ID, i.URL, rule.ID, conditions(rule), rule.Team + "/" + project, string(rule.Role)})
+			for n, rule := range i.Rules {
+				rows = append(rows, []string{i.ID, rule.ID, row.Scopes[n], string(rule.Role), conditions(rule)})
 			}
 		}
-		return table(cmd, "ISSUER|URL|RULE|IF|FOR|ROLE", rows)
+		return table(cmd, "ISSUER|RULE|FOR|ROLE|IF", rows)
 	})
 	show := command("show ID", "Show an issuer as JSON", 1, func(cmd *cobra.Command, args []string) error {
 		all, err := listIssuers.run(cmd, struct{}{})
 		if err != nil {
 			return err
 		}
-		for _, i := range all {
-			if i.ID == args[0] {
+		for _, row := range all {
+			if i := row.Issuer; i.ID == args[0] {
 				out := json.NewEncoder(cmd.OutOrStdout())
 				out.SetIndent("", "  ")
 				out.SetEscapeHTML(false)
@@ -208,7 +261,7 @@ func newIssuer() *cobra.Command {
 		}
 		return fmt.Errorf("there is no issuer %q", args[0])
 	})
-	remove := command("rm ID", "Accept no tokens of an issuer any more; calls that are open end within a second", 1, func(cmd *cobra.Command, args []string) error {
+	remove := command("rm ID", "Accept no tokens of an issuer any more; open calls that they allowed end within a second", 1, func(cmd *cobra.Command, args []string) error {
 		if _, err := removeIssuer.run(cmd, args[0]); err != nil {
 			return err
 		}
@@ -218,11 +271,20 @@ func newIssuer() *cobra.Command {
 	var match []string
 	allow := command("allow ID RULE", "Add a rule: what an issuer's tokens with certain claims may do", 2, func(cmd *cobra.Command, args []string) error {
 		r.Issuer.ID, r.Rule.ID = args[0], args[1]
+		if r.Rule.Team == "" {
+			return usage.Errorf("--team is missing")
+		}
+		if len(match) == 0 && r.Rule.When == "" {
+			return usage.Errorf("--match or --when is missing: every token of the issuer would be admitted")
+		}
 		r.Rule.Match = map[string]string{}
 		for _, m := range match {
 			claim, pattern, ok := strings.Cut(m, "=")
 			if !ok || r.Rule.Match[claim] != "" {
 				return usage.Errorf("--match %s: want CLAIM=PATTERN, once for each claim", m)
+			}
+			if strings.Trim(pattern, "*") == "" && len(match) == 1 && r.Rule.When == "" {
+				return usage.Errorf("--match %s: every token of the issuer would be admitted; if that is meant, give --when true", m)
 			}
 			r.Rule.Match[claim] = pattern
 		}
@@ -238,10 +300,7 @@ func newIssuer() *cobra.Command {
 	f.StringVar(&r.Rule.Team, "team", "", "slug or id of the team; ${claims.NAME} is taken from the token")
 	f.StringVar(&r.Rule.Project, "project", "", "name or id of the project; ${claims.NAME} is taken from the token (default: all projects of the team)")
 	roleFlag(&r.Rule.Role, skerry.RoleDeveloper, allow)
-	if err := allow.MarkFlagRequired("team"); err != nil {
-		panic(err)
-	}
-	disallow := command("disallow ID RULE", "Remove a rule; calls that it has admitted end within a second", 2, func(cmd *cobra.Command, args []string) error {
+	disallow := command("disallow ID RULE", "Remove a rule; open calls that it allowed end within a second", 2, func(cmd *cobra.Command, args []string) error {
 		r.Issuer.ID, r.Rule.ID = args[0], args[1]
 		if _, err := disallowIssuer.run(cmd, r); err != nil {
 			return err
@@ -256,7 +315,8 @@ A job or a service that has such a token uses it in place of an access token, so
   sandboxd issuer add github --audience https://sandbox.example.com
   sandboxd issuer allow github deploy --match repository=acme/web --match ref=refs/heads/main --team acme --project web
 
-Of the rules of an issuer, the first one that matches decides. A token that no rule matches is refused.`, add, list, show, remove, allow, disallow)
+Of the rules of an issuer, the first one that matches decides. A rule whose claim is missing does not match; one that
+cannot be evaluated refuses the token. A token that no rule matches is refused.`, add, list, show, remove, allow, disallow)
 }
 
 // conditions describes what a rule wants of a token.

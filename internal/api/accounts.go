@@ -18,9 +18,9 @@ func (s *Server) accountRoutes() []route {
 	notFound := []skerry.Code{skerry.CodeNotFound}
 	both := []skerry.Code{skerry.CodeNotFound, skerry.CodeConflict}
 	all := []route{
-		{method: http.MethodGet, path: "/v2/user", id: "getUser", summary: "Get who the caller is", response: userResponse{}, handle: s.getUser},
+		{method: http.MethodGet, path: "/v2/user", id: "getUser", summary: "Get who the caller is", teamless: true, response: userResponse{}, handle: s.getUser},
 		{
-			method: http.MethodGet, path: teams, id: "listTeams", summary: "List the caller's teams",
+			method: http.MethodGet, path: teams, id: "listTeams", summary: "List the caller's teams", teamless: true,
 			detail:   "A token for a team or a project has one, a token of a user those that the user is a member of, and an administrator's token all.",
 			response: teamsResponse{}, handle: s.listTeams,
 		},
@@ -30,7 +30,7 @@ func (s *Server) accountRoutes() []route {
 		},
 		{method: http.MethodGet, path: teams + "/{team}", id: "getTeam", summary: "Get a team by id or slug", response: teamView{}, handle: s.getTeam, errors: notFound},
 		{
-			method: http.MethodPatch, path: teams + "/{team}", id: "updateTeam", summary: "Change the slug and the name of a team", role: skerry.RoleOwner, detail: ours,
+			method: http.MethodPatch, path: teams + "/{team}", id: "updateTeam", summary: "Change the slug and the name of a team", role: skerry.RoleOwner, detail: ours + " The slug takes an administrator's token.",
 			request: teamRequest{}, response: teamView{}, handle: s.updateTeam, errors: both,
 		},
 		{
@@ -172,7 +172,7 @@ type tokenRequest struct {
 	scopeFields
 	Name      string      `json:"name" required:"true" doc:"Name of the token, for people."`
 	Role      skerry.Role `json:"role,omitempty" enum:"viewer|developer|owner" doc:"What may be done with it; developer by default."`
-	ExpiresAt int64       `json:"expiresAt,omitempty" min:"1" doc:"Time at which it expires, in ms since the Unix epoch; never by default."`
+	ExpiresAt int64       `json:"expiresAt,omitempty" min:"1" doc:"Time at which it expires, in ms since the Unix epoch; by default, and at the latest, when the token of the caller does."`
 }
 
 type tokenResponse struct {
@@ -211,14 +211,10 @@ func (s *Server) getUser(c *call) error {
 	if u := c.identity.User; u != nil {
 		who.ID, who.Username = u.ID, u.Name
 	}
-	for _, g := range c.identity.Grants {
-		// The first in which sandboxes can be made, or the first.
-		if who.DefaultTeamID == nil || g.Role.Includes(skerry.RoleDeveloper) {
-			who.DefaultTeamID = &g.Team.ID
-			if g.Role.Includes(skerry.RoleDeveloper) {
-				break
-			}
-		}
+	// Of several teams none is the default: an owner of any of them may have made the caller a
+	// member.
+	if len(c.identity.Grants) == 1 {
+		who.DefaultTeamID = &c.identity.Grants[0].Team.ID
 	}
 	if c.identity.User == nil && len(c.identity.Grants) > 0 {
 		// Clients look for a team that is named like the user.
@@ -294,6 +290,9 @@ func (s *Server) updateTeam(c *call) error {
 	var req teamRequest
 	if err := c.body(&req); err != nil {
 		return err
+	}
+	if req.Slug != "" && !c.identity.Admin {
+		return &skerry.Error{Code: skerry.CodeForbidden, Field: "slug", Message: "can be changed by an administrator only: others may know the team by it"}
 	}
 	team, err := s.accounts.UpdateTeam(c.r.Context(), g.Team.ID, req.Slug, req.Name)
 	if err != nil {
@@ -517,9 +516,15 @@ func (s *Server) createToken(c *call) error {
 	if req.Role == "" {
 		req.Role = skerry.RoleDeveloper
 	}
+	if c.identity.Rule != "" {
+		return skerry.Errorf(skerry.CodeForbidden, "a token of another issuer cannot create access tokens, which would outlive it")
+	}
 	var expires skerry.Time
 	if req.ExpiresAt != 0 {
 		expires = skerry.FromMillis(req.ExpiresAt)
+	}
+	if own := c.identity.ExpiresAt; !own.IsZero() && (expires.IsZero() || expires.After(own.Time)) {
+		expires = own // it does not outlive the one that it was made with
 	}
 	secret, token, err := s.accounts.CreateToken(c.r.Context(), skerry.TokenParams{
 		Name: req.Name, TeamID: team, ProjectID: c.scope.ProjectID, Role: req.Role, ExpiresAt: expires,

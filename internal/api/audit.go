@@ -199,7 +199,7 @@ func (a *act) replies(v any) {
 	if sandbox != "" {
 		a.on(audit.TargetSandbox, "", sandbox)
 		a.on(audit.TargetSession, session, "")
-		a.c.srv.auditNames.learn(session, sandbox)
+		a.c.srv.auditNames.learn(a.c.scope.ProjectID+session, sandbox)
 	}
 }
 
@@ -304,7 +304,7 @@ func (a *act) nameSandbox() {
 	}
 	session := a.targets[0].ID
 	names := &a.c.srv.auditNames
-	name, known := names.find(session)
+	name, known := names.find(a.c.scope.ProjectID + session)
 	if !known {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(a.c.r.Context()), nameTimeout)
 		defer cancel()
@@ -313,12 +313,13 @@ func (a *act) nameSandbox() {
 			return // the record has the session's id
 		}
 		name = run.Sandbox.Name
-		names.learn(session, name)
+		names.learn(a.c.scope.ProjectID+session, name)
 	}
 	a.targets = slices.Insert(a.targets, 0, audit.Target{Kind: audit.TargetSandbox, Name: name})
 }
 
-// sessionNames are the names of the sandboxes of sessions, which never change.
+// sessionNames are the names of the sandboxes of sessions, which never change. The keys are
+// of a project and a session, as a caller may name the session of another project.
 type sessionNames struct {
 	mu sync.Mutex
 	by map[string]string
@@ -371,25 +372,17 @@ func (c *call) remote() (remote, via string) {
 	return remote, ""
 }
 
-// redacted stands for a credential in the audit log.
-const redacted = "[redacted]"
-
-// tokenLike matches what looks like a token: one of the server's own, or a JWT.
-var tokenLike = regexp.MustCompile(`sk(erry|[a-z])?_[A-Za-z0-9_-]{16,}|eyJ[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*)*`)
-
 // redact removes credentials from a string of the request: a client may have put one
 // where a name belongs.
 func (c *call) redact(s string) string {
 	if len(s) < 8 {
 		return s
 	}
-	if strings.Contains(s, "sk") || strings.Contains(s, "eyJ") {
-		s = tokenLike.ReplaceAllString(s, redacted)
-	}
+	s = audit.Redact(s)
 	_, bearer, _ := strings.Cut(c.r.Header.Get("Authorization"), " ")
 	for _, secret := range []string{strings.TrimSpace(bearer), c.r.URL.Query().Get("token")} {
 		if len(secret) >= 8 {
-			s = strings.ReplaceAll(s, secret, redacted)
+			s = strings.ReplaceAll(s, secret, audit.Redacted)
 		}
 	}
 	return s

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -379,5 +380,90 @@ func tryCall(t *testing.T, id, method, path, body string) {
 	}
 	if a := w.ask(who, method, full+query, body); a.status >= 300 {
 		t.Errorf("as %s: %d %s", who, a.status, a.body)
+	}
+}
+
+// TestRevokedWhileTheBodyComes holds back the end of a body until the token is revoked.
+func TestRevokedWhileTheBodyComes(t *testing.T) {
+	w := newWorld(t)
+	body, end := io.Pipe()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", w.url+"/v2/tokens", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+w.tokens["team owner"])
+	answered := make(chan *http.Response, 1)
+	go func() {
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Error(err)
+		}
+		answered <- resp
+	}()
+	if _, err := io.WriteString(end, `{"name":"back`); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * slowBody)
+	id, err := w.accounts.Authenticate(t.Context(), w.tokens["team owner"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.accounts.RevokeToken(t.Context(), id.TokenID); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(end, ` door"}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := end.Close(); err != nil {
+		t.Fatal(err)
+	}
+	resp := <-answered
+	if resp == nil {
+		t.Fatal("no answer")
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("a revoked token has made another one: %d", resp.StatusCode)
+	}
+}
+
+// TestSeveralTeams has a user who is a member of two: none of them is the default.
+func TestSeveralTeams(t *testing.T) {
+	w := newWorld(t)
+	stranger, err := w.accounts.Team(t.Context(), "strangers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if u := as[userResponse](w, "alice", "GET", "/v2/user", ""); u.User.DefaultTeamID == nil || *u.User.DefaultTeamID != w.values["team"] {
+		t.Errorf("with one team the user is %+v", u)
+	}
+	if _, err := w.accounts.AddMember(t.Context(), stranger.ID, "alice", skerry.RoleDeveloper); err != nil {
+		t.Fatal(err)
+	}
+	if u := as[userResponse](w, "alice", "GET", "/v2/user", ""); u.User.DefaultTeamID != nil {
+		t.Errorf("with two teams the user is %+v", u)
+	}
+	if a := w.ask("alice", "POST", "/v3/sandboxes", `{"name":"astray"}`); a.status != 400 || a.error(t).Field != "teamId" {
+		t.Errorf("a create without a team: %d %s", a.status, a.body)
+	}
+	if a := w.ask("alice", "GET", sandboxesPath+"?slug="+controllertest.Team.Slug+"&project="+controllertest.Project.Name, ""); a.status != 200 {
+		t.Errorf("with a team: %d %s", a.status, a.body)
+	}
+}
+
+// TestTokensDoNotOutlive has tokens that end make others.
+func TestTokensDoNotOutlive(t *testing.T) {
+	w := newWorld(t)
+	end := skerry.At(time.Now().Add(time.Hour))
+	secret, _, err := w.accounts.CreateToken(t.Context(), skerry.TokenParams{Name: "short", TeamID: w.values["team"], Role: skerry.RoleOwner, ExpiresAt: end})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.tokens["short"] = secret
+	for _, body := range []string{`{"name":"a"}`, fmt.Sprintf(`{"name":"b","expiresAt":%d}`, end.Add(time.Hour).UnixMilli())} {
+		made := as[createTokenResponse](w, "short", "POST", "/v2/tokens", body)
+		if made.Token.ExpiresAt.Millis() != end.Millis() {
+			t.Errorf("%s ends %v, and its maker %v", body, made.Token.ExpiresAt, end)
+		}
 	}
 }

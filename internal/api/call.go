@@ -25,6 +25,8 @@ const (
 	maxBody = 1 << 20
 	// bodyTimeout is the time that a client has to send a JSON body.
 	bodyTimeout = 30 * time.Second
+	// slowBody is the time for a body after which the caller is authenticated anew.
+	slowBody = 100 * time.Millisecond
 	// strayTimeout limits how long net/http waits for a body that no handler reads. It
 	// reads a part of the body before it sends the response.
 	strayTimeout = 5 * time.Second
@@ -75,9 +77,19 @@ func (c *call) query(dst any) error {
 // body binds the JSON body to dst, a pointer to a struct. A missing body is an empty
 // object.
 func (c *call) body(dst any) error {
+	began := time.Now()
 	data, err := c.readBody()
 	if err != nil {
 		return err
+	}
+	// A token may have been revoked while a client held back the end of the body.
+	if time.Since(began) > slowBody && c.identity != nil {
+		switch ended, err := c.srv.ended(c.r.Context(), c.access()); {
+		case err != nil:
+			return fmt.Errorf("authenticate: %w", err)
+		case ended:
+			return errRevoked
+		}
 	}
 	if len(data) == 0 {
 		data = []byte("{}")

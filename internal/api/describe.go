@@ -239,7 +239,7 @@ var fieldDocs = map[string]string{
 
 	"currentUser.id":            "Id of the user, or of the token if it is not a user's.",
 	"currentUser.username":      "Name of the user, or the slug of the team if the token is not a user's.",
-	"currentUser.defaultTeamId": "Id of the first team in which sandboxes can be created; null with an administrator's token.",
+	"currentUser.defaultTeamId": "Id of the caller's team; null if there are several, or none.",
 	"User.id":                   "Id of the user, user_….",
 	"User.name":                 "Name of the user: a login name or an e-mail address.",
 	"Team.id":                   "Id of the team, team_….",

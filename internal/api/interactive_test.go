@@ -272,7 +272,8 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var office ticketOffice
 		in := func(project string) caller {
-			return caller{identity: &testIdentity, scope: skerry.Scope{TeamID: "team_1", ProjectID: project}}
+			team, _, _ := strings.Cut(project, "/")
+			return caller{identity: &testIdentity, scope: skerry.Scope{TeamID: "team of " + team, ProjectID: project}}
 		}
 		issue := func() string {
 			t.Helper()
@@ -297,7 +298,17 @@ func TestTicketsExpireAndAreBounded(t *testing.T) {
 		if _, err := office.issue(in("prj_1"), "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
 			t.Errorf("one more than the bound: %v", err)
 		}
-		for i := range maxTickets/maxTicketsEach - 1 {
+		for i := range maxTicketsTeam / maxTicketsEach {
+			for range maxTicketsEach {
+				if _, err := office.issue(in(fmt.Sprint("red/", i)), "s"); err != nil {
+					t.Fatalf("a team with many projects: %v", err)
+				}
+			}
+		}
+		if _, err := office.issue(in("red/more"), "s"); skerry.CodeOf(err) != skerry.CodeRateLimited {
+			t.Errorf("one more than a team may have: %v", err)
+		}
+		for i := range (maxTickets-maxTicketsTeam)/maxTicketsEach - 1 {
 			for range maxTicketsEach {
 				if _, err := office.issue(in(fmt.Sprint("prj_neighbour", i)), "s"); err != nil {
 					t.Fatalf("another project: %v", err)

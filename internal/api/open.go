@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"sync"
@@ -22,22 +23,24 @@ const (
 )
 
 // DefaultMaxOpen limits the calls that may stay open for hours. Each has buffers of up
-// to 1 MiB. One token may have half of them and one session a quarter, so that others
-// are not blocked.
+// to 1 MiB. One team may have three quarters of them, one token half and one session a
+// quarter, so that others are not blocked.
 const DefaultMaxOpen = 4000
 
 // errRevoked is the error of open calls whose token was revoked or has expired.
-var errRevoked = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access token was revoked or has expired"}
+var errRevoked = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access token was revoked, has expired, or does not grant this any more"}
 
 // openCalls are the streams, terminals, uploads and downloads in progress.
 type openCalls struct {
 	accounts Accounts
+	log      *slog.Logger
 	most     int
 	every    time.Duration // recheckEvery, except in tests
 
 	mu         sync.Mutex
 	calls      map[*openCall]struct{}
 	perToken   map[string]int
+	perTeam    map[string]int
 	perSession map[string]int
 	timer      *time.Timer // of the next check of the tokens; nil while no call is open
 }
@@ -49,10 +52,10 @@ type openCall struct {
 	revoke  func()
 }
 
-func newOpenCalls(accounts Accounts, most int) *openCalls {
+func newOpenCalls(accounts Accounts, log *slog.Logger, most int) *openCalls {
 	return &openCalls{
-		accounts: accounts, most: most, every: recheckEvery,
-		calls: map[*openCall]struct{}{}, perToken: map[string]int{}, perSession: map[string]int{},
+		accounts: accounts, log: log, most: most, every: recheckEvery,
+		calls: map[*openCall]struct{}{}, perToken: map[string]int{}, perTeam: map[string]int{}, perSession: map[string]int{},
 	}
 }
 
@@ -67,12 +70,15 @@ func (o *openCalls) enter(access skerry.Access, session string, revoke func()) (
 		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open on this server: at most %d are allowed; try again later", o.most)
 	case o.perToken[token] >= o.most/2:
 		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open with this access token: at most %d are allowed; close some first", o.most/2)
+	case o.perTeam[access.Scope.TeamID] >= o.most*3/4:
+		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers of this team are open: at most %d are allowed; close some first", o.most*3/4)
 	case session != "" && o.perSession[session] >= o.most/4:
 		return nil, skerry.Errorf(skerry.CodeRateLimited, "too many streams, terminals and transfers are open on this session: at most %d are allowed; close some first", o.most/4)
 	}
 	call := &openCall{access: access, session: session, revoke: revoke}
 	o.calls[call] = struct{}{}
 	o.perToken[token]++
+	o.perTeam[access.Scope.TeamID]++
 	o.perSession[session]++
 	if o.timer == nil {
 		o.timer = time.AfterFunc(o.every, o.recheck)
@@ -91,7 +97,7 @@ func (o *openCalls) leave(call *openCall) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	delete(o.calls, call)
-	for counts, key := range map[*map[string]int]string{&o.perToken: call.access.TokenID, &o.perSession: call.session} {
+	for counts, key := range map[*map[string]int]string{&o.perToken: call.access.TokenID, &o.perTeam: call.access.Scope.TeamID, &o.perSession: call.session} {
 		if (*counts)[key]--; (*counts)[key] <= 0 {
 			delete(*counts, key)
 		}
@@ -111,7 +117,7 @@ func (o *openCalls) recheck() {
 	ended, err := o.accounts.Ended(ctx, slices.Collect(maps.Keys(accesses)))
 	cancel()
 	if err != nil {
-		ended = nil
+		o.log.Error("cannot check the tokens of all open calls", "error", err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()

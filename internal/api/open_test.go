@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -49,13 +50,13 @@ func TestOpenCallsAreBounded(t *testing.T) {
 	fill := func(token, session string, n int) {
 		t.Helper()
 		for range n {
-			l, err := h.srv.open.enter(skerry.Access{TokenID: token}, session, func() {})
+			l, err := h.srv.open.enter(accessIn(token), session, func() {})
 			if err != nil {
 				t.Fatal(err)
 			}
 			leave = append(leave, l)
 		}
-		if _, err := h.srv.open.enter(skerry.Access{TokenID: token}, session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited {
+		if _, err := h.srv.open.enter(accessIn(token), session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited {
 			t.Errorf("one more of token %s and session %s: %v", token, session, err)
 		}
 	}
@@ -72,7 +73,7 @@ func TestOpenCallsAreBounded(t *testing.T) {
 	h.refused("POST", "/v2/sandboxes/sessions/s/cmd/c/kill", `{"signal":9}`, 404, skerry.CodeNotFound, "")
 	full := func(what, token, session, says string) {
 		t.Helper()
-		if _, err := h.srv.open.enter(skerry.Access{TokenID: token}, session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited || !strings.Contains(err.Error(), says) {
+		if _, err := h.srv.open.enter(accessIn(token), session, func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited || !strings.Contains(err.Error(), says) {
 			t.Errorf("one more of %s: %v", what, err)
 		}
 	}
@@ -91,6 +92,35 @@ func TestOpenCallsAreBounded(t *testing.T) {
 	defer h.srv.open.mu.Unlock()
 	if len(h.srv.open.perToken) > 1 || len(h.srv.open.perSession) > 1 {
 		t.Errorf("left open: %v, %v", h.srv.open.perToken, h.srv.open.perSession)
+	}
+}
+
+// accessIn is with a token, whose team is all before its first slash.
+func accessIn(token string) skerry.Access {
+	team, _, _ := strings.Cut(token, "/")
+	return skerry.Access{TokenID: token, Scope: skerry.Scope{TeamID: team}}
+}
+
+// TestOpenCallsOfATeamAreBounded has a team use many tokens. Others get through.
+func TestOpenCallsOfATeamAreBounded(t *testing.T) {
+	const most = 40
+	o := newOpenCalls(oneAccount{}, slog.New(slog.DiscardHandler), most)
+	o.every = time.Hour
+	for i := range most * 3 / 4 {
+		if _, err := o.enter(accessIn(fmt.Sprint("red/", i)), "", func() {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := o.enter(accessIn("red/more"), "", func() {}); skerry.CodeOf(err) != skerry.CodeRateLimited || !strings.Contains(err.Error(), "at most 30") {
+		t.Errorf("one more of the team: %v", err)
+	}
+	leave, err := o.enter(accessIn("blue/1"), "", func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	if n := o.perTeam["blue"]; n != 0 {
+		t.Errorf("%d are open", n)
 	}
 }
 

@@ -23,6 +23,8 @@ type route struct {
 	role skerry.Role
 	// accounts is set for calls about teams and what they have, not about what is in a project.
 	accounts bool
+	// teamless calls need no team, if the caller has several.
+	teamless bool
 	// query and request are zero values of the types of the query and the body.
 	query       any
 	request     any

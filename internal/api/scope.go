@@ -40,7 +40,7 @@ const defaultProject = "vercel-sandbox-default-project"
 // caller may use, and the scope is all that it looks in.
 func (c *call) enter(rt *route, q url.Values) error {
 	c.accounts = rt.accounts
-	if err := c.enterTeam(q); err != nil {
+	if err := c.enterTeam(q, rt.teamless); err != nil {
 		return err
 	}
 	if err := c.take(rt.needs()); err != nil {
@@ -75,8 +75,8 @@ func errNoProject() error {
 	return skerry.Invalid("projectId", "is required: the access token is for more than one project")
 }
 
-// enterTeam chooses the team that the query names, or the first of the caller's.
-func (c *call) enterTeam(q url.Values) error {
+// enterTeam chooses the team that the query or the path names, or the caller's only one.
+func (c *call) enterTeam(q url.Values, teamless bool) error {
 	if c.identity.Admin && !c.accounts {
 		return skerry.Errorf(skerry.CodeForbidden, "the access token is for managing teams, and not for what is in them")
 	}
@@ -95,8 +95,17 @@ func (c *call) enterTeam(q url.Values) error {
 			ref, field = v, name
 		}
 	}
+	if ref == "" {
+		ref = c.path("team")
+	}
 	if !c.identity.Admin {
+		if ref == "" && !teamless && len(c.identity.Grants) > 1 {
+			return skerry.Invalid("teamId", "is required: you are a member of %d teams", len(c.identity.Grants))
+		}
 		c.grant = c.identity.Grant(ref)
+		if c.grant == nil && ref != "" && len(c.identity.Grants) > 0 {
+			return foreign("team")
+		}
 		if c.grant == nil {
 			return skerry.Errorf(skerry.CodeForbidden, "the user of the access token is not a member of any team")
 		}

@@ -139,7 +139,7 @@ func New(o Options) (*Server, error) {
 	if o.MaxOpen <= 0 {
 		o.MaxOpen = DefaultMaxOpen
 	}
-	s.open = newOpenCalls(o.Accounts, o.MaxOpen)
+	s.open = newOpenCalls(o.Accounts, o.Log, o.MaxOpen)
 	if s.heartbeat = o.Heartbeat; s.heartbeat <= 0 {
 		s.heartbeat = DefaultHeartbeat
 	}

@@ -13,10 +13,11 @@ import (
 const (
 	// ticketLife is how long a token for a terminal is valid.
 	ticketLife = 60 * time.Second
-	// maxTickets limits the valid tokens, maxTicketsEach those of one project, so that
-	// one project does not block others.
+	// maxTickets limits the valid tokens, maxTicketsEach those of one project and
+	// maxTicketsTeam those of one team, so that one does not block others.
 	maxTickets     = 10000
 	maxTicketsEach = 500
+	maxTicketsTeam = maxTickets * 3 / 4
 )
 
 // ticketOffice issues the tokens for the WebSockets of terminals. A token is for one
@@ -24,7 +25,7 @@ const (
 type ticketOffice struct {
 	mu   sync.Mutex
 	out  map[[sha256.Size]byte]ticket
-	each map[string]int // by project id
+	each map[string]int // by project id, and by team id
 }
 
 // ticket is the caller and the session of a token.
@@ -44,15 +45,19 @@ func (o *ticketOffice) issue(by caller, session string) (string, error) {
 	if o.out == nil {
 		o.out, o.each = map[[sha256.Size]byte]ticket{}, map[string]int{}
 	}
-	project := by.scope.ProjectID
-	if len(o.out) >= maxTickets || o.each[project] >= maxTicketsEach {
+	project, team := by.scope.ProjectID, by.scope.TeamID
+	full := func() bool {
+		return len(o.out) >= maxTickets || o.each[project] >= maxTicketsEach || o.each[team] >= maxTicketsTeam
+	}
+	if full() {
 		o.sweep()
 	}
-	if len(o.out) >= maxTickets || o.each[project] >= maxTicketsEach {
+	if full() {
 		return "", skerry.Errorf(skerry.CodeRateLimited, "too many terminal tokens have not been used; each expires after %s", ticketLife)
 	}
 	o.out[sha256.Sum256([]byte(token))] = ticket{caller: by, session: session, expires: time.Now().Add(ticketLife)}
 	o.each[project]++
+	o.each[team]++
 	return token, nil
 }
 
@@ -83,8 +88,9 @@ func (o *ticketOffice) sweep() {
 
 func (o *ticketOffice) remove(key [sha256.Size]byte, t ticket) {
 	delete(o.out, key)
-	project := t.caller.scope.ProjectID
-	if o.each[project]--; o.each[project] == 0 {
-		delete(o.each, project)
+	for _, id := range []string{t.caller.scope.ProjectID, t.caller.scope.TeamID} {
+		if o.each[id]--; o.each[id] == 0 {
+			delete(o.each, id)
+		}
 	}
 }

@@ -12,6 +12,7 @@
 package audit
 
 import (
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -213,4 +214,18 @@ func printable(s string, most int) string {
 		b.WriteRune(r)
 	}
 	return b.String()
+}
+
+// Redacted stands for a credential.
+const Redacted = "[redacted]"
+
+// tokenLike matches what looks like a token: one of the server's own, or a JWT.
+var tokenLike = regexp.MustCompile(`sk(erry|[a-z])?_[A-Za-z0-9_-]{16,}|eyJ[A-Za-z0-9_-]{8,}(\.[A-Za-z0-9_-]*)*`)
+
+// Redact removes what looks like a token: one may have been given where a name belongs.
+func Redact(s string) string {
+	if strings.Contains(s, "sk") || strings.Contains(s, "eyJ") {
+		return tokenLike.ReplaceAllString(s, Redacted)
+	}
+	return s
 }

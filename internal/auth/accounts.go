@@ -3,6 +3,7 @@ package auth
 import (
 	"cmp"
 	"context"
+	"strings"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -116,6 +117,7 @@ func (a *Auth) DeleteProject(ctx context.Context, teamID, ref string) (*skerry.P
 
 // AddMember makes a user a member of a team.
 func (a *Auth) AddMember(ctx context.Context, teamID, user string, role skerry.Role) (*skerry.Member, error) {
+	user = strings.ToLower(user) // e-mail addresses are compared so
 	if err := skerry.ValidateUserName("user", user); err != nil {
 		return nil, err
 	}
@@ -139,7 +141,7 @@ func (a *Auth) SetRole(ctx context.Context, teamID, user string, role skerry.Rol
 	if err := skerry.ValidateRole("role", role); err != nil {
 		return nil, err
 	}
-	m, err := a.store.Member(ctx, teamID, user)
+	m, err := a.store.Member(ctx, teamID, strings.ToLower(user))
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +152,7 @@ func (a *Auth) SetRole(ctx context.Context, teamID, user string, role skerry.Rol
 
 // RemoveMember ends a membership.
 func (a *Auth) RemoveMember(ctx context.Context, teamID, user string) (*skerry.Member, error) {
-	m, err := a.store.Member(ctx, teamID, user)
+	m, err := a.store.Member(ctx, teamID, strings.ToLower(user))
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +162,7 @@ func (a *Auth) RemoveMember(ctx context.Context, teamID, user string) (*skerry.M
 
 // User returns a user by id or name.
 func (a *Auth) User(ctx context.Context, ref string) (*skerry.User, error) {
-	return a.store.User(ctx, ref)
+	return a.store.User(ctx, strings.ToLower(ref))
 }
 
 // CreateToken makes a token and returns it; it cannot be had again.

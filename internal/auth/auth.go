@@ -8,6 +8,7 @@ package auth
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -73,6 +74,7 @@ type Auth struct {
 	// rules are the digests of the rules in force, by the issuer's id and the rule's.
 	issuersMu sync.Mutex
 	rules     map[string]string
+	changes   int
 }
 
 // known is a token that was found.
@@ -115,6 +117,7 @@ func (a *Auth) Authenticate(ctx context.Context, token string) (*skerry.Identity
 		case err != nil:
 			return nil, fmt.Errorf("authenticate: %w", err)
 		}
+		id.ExpiresAt = t.ExpiresAt
 		k = known{id: id, expiresAt: t.ExpiresAt}
 		a.tokens.put(h, k, now)
 		if now.Sub(t.LastUsedAt.Time) > touchEvery {
@@ -140,45 +143,51 @@ func (a *Auth) touch(ctx context.Context, id string, now time.Time) {
 }
 
 // Ended returns those of the accesses that are not allowed any more: the token was revoked
-// or has expired, or the role, the project or the team is gone.
+// or has expired, or the role, the project or the team is gone. With an error, it returns
+// those of which that is known.
 func (a *Auth) Ended(ctx context.Context, accesses []skerry.Access) (ended []skerry.Access, err error) {
 	type answer struct {
-		id    *skerry.Identity
-		valid bool
+		id  *skerry.Identity // nil if the token is not valid
+		err error
 	}
 	now, answers := time.Now(), map[string]answer{}
-	for _, access := range accesses {
+	look := func(token string) (*skerry.Identity, error) {
+		found, ok := answers[token]
+		if !ok {
+			t, id, err := a.store.TokenByID(ctx, token)
+			switch {
+			case skerry.CodeOf(err) == skerry.CodeNotFound:
+			case err != nil:
+				found.err = fmt.Errorf("look for tokens: %w", err)
+			case !(known{expiresAt: t.ExpiresAt}).expired(now):
+				found.id = id
+			}
+			answers[token] = found
+		}
+		return found.id, found.err
+	}
+	allowed := func(access skerry.Access) (bool, error) {
 		if access.Rule != "" {
 			if !a.inForce(access.Rule) || now.UnixMilli() > access.ExpiresAt+federation.DefaultSkew.Milliseconds() {
-				ended = append(ended, access)
-			} else if gone, err := a.projectGone(ctx, access.Scope); err != nil {
-				return nil, err
-			} else if gone {
-				ended = append(ended, access)
+				return false, nil
 			}
-			continue
-		}
-		found, ok := answers[access.TokenID]
-		if !ok {
-			t, id, err := a.store.TokenByID(ctx, access.TokenID)
-			if err != nil && skerry.CodeOf(err) != skerry.CodeNotFound {
-				return nil, fmt.Errorf("look for tokens: %w", err)
-			}
-			found = answer{id: id, valid: err == nil && !known{expiresAt: t.ExpiresAt}.expired(now)}
-			answers[access.TokenID] = found
-		}
-		if !found.valid || !found.id.Allows(access) {
-			ended = append(ended, access)
-			continue
+		} else if id, err := look(access.TokenID); err != nil || id == nil || !id.Allows(access) {
+			return false, err
 		}
 		// A grant for all projects says nothing about whether one still exists.
-		if gone, err := a.projectGone(ctx, access.Scope); err != nil {
-			return nil, err
-		} else if gone {
+		gone, err := a.projectGone(ctx, access.Scope)
+		return !gone, err
+	}
+	var errs []error
+	for _, access := range accesses {
+		switch ok, err := allowed(access); {
+		case err != nil:
+			errs = append(errs, err)
+		case !ok:
 			ended = append(ended, access)
 		}
 	}
-	return ended, nil
+	return ended, errors.Join(errs...)
 }
 
 // projectGone reports whether a project does not exist any more.

@@ -27,10 +27,21 @@ type issuerDocument struct {
 
 // federated authenticates a token of another issuer.
 func (a *Auth) federated(ctx context.Context, token string) (*skerry.Identity, error) {
-	who, err := a.verifier.Verify(ctx, token)
-	if err != nil {
-		return nil, err
+	for {
+		generation := a.generation()
+		who, err := a.verifier.Verify(ctx, token)
+		if err != nil {
+			return nil, err
+		}
+		id, err := a.granted(ctx, who, token)
+		if generation == a.generation() { // else the rule may be another one by now
+			return id, err
+		}
 	}
+}
+
+// granted returns what a rule grants.
+func (a *Auth) granted(ctx context.Context, who *federation.Identity, token string) (*skerry.Identity, error) {
 	team, err := a.team(ctx, who.Team)
 	if err != nil {
 		return nil, unresolved("team", who, err)
@@ -62,6 +73,13 @@ func (a *Auth) ruleDigest(issuer, rule string) string {
 	a.issuersMu.Lock()
 	defer a.issuersMu.Unlock()
 	return a.rules[issuer+"/"+rule]
+}
+
+// generation counts the changes of the issuers.
+func (a *Auth) generation() int {
+	a.issuersMu.Lock()
+	defer a.issuersMu.Unlock()
+	return a.changes
 }
 
 // inForce reports whether the rule with a digest is in force.
@@ -114,6 +132,7 @@ func (a *Auth) use(all []federation.Issuer) error {
 		return err
 	}
 	a.rules = rules
+	a.changes++
 	return nil
 }
 

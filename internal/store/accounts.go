@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -116,9 +117,17 @@ func (s *Store) DeleteTeam(ctx context.Context, id string) error {
 	}), "delete team")
 }
 
-// dropUsers removes the users who are no team's members.
+// dropUsers removes the users who are no team's members. They are locked before, so that one
+// who becomes a member meanwhile is seen.
 func dropUsers(ctx context.Context, t tx) error {
-	_, err := t.exec(ctx, "DELETE FROM users WHERE NOT EXISTS (SELECT 1 FROM members WHERE user_id = users.id)")
+	rows, err := t.QueryContext(ctx, "SELECT id FROM users WHERE NOT EXISTS (SELECT 1 FROM members WHERE user_id = users.id)"+t.forUpdate)
+	if err != nil {
+		return err
+	}
+	if _, err := scanAll(rows, column[string]); err != nil {
+		return err
+	}
+	_, err = t.exec(ctx, "DELETE FROM users WHERE NOT EXISTS (SELECT 1 FROM members WHERE user_id = users.id)")
 	return err
 }
 
@@ -283,7 +292,9 @@ func (s *Store) AddMember(ctx context.Context, teamID string, m skerry.Member) (
 			return err
 		}
 		var created int64
-		if err := t.row(ctx, "SELECT id, created_at FROM users WHERE name = ?"+t.forKeyShare, m.User.Name).Scan(&m.User.ID, &created); err != nil {
+		if err := t.row(ctx, "SELECT id, created_at FROM users WHERE name = ?"+t.forKeyShare, m.User.Name).Scan(&m.User.ID, &created); errors.Is(err, sql.ErrNoRows) {
+			return skerry.Errorf(skerry.CodeConflict, "the user %s is being removed from their last team; try again", m.User.Name).About(skerry.ResourceUser)
+		} else if err != nil {
 			return err
 		}
 		m.User.CreatedAt = skerry.FromMillis(created)
@@ -367,7 +378,11 @@ func (s *Store) User(ctx context.Context, ref string) (*skerry.User, error) {
 	return &u, wrap(err, "read user")
 }
 
-// CreateToken writes a token, of which only the hash is kept.
+// keepExpired is how long a token is listed after its end, if others are made.
+const keepExpired = 24 * time.Hour
+
+// CreateToken writes a token, of which only the hash is kept. It removes those of the same
+// owner that have expired long ago.
 func (s *Store) CreateToken(ctx context.Context, token skerry.AccessToken, hash []byte) error {
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
 		whose, table, owner := "the team", "teams", token.TeamID
@@ -388,6 +403,14 @@ func (s *Store) CreateToken(ctx context.Context, token skerry.AccessToken, hash 
 		}
 		if token.ProjectID != "" {
 			if err := mustHaveProject(ctx, t, skerry.Scope{TeamID: token.TeamID, ProjectID: token.ProjectID}); err != nil {
+				return err
+			}
+		}
+		if _, err := t.exec(ctx, "DELETE FROM access_tokens WHERE expires_at > 0 AND expires_at < ? AND "+of, append([]any{token.CreatedAt.Millis() - keepExpired.Milliseconds()}, args...)...); err != nil {
+			return err
+		}
+		if token.ProjectID != "" {
+			if err := atMost(ctx, t, skerry.MaxProjectTokens, "the project", "tokens", "SELECT count(*) FROM access_tokens WHERE project_id = ?", token.ProjectID); err != nil {
 				return err
 			}
 		}

@@ -205,6 +205,27 @@ func TestLimitsOfAccounts(t *testing.T) {
 	last("tokens", token("tok_last"))
 	full("tokens", token("tok_more"))
 
+	// Those that have expired make room.
+	exec := func(query string, args ...any) {
+		t.Helper()
+		if _, err := s.write.ExecContext(ctx, query, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("UPDATE access_tokens SET expires_at = 1 WHERE id <> 'tok_last'")
+	later := func(id, project string) error {
+		return s.CreateToken(ctx, skerry.AccessToken{ID: id, TeamID: scope.TeamID, ProjectID: project, Role: skerry.RoleViewer, CreatedAt: skerry.FromMillis(1 + keepExpired.Milliseconds() + 1)}, []byte(id))
+	}
+	last("tokens after some have expired", later("tok_later", ""))
+	if list, _, err := s.Tokens(ctx, TokenFilter{TeamID: scope.TeamID}); err != nil || len(list) != 2 {
+		t.Errorf("%d tokens are left, %v", len(list), err)
+	}
+	for i := range skerry.MaxProjectTokens {
+		last("tokens of a project", later(fmt.Sprint("tok_p", i), scope.ProjectID))
+	}
+	full("tokens", later("tok_pmore", scope.ProjectID))
+	last("tokens of the team", later("tok_team", ""))
+
 	fill("INSERT INTO teams (id, slug, name, created_at, updated_at) VALUES ('t%[1]d', 't%[1]d', '', 0, 0)", skerry.MaxTeams-4)
 	last("teams", s.CreateTeam(ctx, skerry.Team{ID: "team_last", Slug: "last"}))
 	full("teams", s.CreateTeam(ctx, skerry.Team{ID: "team_more", Slug: "more"}))
