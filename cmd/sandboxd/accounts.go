@@ -37,9 +37,25 @@ func (o operation[Request, Answer]) recorded(ctx context.Context, accounts *auth
 	began := time.Now()
 	answer, err := o.do(ctx, accounts, req)
 	if o.about != nil {
-		records.operator(ctx, o.name, began, err, o.about(req, answer)...)
+		records.operator(ctx, o.name, began, err, given(req, answer), o.about(req, answer)...)
 	}
 	return answer, err
+}
+
+// given returns the role that an operation gives, "" if it gives none.
+func given(req, answer any) skerry.Role {
+	switch answer := answer.(type) {
+	case *skerry.Member:
+		if answer != nil {
+			return answer.Role
+		}
+	case newTokenAnswer:
+		return answer.Token.Role
+	}
+	if r, ok := req.(issuerRequest); ok {
+		return r.Rule.Role
+	}
+	return ""
 }
 
 // serve adds the operation to those of the socket.
@@ -442,7 +458,11 @@ var (
 		}
 		return newTokenAnswer{*token, secret}, nil
 	}, func(r newTokenRequest, answer newTokenAnswer) []audit.Target {
-		return []audit.Target{{Kind: audit.TargetToken, ID: answer.Token.ID, Name: r.Name}, {Kind: audit.TargetTeam, ID: answer.Token.TeamID, Name: r.Team}}
+		t := answer.Token
+		return []audit.Target{
+			{Kind: audit.TargetToken, ID: t.ID, Name: r.Name}, {Kind: audit.TargetTeam, ID: t.TeamID, Name: r.Team},
+			{Kind: audit.TargetProject, ID: t.ProjectID, Name: r.Project}, {Kind: audit.TargetMember, ID: t.UserID, Name: r.User},
+		}
 	}}
 	listTokens = operation[accountRequest, []tokenRow]{name: "token.list", do: func(ctx context.Context, a *auth.Auth, r accountRequest) ([]tokenRow, error) {
 		team := ""

@@ -179,13 +179,13 @@ func (a *auditing) add(e audit.Event) {
 	}
 }
 
-// operator records what an operator has done, and with what result.
-func (a *auditing) operator(ctx context.Context, op string, began time.Time, err error, targets ...audit.Target) {
+// operator records what an operator has done, with what result, and which role it gave.
+func (a *auditing) operator(ctx context.Context, op string, began time.Time, err error, role skerry.Role, targets ...audit.Target) {
 	for i := range targets {
 		targets[i].ID, targets[i].Name = audit.Redact(targets[i].ID), audit.Redact(targets[i].Name)
 	}
 	targets = slices.DeleteFunc(targets, func(t audit.Target) bool { return t.ID == "" && t.Name == "" })
-	e := audit.Event{Time: began, Operation: op, Actor: operatorOf(ctx), Targets: targets, Took: time.Since(began)}
+	e := audit.Event{Time: began, Operation: op, Actor: operatorOf(ctx), Targets: targets, Role: string(role), Took: time.Since(began)}
 	if err != nil {
 		e.Code = string(skerry.CodeOf(err))
 	}

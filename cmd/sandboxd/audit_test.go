@@ -329,7 +329,7 @@ func TestOperatorsAreRecorded(t *testing.T) {
 	}
 	who := "uid:" + strconv.Itoa(os.Getuid())
 	want := []string{
-		who + " token.create ok - token offline, team " + online.Token.TeamID, who + " token.create ok - token online, team " + online.Token.TeamID, who + " token.create bad_request -",
+		who + " token.create ok - token offline, team " + online.Token.TeamID + ", project " + online.Token.ProjectID, who + " token.create ok - token online, team " + online.Token.TeamID + ", project " + online.Token.ProjectID, who + " token.create bad_request -",
 		who + " token.revoke ok - token online", who + " token.revoke not_found - token tok_none",
 		who + " token.revoke not_found - token [redacted]",
 		who + " team.create ok - team acme", who + " member.add ok - member alice, team acme",
@@ -346,6 +346,9 @@ func TestOperatorsAreRecorded(t *testing.T) {
 		if len(token) < 20 || bytes.Contains(data, []byte(token)) {
 			t.Errorf("the log has the token %q", token)
 		}
+	}
+	if !bytes.Contains(data, []byte(`{"kind":"team","name":"acme"}],"role":"viewer"`)) {
+		t.Errorf("the log does not have the role of a new member: %s", data)
 	}
 	if !bytes.Contains(data, []byte(`"id":"`+online.Token.ID+`","name":"online"`)) {
 		t.Errorf("the log does not have the id of a new token")
@@ -395,7 +398,7 @@ func TestAuditOff(t *testing.T) {
 		t.Fatalf("%v, %v", a, err)
 	}
 	a.add(audit.Event{})
-	a.operator(t.Context(), "token.create", time.Now(), nil)
+	a.operator(t.Context(), "token.create", time.Now(), nil, "")
 	a.sessionEnded(skerry.Session{}, true)
 	if err := a.close(); err != nil {
 		t.Error(err)

@@ -112,7 +112,7 @@ var (
 )
 
 func aboutRule(r issuerRequest, _ federation.Issuer) []audit.Target {
-	return aboutIssuer(r.Issuer.ID, r.Rule.ID)
+	return append(aboutIssuer(r.Issuer.ID, r.Rule.ID), audit.Target{Kind: audit.TargetTeam, Name: r.Rule.Team}, audit.Target{Kind: audit.TargetProject, Name: r.Rule.Project})
 }
 
 func aboutIssuer(id, rule string) []audit.Target {

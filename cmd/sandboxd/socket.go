@@ -198,7 +198,7 @@ const healthTimeout = 5 * time.Second
 func socketHandler(end *ending, accounts *auth.Auth, records *auditing, db *store.Store, samples *sampler, url string) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /stop", answering(func(ctx context.Context, o stopOrder) (controller.StopReport, error) {
-		records.operator(ctx, "server.stop", time.Now(), nil)
+		records.operator(ctx, "server.stop", time.Now(), nil, "")
 		return end.handle(ctx, o)
 	}))
 	mux.Handle("GET /top", answering(samples.sample))

@@ -251,7 +251,7 @@ func (c *call) pathTeam() (*skerry.Grant, error) {
 	}
 	g := c.identity.Grant(c.path("team"))
 	if g == nil {
-		return nil, foreign("team")
+		return nil, c.foreign("team")
 	}
 	return g, nil
 }
@@ -282,7 +282,7 @@ func (s *Server) updateTeam(c *call) error {
 		return err
 	}
 	if !g.Role.Includes(skerry.RoleOwner) { // the one in the path may be another than the query's
-		return foreign("team")
+		return c.foreign("team")
 	}
 	if err := wholeTeam(g); err != nil {
 		return err

@@ -96,7 +96,8 @@ type act struct {
 	started time.Time
 	targets []audit.Target
 	program string
-	done    bool // there is a record of the answer
+	role    string // that was given to a member or a token
+	done    bool   // there is a record of the answer
 }
 
 // newAct returns the act of a call, nil if there is no audit log.
@@ -190,10 +191,12 @@ func (a *act) replies(v any) {
 	case teamView:
 		a.on(audit.TargetTeam, v.ID, v.Slug)
 	case memberResponse:
+		a.role = string(v.Member.Role)
 		a.on(audit.TargetMember, v.Member.User.ID, v.Member.User.Name)
 	case tokenResponse:
 		a.on(audit.TargetToken, v.Token.ID, v.Token.Name)
 	case createTokenResponse:
+		a.role = string(v.Token.Role)
 		a.on(audit.TargetToken, v.Token.ID, v.Token.Name)
 	}
 	if sandbox != "" {
@@ -241,7 +244,7 @@ func (a *act) event(status int, phase string) audit.Event {
 		a.nameSandbox()
 	}
 	e := audit.Event{
-		Time: a.started, RequestID: c.requestID, Operation: a.rt.id, Phase: phase, Targets: slices.Clone(a.targets), Program: a.program,
+		Time: a.started, RequestID: c.requestID, Operation: a.rt.id, Phase: phase, Targets: slices.Clone(a.targets), Role: a.role, Program: a.program,
 		UserAgent: c.r.UserAgent(), Status: status, Code: string(c.code), Took: time.Since(a.started),
 	}
 	e.Remote, e.Via = c.remote()
@@ -281,7 +284,7 @@ func (a *act) aim() {
 func actorOf(id *skerry.Identity) audit.Actor {
 	switch {
 	case id.User != nil:
-		return audit.Actor{Kind: audit.ActorUser, ID: id.User.ID, Name: id.User.Name}
+		return audit.Actor{Kind: audit.ActorUser, ID: id.User.ID, Name: id.User.Name, Token: id.TokenID}
 	case id.Rule != "":
 		return audit.Actor{Kind: audit.ActorOIDC, ID: id.TokenID, Name: id.TokenName}
 	}

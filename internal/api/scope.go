@@ -87,7 +87,7 @@ func (c *call) enterTeam(q url.Values, teamless bool) error {
 				continue
 			}
 			if grant := c.identity.Grant(v); !c.identity.Admin && (grant == nil || ref != "" && grant != c.identity.Grant(ref)) {
-				return foreign(name)
+				return c.foreign(name)
 			}
 			if c.identity.Admin && ref != "" && ref != v {
 				return skerry.Invalid(name, "names another team than %s", field)
@@ -104,7 +104,7 @@ func (c *call) enterTeam(q url.Values, teamless bool) error {
 		}
 		c.grant = c.identity.Grant(ref)
 		if c.grant == nil && ref != "" && len(c.identity.Grants) > 0 {
-			return foreign("team")
+			return c.foreign("team")
 		}
 		if c.grant == nil {
 			return skerry.Errorf(skerry.CodeForbidden, "the user of the access token is not a member of any team")
@@ -132,7 +132,7 @@ func (c *call) enterProject(field, ref string) error {
 	case c.own(ref):
 		return nil
 	case c.grant.Project != nil:
-		return foreign(field)
+		return c.foreign(field)
 	}
 	p, err := c.srv.accounts.Project(c.r.Context(), c.scope.TeamID, ref)
 	if err != nil {
@@ -175,7 +175,7 @@ func (c *call) enterByID(q url.Values) error {
 func (c *call) enterBody(tree any) error {
 	if o, ok := tree.(*jsonObject); ok {
 		if v, ok := o.members["teamId"].(string); ok && v != "" && !c.grant.In(v) {
-			return foreign("teamId")
+			return c.foreign("teamId")
 		}
 		if v, ok := o.members["projectId"].(string); ok {
 			if err := c.enterProject("projectId", v); err != nil {
@@ -189,6 +189,14 @@ func (c *call) enterBody(tree any) error {
 	return nil
 }
 
+// has says who has the role of the grant.
+func (c *call) has() string {
+	if c.identity.User != nil {
+		return "you have in team " + c.grant.Team.Slug
+	}
+	return "the access token has"
+}
+
 // take refuses a call that takes a role which the caller does not have.
 func (c *call) take(role skerry.Role) error {
 	c.role = role
@@ -197,15 +205,22 @@ func (c *call) take(role skerry.Role) error {
 	}
 	return &skerry.Error{
 		Code:    skerry.CodeForbidden,
-		Message: fmt.Sprintf("this takes the role %s, and the access token has the role %s", role, c.grant.Role),
+		Message: fmt.Sprintf("this takes the role %s, and %s the role %s", role, c.has(), c.grant.Role),
 	}
 }
 
-func foreign(field string) error {
-	return &skerry.Error{
-		Code: skerry.CodeForbidden, Field: field,
-		Message: "the access token belongs to a different team or project",
+// foreign is the error of a call that names another team or project than those of the caller.
+func (c *call) foreign(field string) error {
+	message := "you are not a member of this team"
+	if len(c.identity.Grants) == 1 && c.identity.User == nil {
+		g := c.identity.Grants[0]
+		project := "*"
+		if g.Project != nil {
+			project = g.Project.Name
+		}
+		message = fmt.Sprintf("the access token belongs to a different team or project: it is for %s/%s", g.Team.Slug, project)
 	}
+	return &skerry.Error{Code: skerry.CodeForbidden, Field: field, Message: message}
 }
 
 // ended reports whether an access is not allowed any more.

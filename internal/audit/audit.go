@@ -55,6 +55,8 @@ type Actor struct {
 	Kind string `json:"kind"`
 	ID   string `json:"id,omitempty"`
 	Name string `json:"name,omitempty"`
+	// Token is the id of the token, if ID is another one.
+	Token string `json:"token,omitempty"`
 }
 
 // Target is what something was done to.
@@ -77,6 +79,8 @@ type Event struct {
 	Team      string // id
 	Project   string // id
 	Targets   []Target
+	// Role is the one that a member, a token or a rule was given.
+	Role string
 	// Program is the name of the program of a command, without its arguments.
 	Program string
 	// Remote is the address of the client. Via is that of the trusted proxy that named
@@ -103,6 +107,7 @@ type Record struct {
 	Team       string   `json:"team,omitempty"`
 	Project    string   `json:"project,omitempty"`
 	Targets    []Target `json:"targets,omitempty"`
+	Role       string   `json:"role,omitempty"`
 	Program    string   `json:"program,omitempty"`
 	Remote     string   `json:"remote,omitempty"`
 	Via        string   `json:"via,omitempty"`
@@ -166,7 +171,7 @@ func (e Event) bounded() Event {
 		e.Time = time.Now()
 	}
 	for _, s := range []*string{
-		&e.RequestID, &e.Operation, &e.Phase, &e.Actor.Kind, &e.Actor.ID, &e.Team, &e.Project, &e.Program, &e.Remote, &e.Via, &e.Code,
+		&e.RequestID, &e.Operation, &e.Phase, &e.Actor.Kind, &e.Actor.ID, &e.Actor.Token, &e.Role, &e.Team, &e.Project, &e.Program, &e.Remote, &e.Via, &e.Code,
 	} {
 		*s = printable(*s, maxWord)
 	}
@@ -183,7 +188,7 @@ func (e Event) bounded() Event {
 func (e *Event) record() Record {
 	r := Record{
 		Time: formatTime(e.Time), RequestID: e.RequestID, Operation: e.Operation, Phase: e.Phase, Team: e.Team, Project: e.Project,
-		Targets: e.Targets, Program: e.Program, Remote: e.Remote, Via: e.Via, UserAgent: e.UserAgent,
+		Targets: e.Targets, Role: e.Role, Program: e.Program, Remote: e.Remote, Via: e.Via, UserAgent: e.UserAgent,
 		Status: e.Status, Code: e.Code, DurationMs: e.Took.Milliseconds(),
 	}
 	if e.Actor.Kind != "" {

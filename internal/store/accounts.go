@@ -338,9 +338,31 @@ func noMember(user string) error {
 	return skerry.Errorf(skerry.CodeNotFound, "the team has no member %q", user).About(skerry.ResourceUser)
 }
 
-// SetMember writes the role of a member.
+// mustKeepOwner returns CodeConflict if a member is the only owner of a team. It stays so until the transaction ends.
+func mustKeepOwner(ctx context.Context, t tx, teamID, userID string) error {
+	if err := t.row(ctx, "SELECT id FROM teams WHERE id = ?"+t.forUpdate, teamID).Scan(new(string)); errors.Is(err, sql.ErrNoRows) {
+		return noTeam(teamID)
+	} else if err != nil {
+		return err
+	}
+	var own, others, members int
+	err := t.row(ctx, `SELECT coalesce(sum(CASE WHEN user_id = ? AND role = 'owner' THEN 1 ELSE 0 END), 0),
+		coalesce(sum(CASE WHEN user_id <> ? AND role = 'owner' THEN 1 ELSE 0 END), 0), count(*) FROM members WHERE team_id = ?`,
+		userID, userID, teamID).Scan(&own, &others, &members)
+	if err == nil && own == 1 && others == 0 && members > 1 {
+		return skerry.Errorf(skerry.CodeConflict, "this is the team's only owner; make another member an owner first").About(skerry.ResourceUser)
+	}
+	return err
+}
+
+// SetMember writes the role of a member. The only owner of several members keeps it.
 func (s *Store) SetMember(ctx context.Context, teamID string, m skerry.Member) error {
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		if m.Role != skerry.RoleOwner {
+			if err := mustKeepOwner(ctx, t, teamID, m.User.ID); err != nil {
+				return err
+			}
+		}
 		err := changed(t.exec(ctx, "UPDATE members SET role = ?, updated_at = ? WHERE team_id = ? AND user_id = ?",
 			string(m.Role), m.UpdatedAt.Millis(), teamID, m.User.ID))
 		if errors.Is(err, errChanged) {
@@ -350,9 +372,13 @@ func (s *Store) SetMember(ctx context.Context, teamID string, m skerry.Member) e
 	}), "change member")
 }
 
-// RemoveMember ends a membership. The user goes with their last one.
+// RemoveMember ends a membership, but not that of the only owner of several members. The user
+// goes with their last one.
 func (s *Store) RemoveMember(ctx context.Context, teamID, userID string) error {
 	return wrap(s.update(ctx, func(ctx context.Context, t tx) error {
+		if err := mustKeepOwner(ctx, t, teamID, userID); err != nil {
+			return err
+		}
 		err := changed(t.exec(ctx, "DELETE FROM members WHERE team_id = ? AND user_id = ?", teamID, userID))
 		if errors.Is(err, errChanged) {
 			return noMember(userID)

@@ -58,6 +58,17 @@ func testAccounts(t *testing.T, openIn opener) {
 	}
 	_, err = s.AddMember(ctx, red.ID, skerry.Member{User: skerry.User{ID: "user_3", Name: "alice"}, Role: skerry.RoleViewer})
 	code("a member twice", err, skerry.CodeConflict)
+	bob, err := s.AddMember(ctx, red.ID, skerry.Member{User: skerry.User{ID: "user_4", Name: "bob", CreatedAt: at(4)}, Role: skerry.RoleViewer, CreatedAt: at(4), UpdatedAt: at(4)})
+	ok("add another one", err)
+	viewer := *alice
+	viewer.Role = skerry.RoleViewer
+	code("the only owner becomes a viewer", s.SetMember(ctx, red.ID, viewer), skerry.CodeConflict)
+	code("the only owner is removed", s.RemoveMember(ctx, red.ID, alice.User.ID), skerry.CodeConflict)
+	bob.Role = skerry.RoleOwner
+	ok("make another owner", s.SetMember(ctx, red.ID, *bob))
+	ok("now she may become a viewer", s.SetMember(ctx, red.ID, viewer))
+	ok("and an owner again", s.SetMember(ctx, red.ID, *alice))
+	ok("the other one may go", s.RemoveMember(ctx, red.ID, bob.User.ID))
 	_, err = s.Member(ctx, fullScope.TeamID, "alice")
 	code("no member of this team", err, skerry.CodeNotFound)
 
