@@ -478,7 +478,7 @@ printf '%s|' "${words[@]}" "$cword" "$cur" "$prev"`)
 
 func TestHelpOfEveryCommand(t *testing.T) {
 	home(t)
-	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "logs", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "config tags", "config ports", "config mounts", "login", "logout"} {
+	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "logs", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "config tags", "config ports", "config mounts", "login", "logout", "whoami"} {
 		got := invocation{}.run(t, append(strings.Fields(name), "--help")...)
 		if got.code != 0 || got.err != "" || !strings.Contains(got.out, "Examples:") {
 			t.Errorf("%q --help: %+v", name, got)
@@ -716,6 +716,65 @@ func TestLoginAndLogout(t *testing.T) {
 	}
 	if got := v.run(t, "ls"); got.code != exitFailure || !strings.Contains(got.err, "sandbox login") {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestLoginChooses logs in with a token for more than one project, and one for several teams.
+func TestLoginChooses(t *testing.T) {
+	path := home(t)
+	s := servertest.New(t)
+	ctx := t.Context()
+	alice, err := s.Accounts.AddMember(ctx, controllertest.Team.ID, "alice", skerry.RoleOwner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, _, err := s.Accounts.CreateToken(ctx, skerry.TokenParams{Name: "hers", UserID: alice.User.ID, Role: skerry.RoleOwner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := invocation{}
+	if got := v.run(t, "login", "--url", s.URL, "--token", token); got.code != 0 {
+		t.Fatalf("with one project: %+v", got)
+	}
+	if c, err := config.Load(path); err != nil || c != (config.Config{URL: s.URL, Token: token, Project: controllertest.Project.Name}) {
+		t.Errorf("stored %+v, %v", c, err)
+	}
+	if _, err := s.Accounts.CreateProject(ctx, controllertest.Team.ID, "other"); err != nil {
+		t.Fatal(err)
+	}
+	if got := v.run(t, "login", "--url", s.URL, "--token", token); got.code != exitUsage || !strings.Contains(got.err, "name one with --project: other, web") {
+		t.Errorf("with two projects: %+v", got)
+	}
+	globex, err := s.Accounts.CreateTeam(ctx, "globex", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Accounts.AddMember(ctx, globex.ID, "alice", skerry.RoleViewer); err != nil {
+		t.Fatal(err)
+	}
+	if got := v.run(t, "login", "--url", s.URL, "--token", token); got.code != exitUsage || !strings.Contains(got.err, "name one with --scope: acme, globex") {
+		t.Errorf("with two teams: %+v", got)
+	}
+	if got := v.run(t, "login", "--url", s.URL, "--token", token, "--scope", "globex"); got.code != exitFailure || !strings.Contains(got.err, "a team without a project") {
+		t.Errorf("with a team that has none: %+v", got)
+	}
+	if got := v.run(t, "login", "--url", s.URL, "--token", token, "--scope", "acme", "--project", "other"); got.code != 0 {
+		t.Errorf("with both: %+v", got)
+	}
+	if c, err := config.Load(path); err != nil || c != (config.Config{URL: s.URL, Token: token, Team: "acme", Project: "other"}) {
+		t.Errorf("stored %+v, %v", c, err)
+	}
+	v = invocation{}
+	if got := v.run(t, "whoami"); got.code != 0 || !strings.Contains(got.out, "alice") || !strings.Contains(got.out, "owner  (used)") || !strings.Contains(got.out, "globex") ||
+		!strings.Contains(got.out, "viewer\n") || !regexp.MustCompile(`project  other +prj_\w+  \(used\)`).MatchString(got.out) {
+		t.Errorf("whoami: %+v", got)
+	}
+	admin, _, err := s.Accounts.CreateToken(ctx, skerry.TokenParams{Name: "admin", Role: skerry.RoleAdmin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := v.run(t, "login", "--url", s.URL, "--token", admin); got.code != exitFailure || !strings.Contains(got.err, "managing teams") {
+		t.Errorf("with an administrator's token: %+v", got)
 	}
 }
 

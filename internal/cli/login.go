@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -32,7 +33,8 @@ func (a *app) loginCommand() *cobra.Command {
 		Long: `Store an access token, and the address of the server it is for, in the
 configuration file, which only you can read. The token comes from --token, from a
 prompt that does not show it, or from standard input. It is checked with the server
-first. --project and --scope are stored too.
+first. --scope and --project are stored too; a token for several teams or projects
+needs them.
 
 An administrator of the server creates tokens. "make run" stores the first one
 automatically.`,
@@ -70,7 +72,7 @@ func (a *app) login(ctx context.Context) error {
 		}
 	}
 	a.flags.url, a.flags.token = c.URL, c.Token // what messages are about from here on
-	if err := checkToken(ctx, c); err != nil {
+	if err := checkToken(ctx, &c); err != nil {
 		return err
 	}
 	if err := c.Save(path); err != nil {
@@ -83,19 +85,76 @@ func (a *app) login(ctx context.Context) error {
 	return nil
 }
 
-// checkToken makes a call that any token may make.
-func checkToken(ctx context.Context, c config.Config) error {
-	cl, err := client.New(client.Options{URL: c.URL, Token: c.Token, Team: c.Team, Project: c.Project})
-	if err != nil {
-		return usage.Error{Err: err}
-	}
+// checkToken makes a call that any token may make. If the token is for more than one team or
+// project, and none was named, it chooses the only one that there is.
+func checkToken(ctx context.Context, c *config.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, loginWait)
 	defer cancel()
-	_, err = cl.ListSandboxesPage(ctx, client.ListOptions{Limit: 1})
-	if client.IsUnauthorized(err) {
-		return fmt.Errorf("%s does not accept this token; nothing was stored", c.URL)
+	for tries := 0; ; tries++ {
+		cl, err := client.New(client.Options{URL: c.URL, Token: c.Token, Team: c.Team, Project: c.Project})
+		if err != nil {
+			return usage.Error{Err: err}
+		}
+		_, err = cl.ListSandboxesPage(ctx, client.ListOptions{Limit: 1})
+		refused, ok := errors.AsType[*client.Error](err)
+		switch {
+		case !ok:
+			return err
+		case tries < 2 && refused.Field == "teamId" && c.Team == "":
+			if c.Team, err = onlyTeam(ctx, cl); err != nil {
+				return err
+			}
+		case tries < 2 && refused.Field == "projectId" && c.Project == "":
+			if c.Project, err = onlyProject(ctx, cl); err != nil {
+				return err
+			}
+		case refused.Status == http.StatusForbidden && refused.Field == "":
+			return fmt.Errorf("%s: %s; nothing was stored", c.URL, clean(refused.Message))
+		case client.IsUnauthorized(err) && refused.Field == "":
+			return fmt.Errorf("%s does not accept this token; nothing was stored", c.URL)
+		default:
+			return err
+		}
 	}
-	return err
+}
+
+func onlyTeam(ctx context.Context, cl *client.Client) (string, error) {
+	teams, err := cl.Teams(ctx)
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for _, t := range teams {
+		names = append(names, t.Slug)
+	}
+	return only(names, "team", "--scope")
+}
+
+func onlyProject(ctx context.Context, cl *client.Client) (string, error) {
+	var names []string
+	for p, err := range cl.ListProjects(ctx) {
+		if err != nil {
+			return "", err
+		}
+		names = append(names, p.Name)
+	}
+	return only(names, "project", "--project")
+}
+
+// only returns the only name, or an error that says how to choose.
+func only(names []string, what, flag string) (string, error) {
+	if len(names) == 1 {
+		return names[0], nil
+	}
+	if len(names) == 0 {
+		return "", fmt.Errorf("the token is for a team without a %s; nothing was stored", what)
+	}
+	const most = 20
+	list := clean(strings.Join(names[:min(len(names), most)], ", "))
+	if len(names) > most {
+		list += ", …"
+	}
+	return "", usage.Errorf("the token is for several %ss; name one with %s: %s", what, flag, list)
 }
 
 // askToken reads a token from the keyboard, without showing it, or from what
