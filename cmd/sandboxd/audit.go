@@ -459,7 +459,7 @@ func (e *exporter) record(r *audit.Record) error {
 		if a.ID != "" {
 			who = a.ID
 		}
-		if a.Name != "" {
+		if a.Name != "" && a.Kind == audit.ActorOperator {
 			who += " (" + a.Name + ")"
 		}
 	}
@@ -471,8 +471,14 @@ func (e *exporter) record(r *audit.Record) error {
 		}
 		what = append(what, t.Kind+" "+name)
 	}
+	if r.Role != "" {
+		what = append(what, "role "+r.Role)
+	}
 	if r.Program != "" {
 		what = append(what, "program "+r.Program)
+	}
+	if a := r.Actor; a != nil && a.Name != "" && a.Kind != audit.ActorOperator {
+		what = append(what, "by "+a.Name) // ids have one width, names any
 	}
 	if n := r.Log; n != nil && n.Count > 0 {
 		what = append(what, fmt.Sprintf("%d records", n.Count))

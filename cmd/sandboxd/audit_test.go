@@ -329,10 +329,10 @@ func TestOperatorsAreRecorded(t *testing.T) {
 	}
 	who := "uid:" + strconv.Itoa(os.Getuid())
 	want := []string{
-		who + " token.create ok - token offline, team " + online.Token.TeamID + ", project " + online.Token.ProjectID, who + " token.create ok - token online, team " + online.Token.TeamID + ", project " + online.Token.ProjectID, who + " token.create bad_request -",
+		who + " token.create ok - token offline, team " + online.Token.TeamID + ", project " + online.Token.ProjectID + ", role developer", who + " token.create ok - token online, team " + online.Token.TeamID + ", project " + online.Token.ProjectID + ", role developer", who + " token.create bad_request -",
 		who + " token.revoke ok - token online", who + " token.revoke not_found - token tok_none",
 		who + " token.revoke not_found - token [redacted]",
-		who + " team.create ok - team acme", who + " member.add ok - member alice, team acme",
+		who + " team.create ok - team acme", who + " member.add ok - member alice, team acme, role viewer",
 		who + " server.stop ok -", "server session.timeout ok - sandbox one, session sbx_1", "server session.lost ok - sandbox three, session sbx_3",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
