@@ -37,6 +37,12 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for name, in := range map[string]skerry.Scope{"a": scope, "b": {TeamID: "team_b", ProjectID: "prj_b"}} {
+		err := s.CreateAccount(t.Context(), skerry.Team{ID: in.TeamID, Slug: name}, skerry.Project{ID: in.ProjectID, TeamID: in.TeamID, Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	l := &lab{t: t, node: processnode.New(t.TempDir()), store: s}
 	l.conf = Config{Store: s, Node: l.node, Collector: l.node, Images: processnode.Images{}, Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
