@@ -84,6 +84,13 @@ func bounds(l skerry.Limits) map[string]object {
 		all[request+".timeout"], all[request+".env"], all[request+".tags"], all[request+".mounts"] = timeout, env, tags, mountBounds()
 	}
 	all["createRequest.name"], all["forkRequest.name"] = maybeName, maybeName
+	printable := `[^\x00-\x1f\x7f]`
+	all["tokenRequest.name"] = merged(object{"pattern": "^" + printable + "+$"}, maxBytes(skerry.MaxNameLength))
+	all["memberRequest.user"] = object{"pattern": fmt.Sprintf("^[!-~]{1,%d}$", skerry.MaxUserName), "not": object{"pattern": "^[uU][sS][eE][rR]_"}}
+	all["teamRequest.slug"] = object{"pattern": fmt.Sprintf("^([a-z0-9]([a-z0-9-]{0,%d}[a-z0-9])?)?$", skerry.MaxSlug-2)}
+	all["teamRequest.name"] = merged(object{"pattern": "^" + printable + "*$"}, maxBytes(skerry.MaxNameLength))
+	all["projectRequest.name"] = object{"pattern": fmt.Sprintf("^[a-z0-9._-]{1,%d}$", skerry.MaxProjectName), "not": object{"pattern": "^(team|prj)_"}}
+	all["listQuery.limit"], all["listTokensQuery.limit"] = page, page
 	all["createRequest.image"], all["forkRequest.image"] = maxBytes(skerry.MaxImageReference), maxBytes(skerry.MaxImageReference)
 	return all
 }

@@ -3,8 +3,8 @@
 import schemathesis
 
 # Things that the generator would have to know by name, or that would have the
-# server look for them elsewhere.
-NAMES = ("image", "source", "mounts", "currentSnapshotId", "networkPolicy", "privatePorts", "memory")
+# server look for them elsewhere; and a time that must not be past.
+NAMES = ("expiresAt", "image", "source", "mounts", "currentSnapshotId", "networkPolicy", "privatePorts", "memory")
 
 BODIES = {
     "extendTimeout": {"duration": 1},  # more, and no session could bear it
