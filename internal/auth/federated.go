@@ -94,25 +94,29 @@ func (a *Auth) inForce(digest string) bool {
 	return false
 }
 
-// LoadIssuers puts the stored issuers in force. One that cannot be used is left out and logged:
-// the others, and access tokens, still work.
+// LoadIssuers puts the stored issuers in force. One that cannot be used is logged.
 func (a *Auth) LoadIssuers(ctx context.Context, log *slog.Logger) error {
 	all, err := a.Issuers(ctx)
 	if err != nil {
 		return err
 	}
-	all = slices.DeleteFunc(all, func(i federation.Issuer) bool {
-		err := a.verifier.Validate(i)
-		if err != nil {
+	for _, i := range all {
+		if err := a.verifier.Validate(i); err != nil {
 			log.Error("an issuer of tokens is not used", "issuer", i.ID, "error", err)
 		}
-		return err != nil
-	})
+	}
 	return a.use(all)
+}
+
+// usable returns the issuers that this version can use. One that it cannot, as another version
+// has stored it, must not keep the others from being used, changed or removed.
+func (a *Auth) usable(all []federation.Issuer) []federation.Issuer {
+	return slices.DeleteFunc(slices.Clone(all), func(i federation.Issuer) bool { return a.verifier.Validate(i) != nil })
 }
 
 // use puts issuers in force.
 func (a *Auth) use(all []federation.Issuer) error {
+	all = a.usable(all)
 	rules := map[string]string{}
 	for _, i := range all {
 		without := i
@@ -153,20 +157,6 @@ func (a *Auth) Issuers(ctx context.Context) ([]federation.Issuer, error) {
 	return all, nil
 }
 
-// Issuer returns one issuer.
-func (a *Auth) Issuer(ctx context.Context, id string) (*federation.Issuer, error) {
-	all, err := a.Issuers(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for i := range all {
-		if all[i].ID == id {
-			return &all[i], nil
-		}
-	}
-	return nil, skerry.Errorf(skerry.CodeNotFound, "there is no issuer %q", id)
-}
-
 // Probe returns how many keys an issuer has now.
 func (a *Auth) Probe(ctx context.Context, i federation.Issuer) (keys int, err error) {
 	return a.verifier.Probe(ctx, i)
@@ -196,7 +186,7 @@ func (a *Auth) ChangeIssuer(ctx context.Context, id string, change func(i *feder
 	// What all of them together may be is known only when they are set.
 	scratch := federation.New(federation.Options{})
 	defer scratch.Close()
-	if err := scratch.Set(all); err != nil {
+	if err := scratch.Set(a.usable(all)); err != nil {
 		return nil, err
 	}
 	document, err := json.Marshal(issuerDocument{issuerFormat, *one})
@@ -213,14 +203,14 @@ func (a *Auth) ChangeIssuer(ctx context.Context, id string, change func(i *feder
 func (a *Auth) RemoveIssuer(ctx context.Context, id string) error {
 	a.changing.Lock()
 	defer a.changing.Unlock()
-	if err := a.store.DeleteIssuer(ctx, id); err != nil {
-		return err
-	}
-	all, err := a.Issuers(ctx)
+	all, err := a.Issuers(ctx) // before: once it is removed, nothing may keep it in force
 	if err != nil {
 		return err
 	}
-	return a.use(all)
+	if err := a.store.DeleteIssuer(ctx, id); err != nil {
+		return err
+	}
+	return a.use(slices.DeleteFunc(all, func(i federation.Issuer) bool { return i.ID == id }))
 }
 
 // team is Team for every request with a token of another issuer.

@@ -159,7 +159,26 @@ func TestBadIssuers(t *testing.T) {
 	if _, err := a.Bootstrap(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.Authenticate(t.Context(), i.Token(i.Plain("x").With("aud", audience))); err != nil {
+	token := i.Token(i.Plain("x").With("aud", audience))
+	if _, err := a.Authenticate(t.Context(), token); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+	// One that another version has stored, and this one cannot use.
+	if err := a.store.SetIssuer(t.Context(), store.Issuer{ID: "newer", Document: `{"format":1,"id":"newer","url":"https://x","audiences":["a"],"algorithms":["NEW1"]}`}); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.LoadIssuers(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Authenticate(t.Context(), token); err != nil {
+		t.Errorf("beside one that cannot be used: %v", err)
+	}
+	if err := a.RemoveIssuer(t.Context(), "ci"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.Authenticate(t.Context(), token)
+	wantCode(t, "removed beside one that cannot be used", err, skerry.CodeUnauthorized)
+	if err := a.RemoveIssuer(t.Context(), "newer"); err != nil {
+		t.Errorf("one that cannot be used is not removed: %v", err)
 	}
 }
