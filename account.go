@@ -130,6 +130,9 @@ type Identity struct {
 	// admitted a token of another issuer.
 	ExpiresAt Time
 	Rule      string
+	// Development is true for a development token, which was made with the access token that
+	// has the TokenID.
+	Development bool
 }
 
 // Grant returns what the identity may do in a team, given by id or slug, and nil if that is
@@ -148,7 +151,8 @@ type Access struct {
 	TokenID string
 	Scope   Scope
 	Role    Role
-	// Rule and ExpiresAt, in milliseconds, are those of a token of another issuer.
+	// Rule is that of a token of another issuer. ExpiresAt is the end of the credential, in
+	// milliseconds, 0 if it has none.
 	Rule      string
 	ExpiresAt int64
 }

@@ -115,6 +115,7 @@ var operations = []interface {
 	addMember, listMembers, setMember, removeMember,
 	createToken, listTokens, revokeToken,
 	addIssuer, listIssuers, removeIssuer, allowIssuer, disallowIssuer,
+	listKeys, rotateKeys,
 }
 
 // accountRequest is what operations are asked with: each uses some of it.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/skerry-dev/skerry/internal/egress"
 	"github.com/skerry-dev/skerry/internal/firewall"
+	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/network"
 )
 
@@ -32,7 +33,7 @@ func (o *networkOptions) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.private, "allow-private", nil, "private network, as a CIDR, that sandboxes may reach if their policies allow it; may be repeated (default: none)")
 	f.StringVar(&o.prefix, "network", "", "IPv4 range for the sandboxes' networks (default "+network.DefaultPrefix+", or a free range near it)")
 	f.StringSliceVar(&o.resolvers, "resolver", nil, "DNS server for sandboxes; may be repeated (default: this machine's DNS servers, except those on the machine itself)")
-	f.StringVar(&o.issuer, "oidc-issuer", "", "issuer of the tokens of forwarded requests (default: the server's URL); the keys are served below it at /.well-known/jwks")
+	f.StringVar(&o.issuer, "oidc-issuer", "", "issuer that this server's tokens name (default: the server's URL); the keys are served below it at /.well-known/jwks")
 	f.StringVar(&o.log, "network-log", "", `file (absolute path) for the decisions of network policies, one JSON line for each connection, request and query; "-" is standard output`)
 	f.IntVar(&o.ready, "ready-networks", 4, "number of networks to prepare ahead")
 }
@@ -56,7 +57,7 @@ func (o *networkOptions) networks() (list []netip.Prefix, err error) {
 }
 
 // open prepares the networks of sandboxes and the proxy on their way out.
-func (o *networkOptions) open(ctx context.Context, dir, state, issuer string, log *slog.Logger) (*firewall.Firewall, error) {
+func (o *networkOptions) open(ctx context.Context, dir, state string, tokens *issuer.Issuer, log *slog.Logger) (*firewall.Firewall, error) {
 	private, err := o.networks()
 	if err != nil {
 		return nil, err
@@ -64,9 +65,19 @@ func (o *networkOptions) open(ctx context.Context, dir, state, issuer string, lo
 	return firewall.New(ctx, firewall.Config{
 		Network: network.Config{Dir: dir, Prefix: o.prefix, Resolvers: o.resolvers, Private: private, Outbound: o.outbound, Ready: o.ready},
 		Dir:     filepath.Join(state, "firewall"), Sessions: filepath.Join(state, "sessions"),
-		Issuer: issuer, Export: o.log, Log: log,
+		Tokens: tokens, Export: o.log, Log: log,
 		Connections: min(o.connections, egress.MaxConnections),
 	})
+}
+
+// tokens opens what signs the tokens of this machine's sandboxes.
+func (o *networkOptions) tokens(ctx context.Context, state, url string, log *slog.Logger) (*issuer.Issuer, error) {
+	dir := filepath.Join(state, "firewall")
+	keys := issuer.Folder(filepath.Join(dir, "tokens"))
+	if err := keys.Adopt(ctx, filepath.Join(dir, "tokens.pem")); err != nil {
+		return nil, fmt.Errorf("open the keys for tokens: %w", err)
+	}
+	return issuer.Open(ctx, keys, url, log)
 }
 
 // connectionsFor is how many connections each of the two proxies takes, to sandboxes

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/drive"
 	"github.com/skerry-dev/skerry/internal/driver/gvisor"
 	"github.com/skerry-dev/skerry/internal/image"
+	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/node"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 	"github.com/skerry-dev/skerry/internal/nodeapi/remote"
@@ -37,9 +37,9 @@ type nodeParts struct {
 	node      nodeapi.Node
 	collector nodeapi.Collector
 	images    nodeapi.Images
-	// discovery serves the keys of the tokens of forwarded requests.
-	discovery http.Handler
-	machine   machineSize
+	// keys returns the public keys of the tokens that the node signs.
+	keys    issuer.KeySource
+	machine machineSize
 	// room reports whether the disk has room; nil if it is the node's alone.
 	room func() error
 	// drain ends the warm sandboxes. A node in another process keeps them.
@@ -93,7 +93,7 @@ func (o *serveOptions) remote(ctx context.Context, log *slog.Logger, url string)
 	}
 	log.Info("connected to the node", "socket", path, "version", hello.Version)
 	return &nodeParts{
-		node: c, collector: c, images: c, discovery: c.Discovery(), drain: func() error { return nil }, close: c.Close,
+		node: c, collector: c, images: c, keys: c.Keys, drain: func() error { return nil }, close: c.Close,
 		machine: machineSize{cpus: hello.CPUs, memory: hello.MemoryBytes},
 	}, nil
 }
@@ -226,7 +226,7 @@ func (o *serveOptions) serveNode(ctx context.Context, log *slog.Logger) (err err
 	path := filepath.Join(dir, nodeSocket)
 	defer closing(&err, func() error { return os.Remove(path) })
 	server := remote.NewServer(remote.ServerConfig{
-		Node: n.node, Images: n.images, Collector: n.collector, Discovery: n.discovery, Log: log, Tracer: tracer,
+		Node: n.node, Images: n.images, Collector: n.collector, Keys: n.keys, Log: log, Tracer: tracer,
 		Hello: remote.Hello{Version: version.Version, Issuer: o.issuer(url), CPUs: n.machine.cpus, MemoryBytes: n.machine.memory},
 	})
 	served := make(chan error, 1)
@@ -280,7 +280,11 @@ func (o *serveOptions) local(ctx context.Context, log *slog.Logger, url string) 
 	if err := o.capacity.boundMemory(groups, log); err != nil {
 		return nil, err
 	}
-	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), o.state, o.issuer(url), log)
+	tokens, err := o.network.tokens(ctx, o.state, o.issuer(url), log)
+	if err != nil {
+		return nil, err
+	}
+	networks, err := o.network.open(ctx, filepath.Join(run, "netns"), o.state, tokens, log)
 	if err != nil {
 		return nil, err
 	}
@@ -330,7 +334,7 @@ func (o *serveOptions) local(ctx context.Context, log *slog.Logger, url string) 
 	if err != nil {
 		return nil, errors.Join(err, drv.Close(), networks.Close())
 	}
-	return &nodeParts{node: n, collector: snapshots, images: images, discovery: networks.Discovery(), machine: machine, room: disk.Check, drain: n.Drain, warm: n.PoolStats, totals: n.Totals, close: func() error {
+	return &nodeParts{node: n, collector: snapshots, images: images, keys: tokens.PublicKeys, machine: machine, room: disk.Check, drain: n.Drain, warm: n.PoolStats, totals: n.Totals, close: func() error {
 		err := errors.Join(n.Close(), drv.Close(), networks.Close())
 		// While sandboxes run on, the group has children and stays.
 		if left, lerr := groups.Groups(); lerr == nil && len(left) == 0 {

@@ -22,6 +22,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/controller"
 	"github.com/skerry-dev/skerry/internal/guest/bin"
 	"github.com/skerry-dev/skerry/internal/image"
+	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/metrics"
 	"github.com/skerry-dev/skerry/internal/node"
 	"github.com/skerry-dev/skerry/internal/room"
@@ -219,6 +220,9 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	if err := firstToken(ctx, accounts, url, records, log); err != nil {
 		return err
 	}
+	if err := accounts.OpenIssuer(ctx, o.issuer(url), log); err != nil {
+		return err
+	}
 
 	o.network.connections, o.ingress.connections = connectionsFor(files), connectionsFor(files)
 
@@ -264,6 +268,10 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 	}
 	gate.Start(control)
 	samples.begin(control.Metered, n.machine)
+	discovery, err := issuer.Handler(o.issuer(url), log, accounts.PublicKeys, n.keys)
+	if err != nil {
+		return err
+	}
 	server, err := api.New(api.Options{
 		Service: control, Accounts: accounts, Log: log, Version: version.Version,
 		PublicURL: o.publicURL, TrustForwarded: o.forwarded, Heartbeat: o.api.heartbeat,
@@ -272,7 +280,7 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 			MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxMemoryMB: maxMemoryMB,
 			MaxPorts: o.ingress.maxPorts, MaxDriveSize: int64(o.maxDriveGB) << 30,
 		},
-		MaxOpen: maxOpen, Discovery: n.discovery, Observe: counted.Request, Tracer: tracer,
+		MaxOpen: maxOpen, Discovery: discovery, Observe: counted.Request, Tracer: tracer,
 		Audit: records.forAPI(), AuditReads: o.audit.what == auditAll, AuditRequired: o.audit.required,
 	})
 	if err != nil {

@@ -64,6 +64,13 @@ func (s *Server) accountRoutes() []route {
 		},
 
 		{
+			method: http.MethodPost, path: "/v1/projects/{project}/token", id: "createDevelopmentToken", summary: "Create a development token for a project", role: skerry.RoleViewer,
+			detail: "A JWT that this server signs, good for 12 hours or as long as the access token that it is made with. It allows what that allows in the project, but not more than the role developer, and ends when that is revoked. " +
+				"Clients take it as VERCEL_OIDC_TOKEN. With such a token no other can be created.",
+			response: developmentTokenResponse{}, handle: s.createDevelopmentToken, errors: notFound,
+		},
+
+		{
 			method: http.MethodGet, path: members, id: "listMembers", summary: "List the members of a team, by name", detail: ours,
 			query: listQuery{}, response: membersResponse{}, handle: s.listMembers, errors: notFound,
 		},
@@ -391,6 +398,29 @@ func (s *Server) createProject(c *call) error {
 		return err
 	}
 	return c.reply(p)
+}
+
+type developmentTokenResponse struct {
+	Token string `json:"token" doc:"The token."`
+}
+
+func (s *Server) createDevelopmentToken(c *call) error {
+	team, err := c.team()
+	if err != nil {
+		return err
+	}
+	name := c.path("project")
+	if own := c.grant.Project; own != nil {
+		if !c.own(name) {
+			return c.foreign("project")
+		}
+		name = own.ID
+	}
+	token, err := s.accounts.DevelopmentToken(c.r.Context(), c.identity, team, name)
+	if err != nil {
+		return err
+	}
+	return c.reply(developmentTokenResponse{token})
 }
 
 func (s *Server) updateProject(c *call) error {

@@ -68,7 +68,7 @@ var auditKinds = map[string]auditKind{
 	"createTeam": auditChange, "updateTeam": auditChange, "deleteTeam": auditChange,
 	"createProject": auditChange, "updateProject": auditChange, "deleteProject": auditChange,
 	"addMember": auditChange, "updateMember": auditChange, "removeMember": auditChange,
-	"createToken": auditChange, "revokeToken": auditChange,
+	"createToken": auditChange, "revokeToken": auditChange, "createDevelopmentToken": auditChange,
 	"getUser": auditRead, "listTeams": auditRead, "getTeam": auditRead, "listProjects": auditRead, "getProject": auditRead,
 	"listMembers": auditRead, "listTokens": auditRead,
 

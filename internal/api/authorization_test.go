@@ -44,6 +44,9 @@ func newWorld(t *testing.T) *world {
 	})
 	service := controllertest.New(t, func(c *controller.Config) { c.Ingress = in })
 	accounts := auth.New(service.Store)
+	if err := accounts.OpenIssuer(t.Context(), "https://skerry.example.com", slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
 	w := &world{accounts: accounts, tokens: map[string]string{}, values: map[string]string{}}
 	w.harness = serve(t, service, func(o *Options) { o.Accounts = accounts })
 	ctx := t.Context()
@@ -81,7 +84,17 @@ func newWorld(t *testing.T) *world {
 	id("strangers", skerry.TokenParams{TeamID: stranger.ID, Role: skerry.RoleOwner})
 	id("strange project", skerry.TokenParams{TeamID: stranger.ID, ProjectID: strange.ID, Role: skerry.RoleOwner})
 	id("mallory", skerry.TokenParams{UserID: mallory.User.ID, Role: skerry.RoleOwner})
+	develop := func(name, team, project string) {
+		id, err := accounts.Authenticate(ctx, w.tokens[name])
+		must(err)
+		w.tokens["development of "+name], err = accounts.DevelopmentToken(ctx, id, team, project)
+		must(err)
+	}
 	revoked := id("revoked", skerry.TokenParams{TeamID: team, Role: skerry.RoleOwner})
+	develop("revoked", team, own)
+	develop("viewer", team, own)
+	develop("strangers", stranger.ID, strange.ID)
+	develop("team owner", team, other.ID)
 	_, err = accounts.RevokeToken(ctx, revoked)
 	must(err)
 	id("expired", skerry.TokenParams{TeamID: team, Role: skerry.RoleOwner, ExpiresAt: skerry.At(time.Now().Add(20 * time.Millisecond))})
@@ -198,7 +211,7 @@ var bodies = map[string]string{
 var mayDo = map[string]string{
 	"createTeam": "admin", "deleteTeam": "admin", "updateTeam": "team owner", "createProject": "team owner", "updateProject": "team owner", "deleteProject": "team owner",
 	"addMember": "team owner", "updateMember": "team owner", "removeMember": "team owner", "listMembers": "team owner",
-	"listTokens": "team owner", "createToken": "team owner", "revokeToken": "team owner",
+	"createDevelopmentToken": "viewer", "listTokens": "team owner", "createToken": "team owner", "revokeToken": "team owner",
 }
 
 // ofTheCaller are calls that tell of the caller alone, or make something of the caller's.
@@ -297,25 +310,26 @@ func tryCall(t *testing.T, id, method, path, body string) {
 	}
 	secrets := []string{"session", "snapshot", "command", "driveId", "token"}
 
-	for _, bad := range []string{"none", "unknown", "revoked", "expired"} {
+	for _, bad := range []string{"none", "unknown", "revoked", "expired", "development of revoked"} {
 		a := w.ask(bad, method, full+"?"+inTeam+"&"+inProject+tree, body)
 		if a.status != http.StatusUnauthorized || a.error(t).Code != skerry.CodeUnauthorized {
 			t.Errorf("with the token %q: %d %s", bad, a.status, a.body)
 		}
 	}
-	for _, stranger := range []string{"strangers", "strange project", "mallory", "other project"} {
+	for _, stranger := range []string{"strangers", "strange project", "mallory", "other project", "development of strangers", "development of team owner"} {
 		for _, query := range []string{"?", "?" + inTeam, "?" + inProject, "?slug=" + controllertest.Team.Slug + "&project=" + controllertest.Project.Name} {
 			what := stranger + " with " + query
+			ours := stranger == "other project" || stranger == "development of team owner"
 			a := w.ask(stranger, method, full+query+tree, body)
 			// Names are those of the caller's own project, in which there may be the same.
 			if own := query == "?" && a.status < 300; own {
-				ofOthers := strings.Contains(path, "{") && !strings.HasSuffix(path, "{drive}") && !(id == "getTeam" && stranger == "other project")
+				ofOthers := strings.Contains(path, "{") && !strings.HasSuffix(path, "{drive}") && !(id == "getTeam" && ours)
 				if ofOthers {
 					t.Errorf("%s: %d %s", what, a.status, a.body)
 				}
 			} else if a.status < 300 && !slices.Contains(ofTheCaller, id) {
 				// The team is their own, and so all that may be shown is their project.
-				if stranger != "other project" || strings.Contains(query, "project") {
+				if !ours || strings.Contains(query, "project") {
 					t.Errorf("%s: %d %s", what, a.status, a.body)
 				}
 			}
@@ -323,7 +337,7 @@ func tryCall(t *testing.T, id, method, path, body string) {
 				t.Errorf("%s: %d %s", what, a.status, a.body)
 			}
 			tellsNothing(what, a, secrets...)
-			if stranger != "other project" {
+			if !ours {
 				tellsNothing(what, a, "team", "project", "user")
 			}
 		}
@@ -334,12 +348,15 @@ func tryCall(t *testing.T, id, method, path, body string) {
 	unchanged("a stranger")
 
 	need := mayDo[id]
-	viewers := need == "" && method == http.MethodGet
-	for _, viewer := range []string{"viewer", "team viewer"} {
+	viewers := need == "" && method == http.MethodGet || need == "viewer"
+	for _, viewer := range []string{"viewer", "team viewer", "development of viewer"} {
 		a := w.ask(viewer, method, full+"?"+inTeam+"&"+inProject+tree, body)
 		want := http.StatusForbidden
 		if viewers || id == "listMembers" && viewer == "team viewer" {
 			want = http.StatusOK
+		}
+		if viewer == "development of viewer" && id == "createDevelopmentToken" {
+			want = http.StatusForbidden
 		}
 		if a.status != want {
 			t.Errorf("as a %s: %d %s", viewer, a.status, a.body)
@@ -350,13 +367,13 @@ func tryCall(t *testing.T, id, method, path, body string) {
 			t.Errorf("a viewer has resumed a sandbox: %d %s", a.status, a.body)
 		}
 	}
-	if need != "" && need != "admin" {
+	if need != "" && need != "admin" && need != "viewer" {
 		a := w.ask("developer", method, full+"?"+inTeam, body)
 		if a.status != http.StatusForbidden {
 			t.Errorf("as a developer: %d %s", a.status, a.body)
 		}
 	}
-	if need == "" {
+	if need == "" || need == "viewer" {
 		if a := w.ask("admin", method, full+"?"+inTeam+"&"+inProject+tree, body); a.status != http.StatusForbidden && !slices.Contains([]string{"getUser", "listTeams", "getTeam", "listProjects", "getProject"}, id) {
 			t.Errorf("as an administrator: %d %s", a.status, a.body)
 		}

@@ -335,8 +335,8 @@ func (s *Server) discoveryRoutes() []route {
 		return nil
 	}
 	return []route{
-		{method: http.MethodGet, path: "/.well-known/jwks", id: "jwks", summary: "Get the keys that sign the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
-		{method: http.MethodGet, path: "/.well-known/openid-configuration", id: "openidConfiguration", summary: "Get the issuer of the tokens of forwarded requests", public: true, response: documentResponse{}, handle: serve},
+		{method: http.MethodGet, path: "/.well-known/jwks", id: "jwks", summary: "Get the keys that verify the tokens of this server", public: true, response: documentResponse{}, handle: serve},
+		{method: http.MethodGet, path: "/.well-known/openid-configuration", id: "openidConfiguration", summary: "Get the issuer of the tokens of this server", public: true, response: documentResponse{}, handle: serve},
 	}
 }
 

@@ -24,8 +24,8 @@ type caller struct {
 // access is what an open call needs as long as it is open.
 func (c *caller) access() skerry.Access {
 	a := skerry.Access{TokenID: c.identity.TokenID, Scope: c.scope, Role: c.role, Rule: c.identity.Rule}
-	if a.Rule != "" {
-		a.ExpiresAt = c.identity.ExpiresAt.Millis()
+	if end := c.identity.ExpiresAt; !end.IsZero() {
+		a.ExpiresAt = end.Millis()
 	}
 	return a
 }

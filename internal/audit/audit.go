@@ -42,6 +42,7 @@ const (
 	TargetMember   = "member"
 	TargetIssuer   = "issuer"
 	TargetRule     = "rule"
+	TargetKey      = "key"
 )
 
 // Phases of what takes long. Other events have none.

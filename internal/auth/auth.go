@@ -1,7 +1,8 @@
 // Package auth knows who may call, and keeps teams, projects, members and access tokens.
 //
 // A token is for a team, for one project of it, or for a user, who may do with it what
-// their memberships allow. Its role limits that. What a token grants is read from the
+// their memberships allow. Its role limits that. With it, development tokens can be made,
+// which this server signs, and which allow no more than it does. What a token grants is read from the
 // store at most twice a second, so a change is seen by every server within a second.
 package auth
 
@@ -16,6 +17,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/federation"
+	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/store"
 )
 
@@ -49,6 +51,10 @@ type Store interface {
 	DeleteToken(ctx context.Context, id string) error
 	TouchToken(ctx context.Context, id string, at skerry.Time) error
 
+	SigningKeys(ctx context.Context) ([]store.SigningKey, error)
+	AddSigningKey(ctx context.Context, k store.SigningKey) error
+	DeleteSigningKey(ctx context.Context, id string) error
+
 	Issuers(ctx context.Context) ([]store.Issuer, error)
 	SetIssuer(ctx context.Context, i store.Issuer) error
 	DeleteIssuer(ctx context.Context, id string) error
@@ -67,6 +73,10 @@ type Auth struct {
 	tokens   cache[[sha256.Size]byte, known]
 	projects cache[[2]string, skerry.Project]
 	teams    cache[string, skerry.Team]
+
+	// issuer signs development tokens; nil before OpenIssuer. developers are the ones in use.
+	issuer     *issuer.Issuer
+	developers cache[[sha256.Size]byte, known]
 
 	verifier *federation.Verifier
 	// changing is held while an issuer changes.
@@ -101,6 +111,9 @@ var errToken = &skerry.Error{Code: skerry.CodeUnauthorized, Message: "the access
 // changed.
 func (a *Auth) Authenticate(ctx context.Context, token string) (*skerry.Identity, error) {
 	if federation.IsJWT(token) {
+		if a.issuer != nil && a.issuer.Signed(ctx, token) {
+			return a.developer(ctx, token)
+		}
 		return a.federated(ctx, token)
 	}
 	if !wellFormed(token) {
@@ -167,8 +180,11 @@ func (a *Auth) Ended(ctx context.Context, accesses []skerry.Access) (ended []ske
 		return found.id, found.err
 	}
 	allowed := func(access skerry.Access) (bool, error) {
+		if access.ExpiresAt != 0 && now.UnixMilli() > access.ExpiresAt+federation.DefaultSkew.Milliseconds() {
+			return false, nil
+		}
 		if access.Rule != "" {
-			if !a.inForce(access.Rule) || now.UnixMilli() > access.ExpiresAt+federation.DefaultSkew.Milliseconds() {
+			if !a.inForce(access.Rule) {
 				return false, nil
 			}
 		} else if id, err := look(access.TokenID); err != nil || id == nil || !id.Allows(access) {
@@ -274,6 +290,7 @@ func (c *cache[K, V]) clear() {
 // store before still puts what it has read, for cacheFor.
 func (a *Auth) forget() {
 	a.tokens.clear()
+	a.developers.clear()
 	a.projects.clear()
 	a.teams.clear()
 }

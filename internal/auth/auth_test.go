@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -299,14 +300,27 @@ func BenchmarkAuthenticate(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for name, before := range map[string]func(){"known": func() {}, "read from SQLite": a.forget} {
-		b.Run(name, func(b *testing.B) {
-			for b.Loop() {
-				before()
-				if _, err := a.Authenticate(b.Context(), secret); err != nil {
-					b.Fatal(err)
+	if err := a.OpenIssuer(b.Context(), "https://skerry.example.com", slog.New(slog.DiscardHandler)); err != nil {
+		b.Fatal(err)
+	}
+	id, err := a.Authenticate(b.Context(), secret)
+	if err != nil {
+		b.Fatal(err)
+	}
+	development, err := a.DevelopmentToken(b.Context(), id, p.TeamID, p.ID)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for kind, token := range map[string]string{"access token": secret, "development token": development} {
+		for name, before := range map[string]func(){"known": func() {}, "read from SQLite": a.forget} {
+			b.Run(kind+"/"+name, func(b *testing.B) {
+				for b.Loop() {
+					before()
+					if _, err := a.Authenticate(b.Context(), token); err != nil {
+						b.Fatal(err)
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 }

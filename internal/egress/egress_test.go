@@ -26,8 +26,8 @@ import (
 
 	"github.com/skerry-dev/skerry/internal/egress/ca"
 	"github.com/skerry-dev/skerry/internal/egress/dns"
-	"github.com/skerry-dev/skerry/internal/egress/oidc"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
+	"github.com/skerry-dev/skerry/internal/issuer"
 )
 
 var sb1Addr, sb2Addr = netip.MustParseAddr("10.99.1.2"), netip.MustParseAddr("10.99.2.2")
@@ -38,7 +38,7 @@ type rig struct {
 	*Proxy
 	t      testing.TB
 	ca     *x509.CertPool // trusts the proxy's CA alone
-	signer *oidc.Signer
+	signer *issuer.Issuer
 	meter  Meter
 
 	mu     sync.Mutex
@@ -59,7 +59,7 @@ func newRig(t testing.TB, pol policy.Policy, limits Limits) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, err := oidc.Open(filepath.Join(dir, "oidc"), "https://skerry.example.com")
+	signer, err := issuer.Open(t.Context(), issuer.Folder(filepath.Join(dir, "tokens")), "https://skerry.example.com", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func (r *rig) set(pol policy.Policy) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	claims := oidc.Claims{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "one"}
+	claims := issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "one"}
 	if err := r.Set(sb1Addr, Sandbox{ID: "sbx_1", Policy: c, Claims: claims, Meter: &r.meter}); err != nil {
 		r.t.Fatal(err)
 	}

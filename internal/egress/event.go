@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/skerry-dev/skerry/internal/egress/oidc"
+	"github.com/skerry-dev/skerry/internal/issuer"
 )
 
 // Protocols of events.
@@ -26,7 +26,7 @@ type Event struct {
 	// Sandbox is Sandbox.ID; Box and Claims are what else is known of it.
 	Sandbox  string
 	Box      string
-	Claims   oidc.Claims
+	Claims   issuer.Sandbox
 	Allowed  bool
 	Protocol string
 	// Reason is one of a fixed set of short texts, such as "domain" or "no

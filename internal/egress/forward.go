@@ -10,7 +10,7 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/skerry-dev/skerry/internal/egress/oidc"
+	"github.com/skerry-dev/skerry/internal/issuer"
 )
 
 // Headers of forwarded requests, as the proxy library of the public SDK reads
@@ -33,7 +33,7 @@ func (x *exchange) forwarding(out *http.Request) error {
 		return errNoTokens
 	}
 	to := x.action.ForwardURL
-	token, err := x.p.cfg.Tokens.Token(x.sandbox.Claims, oidc.Audience(to))
+	token, err := x.p.cfg.Tokens.Forwarded(out.Context(), x.sandbox.Claims, issuer.ForwardedAudience(to))
 	if err != nil {
 		return err
 	}

@@ -14,8 +14,8 @@ import (
 
 	"github.com/skerry-dev/skerry/internal/egress/ca"
 	"github.com/skerry-dev/skerry/internal/egress/dns"
-	"github.com/skerry-dev/skerry/internal/egress/oidc"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
+	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/share"
 )
 
@@ -35,7 +35,7 @@ type Config struct {
 	CA *ca.Authority
 	// Tokens signs the tokens of forwarded requests. Without one, these are
 	// answered with 502.
-	Tokens *oidc.Signer
+	Tokens *issuer.Issuer
 	// Roots verify upstream certificates; nil means the host's.
 	Roots *x509.CertPool
 	// OnEvent, if set, is called with every decision, from many goroutines. It
@@ -95,7 +95,7 @@ type Sandbox struct {
 	ID     string
 	Policy *policy.Compiled
 	// Claims are what tokens of forwarded requests say of it.
-	Claims oidc.Claims
+	Claims issuer.Sandbox
 	// Box, if known, is the id of what lasts longer than ID; for events alone.
 	Box string
 	// Meter, if set, counts its bytes.

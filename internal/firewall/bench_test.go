@@ -272,7 +272,7 @@ func BenchmarkWays(b *testing.B) {
 	measure("plain", plain)
 	f, err := New(b.Context(), Config{
 		Network: network.Config{Dir: filepath.Join(dir, "netns"), Prefix: network.DefaultPrefix, Resolvers: []string{siteAddr}, Outbound: true, Private: prefixes("198.51.100.0/24")},
-		Dir:     filepath.Join(dir, "keys"), Sessions: dir, Issuer: "https://skerry.example.com", Log: slog.New(slog.DiscardHandler),
+		Dir:     filepath.Join(dir, "keys"), Sessions: dir, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		b.Fatal(err)

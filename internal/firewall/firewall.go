@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,8 +17,8 @@ import (
 	"github.com/skerry-dev/skerry/internal/egress"
 	"github.com/skerry-dev/skerry/internal/egress/ca"
 	"github.com/skerry-dev/skerry/internal/egress/dns"
-	"github.com/skerry-dev/skerry/internal/egress/oidc"
 	"github.com/skerry-dev/skerry/internal/egress/policy"
+	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/network"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
@@ -27,14 +26,13 @@ import (
 // Config configures a Firewall.
 type Config struct {
 	Network network.Config
-	// Dir is the folder with the keys of the certificate authority and of the
-	// tokens.
+	// Dir is the folder with the key of the certificate authority.
 	Dir string
 	// Sessions has a folder for each session. The log of what the session was
 	// allowed and denied is in it.
 	Sessions string
-	// Issuer is the URL at which Discovery is served.
-	Issuer string
+	// Tokens signs the tokens of forwarded requests.
+	Tokens *issuer.Issuer
 	// Export, if set, is a file to which the events of all sandboxes are
 	// appended, or "-" for standard output.
 	Export string
@@ -50,7 +48,6 @@ type Firewall struct {
 	names  *dns.Resolver
 	proxy  *egress.Proxy
 	ca     *ca.Authority
-	signer *oidc.Signer
 	events *recorder
 	export *exporter // may be nil
 	log    *slog.Logger
@@ -68,9 +65,6 @@ func New(ctx context.Context, cfg Config) (_ *Firewall, err error) {
 	}
 	f := &Firewall{log: cfg.Log, cancel: func() {}}
 	if f.ca, err = ca.Open(filepath.Join(cfg.Dir, "ca.pem")); err != nil {
-		return nil, err
-	}
-	if f.signer, err = oidc.Open(filepath.Join(cfg.Dir, "tokens.pem"), cfg.Issuer); err != nil {
 		return nil, err
 	}
 	if cfg.Export != "" {
@@ -99,7 +93,7 @@ func (f *Firewall) startProxy(ctx context.Context, cfg Config) error {
 	}
 	gateway := f.pool.Gateway()
 	f.proxy, err = egress.New(egress.Config{
-		Resolver: f.names, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: f.signer,
+		Resolver: f.names, Forbidden: f.pool.Forbidden, CA: f.ca, Tokens: cfg.Tokens,
 		OnEvent: f.tell, Mark: int(gateway.Mark), Log: f.log,
 		Limits: egress.Limits{Connections: cfg.Connections},
 	})
@@ -155,9 +149,6 @@ func (f *Firewall) tell(e egress.Event) {
 		f.export.add(e)
 	}
 }
-
-// Discovery serves the documents for verifying the tokens of forwarded requests.
-func (f *Firewall) Discovery() http.Handler { return f.signer.Handler() }
 
 // Authority implements nodeapi.Networks.
 func (f *Firewall) Authority() []byte { return f.ca.CertificatePEM() }
@@ -227,7 +218,7 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec nodeapi.N
 	defer l.mu.Unlock()
 	proxy, addr, before := l.firewall.proxy, l.Address(), l.known
 	// The public proxy library takes the session's id for the sandbox's.
-	next := egress.Sandbox{ID: sessionID, Box: spec.Owner.SandboxID, Policy: compiled, Claims: oidc.Claims{
+	next := egress.Sandbox{ID: sessionID, Box: spec.Owner.SandboxID, Policy: compiled, Claims: issuer.Sandbox{
 		TeamID: spec.Owner.TeamID, ProjectID: spec.Owner.ProjectID, SandboxID: sessionID, SandboxName: spec.Owner.SandboxName,
 	}}
 	if err := proxy.Set(addr, next); err != nil {

@@ -38,7 +38,7 @@ func newFirewall(t *testing.T, change ...func(*Config)) *Firewall {
 	dir := t.TempDir()
 	cfg := Config{
 		Network: network.Config{Dir: filepath.Join(dir, "netns"), Prefix: network.DefaultPrefix, Resolvers: []string{farAddr}, Outbound: true, Private: prefixes("192.0.2.0/24")},
-		Dir:     filepath.Join(dir, "keys"), Sessions: filepath.Join(dir, "sessions"), Issuer: "https://skerry.example.com", Log: slog.New(slog.DiscardHandler),
+		Dir:     filepath.Join(dir, "keys"), Sessions: filepath.Join(dir, "sessions"), Log: slog.New(slog.DiscardHandler),
 	}
 	for _, c := range change {
 		c(&cfg)

@@ -15,9 +15,9 @@ const MaxBytes = 64 << 10
 
 // Open returns the content of the file at path. If the file does not exist, Open
 // creates it with the result of create: atomically, with mode 0600, and never over
-// an existing file. Open refuses a file that users other than its owner may access.
+// an existing file. It refuses what Read does.
 func Open(path string, create func() ([]byte, error)) ([]byte, error) {
-	b, err := read(path)
+	b, err := Read(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return b, err
 	}
@@ -28,10 +28,12 @@ func Open(path string, create func() ([]byte, error)) ([]byte, error) {
 	if err := atomicfile.CreateDurable(path, b); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
-	return read(path)
+	return Read(path)
 }
 
-func read(path string) ([]byte, error) {
+// Read returns the content of the file at path. It refuses a file that users other than
+// its owner may access.
+func Read(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err

@@ -26,7 +26,7 @@ var allowed = map[string]string{
 	// other, nor which network, driver or store it has.
 	"internal/api":   "internal/audit internal/tracing",
 	"internal/audit": "internal/atomicfile", "internal/audit/otlp": "internal/audit internal/tracing/export",
-	"internal/auth":       "internal/federation internal/store",
+	"internal/auth":       "internal/federation internal/issuer internal/store",
 	"internal/controller": "internal/nodeapi internal/tracing",
 	"internal/store":      "internal/keyfile internal/nodeapi internal/tracing",
 	"internal/metrics":    "internal/nodeapi internal/tracing",
@@ -37,10 +37,10 @@ var allowed = map[string]string{
 	"internal/driver/fake":   "internal/driver internal/guest/agent internal/guest/pipes", "internal/driver/drivertest": "internal/driver internal/guest",
 	"internal/guest": "internal/guest/wire internal/nodeapi internal/tracing", "internal/guest/agent": "internal/guest/wire", "internal/guest/pipes": "internal/guest/wire",
 
-	"internal/firewall": "internal/egress internal/egress/ca internal/egress/dns internal/egress/oidc internal/egress/policy internal/network internal/nodeapi",
-	"internal/egress": "internal/cgivar internal/egress/ca internal/egress/dns internal/egress/hello internal/egress/oidc internal/egress/policy " +
+	"internal/firewall": "internal/egress internal/egress/ca internal/egress/dns internal/egress/policy internal/issuer internal/network internal/nodeapi",
+	"internal/egress": "internal/cgivar internal/egress/ca internal/egress/dns internal/egress/hello internal/egress/policy internal/issuer " +
 		"internal/share",
-	"internal/egress/ca": "internal/keyfile", "internal/egress/oidc": "internal/keyfile", "internal/egress/dns": "internal/share",
+	"internal/egress/ca": "internal/keyfile", "internal/issuer": "internal/atomicfile internal/keyfile", "internal/egress/dns": "internal/share",
 	"internal/ingress":                   "internal/cgivar internal/share",
 	"internal/federation/issuertest/cmd": "internal/federation/issuertest",
 
@@ -58,7 +58,7 @@ var allowed = map[string]string{
 	"bench": "bench/meter bench/native client", "bench/hostile": "client", "bench/memory": "bench/meter client", "bench/ingress": "internal/ingress",
 	"bench/paths": "bench/meter client", "bench/scale": "bench/meter client", "bench/streams": "bench/meter client", "bench/workloads": "bench/meter bench/native client",
 	"bench/wake": "bench/meter client", "test/soak": "client",
-	"test/conformance/ts/issuer": "internal/egress/oidc",
+	"test/conformance/ts/issuer": "internal/issuer",
 }
 
 // free are packages that may import all others.

@@ -446,26 +446,9 @@ func (c *Client) Resolve(ctx context.Context, ref string) (nodeapi.Image, error)
 	return invoke[nodeapi.Image](ctx, c, "image", idArgs{ref}, maxHead)
 }
 
-// Discovery serves the documents that the node's proxy has for other servers, from
-// the node.
-func (c *Client) Discovery() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		f := c.begin(r.Context(), "discovery"+r.URL.Path)
-		defer f.end()
-		defer f.unwatch()
-		res, err := f.roundTrip(http.MethodGet, nil)
-		if err != nil {
-			http.Error(w, "the node does not answer", http.StatusServiceUnavailable)
-			return
-		}
-		defer res.Body.Close()
-		for _, name := range []string{"Content-Type", "Cache-Control"} {
-			if v := res.Header.Get(name); v != "" {
-				w.Header().Set(name, v)
-			}
-		}
-		_, _ = io.Copy(w, io.LimitReader(res.Body, maxDocument)) // the client has gone
-	})
+// Keys returns the public keys of the node's tokens, as a JWKS document.
+func (c *Client) Keys(ctx context.Context) ([]byte, error) {
+	return invoke[json.RawMessage](ctx, c, "keys", nothing{}, maxHead)
 }
 
 func addrText(a netip.Addr) string {

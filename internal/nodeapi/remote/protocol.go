@@ -70,8 +70,6 @@ const (
 	maxData = 64 << 10
 	// maxDetail bounds the text of an error's cause.
 	maxDetail = 8 << 10
-	// maxDocument bounds a document that Discovery serves.
-	maxDocument = 1 << 20
 )
 
 // Windows of flow control. A connection has room for all its streams, so those that

@@ -24,8 +24,8 @@ type ServerConfig struct {
 	Node      nodeapi.Node // required
 	Images    nodeapi.Images
 	Collector nodeapi.Collector
-	// Discovery serves the keys of the tokens of forwarded requests.
-	Discovery http.Handler
+	// Keys returns the public keys of the node's tokens, as a JWKS document.
+	Keys func(context.Context) ([]byte, error)
 	// Hello is what the server says of its node; Protocol is filled in.
 	Hello Hello
 	Log   *slog.Logger // required
@@ -104,12 +104,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.work.Done()
 	name, ok := strings.CutPrefix(r.URL.Path, pathPrefix)
-	if doc, is := strings.CutPrefix(name, "discovery/"); ok && is && s.cfg.Discovery != nil && r.Method == http.MethodGet {
-		again := r.Clone(r.Context())
-		again.URL.Path = "/" + doc
-		s.cfg.Discovery.ServeHTTP(w, again)
-		return
-	}
 	if !ok || r.Method != http.MethodPost {
 		s.refuse(w)
 		return
@@ -242,6 +236,7 @@ var calls map[string]call
 func init() { // the server's own methods are among them
 	calls = map[string]call{
 		"hello":  method(func(_ context.Context, s *Server, _ nothing) (Hello, error) { return s.cfg.Hello, nil }),
+		"keys":   method(func(ctx context.Context, s *Server, _ nothing) (json.RawMessage, error) { return s.cfg.Keys(ctx) }),
 		"cancel": method(func(_ context.Context, s *Server, in idArgs) (nothing, error) { s.cancel(in.ID); return nothing{}, nil }),
 
 		"start": act(func(ctx context.Context, n nodeapi.Node, in sessionArgs) error {

@@ -4,16 +4,17 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 
-	"github.com/skerry-dev/skerry/internal/egress/oidc"
+	"github.com/skerry-dev/skerry/internal/issuer"
 )
 
 func main() {
@@ -23,13 +24,13 @@ func main() {
 	}
 }
 
-func run(issuer, forwardURL string) error {
+func run(issuerURL, forwardURL string) error {
 	dir, err := os.MkdirTemp("", "issuer-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	signer, err := oidc.Open(filepath.Join(dir, "key"), issuer)
+	signer, err := issuer.Open(context.Background(), issuer.Folder(dir), issuerURL, slog.Default())
 	if err != nil {
 		return err
 	}
@@ -37,7 +38,7 @@ func run(issuer, forwardURL string) error {
 	if err != nil {
 		return err
 	}
-	token, err := signer.Token(oidc.Claims{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "demo"}, oidc.Audience(to))
+	token, err := signer.Forwarded(context.Background(), issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "demo"}, issuer.ForwardedAudience(to))
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,11 @@ func run(issuer, forwardURL string) error {
 		return err
 	}
 	defer ln.Close()
-	go http.Serve(ln, signer.Handler())
+	handler, err := issuer.Handler(issuerURL, slog.Default(), signer.PublicKeys)
+	if err != nil {
+		return err
+	}
+	go http.Serve(ln, handler)
 	if err := json.NewEncoder(os.Stdout).Encode(map[string]string{"url": "http://" + ln.Addr().String(), "token": token}); err != nil {
 		return err
 	}
