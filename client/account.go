@@ -2,8 +2,10 @@ package client
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"net/http"
+	"net/url"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -42,6 +44,31 @@ func (c *Client) Teams(ctx context.Context) ([]Team, error) {
 	}
 	err := c.call(ctx, request{method: http.MethodGet, path: "/v2/teams"}, &answer)
 	return answer.Teams, err
+}
+
+// Project returns a project of the team by its id or name.
+func (c *Client) Project(ctx context.Context, project string) (skerry.Project, error) {
+	var p skerry.Project
+	err := c.call(ctx, request{method: http.MethodGet, path: "/v2/projects/" + url.PathEscape(project), query: c.scope("")}, &p)
+	return p, err
+}
+
+// DevelopmentToken is a token for one project that clients take as VERCEL_OIDC_TOKEN.
+type DevelopmentToken struct {
+	Token     string      `json:"token"`
+	ExpiresAt skerry.Time `json:"expiresAt"`
+}
+
+// DevelopmentToken makes a token for the client's project with its access token. It is good for
+// 12 hours, or as long as the access token, and allows no more than that. Without a project, it
+// returns an error.
+func (c *Client) DevelopmentToken(ctx context.Context) (DevelopmentToken, error) {
+	var t DevelopmentToken
+	if c.project == "" {
+		return t, errors.New("a development token takes a project; none is set")
+	}
+	err := c.call(ctx, request{method: http.MethodPost, path: "/v1/projects/" + url.PathEscape(c.project) + "/token", query: c.scope("")}, &t)
+	return t, err
 }
 
 // ListProjects iterates over the projects of the team by name, and fetches pages as needed. With

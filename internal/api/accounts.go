@@ -401,7 +401,8 @@ func (s *Server) createProject(c *call) error {
 }
 
 type developmentTokenResponse struct {
-	Token string `json:"token" doc:"The token."`
+	Token     string      `json:"token" doc:"The token."`
+	ExpiresAt skerry.Time `json:"expiresAt" doc:"Time at which it expires. An addition to the public API."`
 }
 
 func (s *Server) createDevelopmentToken(c *call) error {
@@ -416,11 +417,11 @@ func (s *Server) createDevelopmentToken(c *call) error {
 		}
 		name = own.ID
 	}
-	token, err := s.accounts.DevelopmentToken(c.r.Context(), c.identity, team, name)
+	token, expires, err := s.accounts.DevelopmentToken(c.r.Context(), c.identity, team, name)
 	if err != nil {
 		return err
 	}
-	return c.reply(developmentTokenResponse{token})
+	return c.reply(developmentTokenResponse{token, skerry.At(expires)})
 }
 
 func (s *Server) updateProject(c *call) error {

@@ -87,7 +87,7 @@ func newWorld(t *testing.T) *world {
 	develop := func(name, team, project string) {
 		id, err := accounts.Authenticate(ctx, w.tokens[name])
 		must(err)
-		w.tokens["development of "+name], err = accounts.DevelopmentToken(ctx, id, team, project)
+		w.tokens["development of "+name], _, err = accounts.DevelopmentToken(ctx, id, team, project)
 		must(err)
 	}
 	revoked := id("revoked", skerry.TokenParams{TeamID: team, Role: skerry.RoleOwner})

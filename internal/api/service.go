@@ -6,6 +6,7 @@ package api
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/skerry-dev/skerry"
 )
@@ -155,7 +156,7 @@ type Accounts interface {
 	// Tokens lists the tokens of a team, or of one of its projects.
 	Tokens(ctx context.Context, teamID, projectID string, page skerry.Page) ([]skerry.AccessToken, string, error)
 	RevokeToken(ctx context.Context, id string) (*skerry.AccessToken, error)
-	// DevelopmentToken makes a token for one project with the access token of the caller. It
-	// fails with CodeForbidden if the caller has another kind of token.
-	DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID, project string) (string, error)
+	// DevelopmentToken makes a token for one project with the access token of the caller, and
+	// returns when it ends. It fails with CodeForbidden if the caller has another kind of token.
+	DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID, project string) (token string, expires time.Time, err error)
 }

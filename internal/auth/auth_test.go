@@ -307,7 +307,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	development, err := a.DevelopmentToken(b.Context(), id, p.TeamID, p.ID)
+	development, _, err := a.DevelopmentToken(b.Context(), id, p.TeamID, p.ID)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -70,30 +70,29 @@ func (a *Auth) ring(ctx context.Context) (*issuer.Ring, error) {
 
 var errNoIssuer = errors.New("this process is no issuer of tokens")
 
-// DevelopmentToken returns a token for one project, which allows at most what the caller's
+// DevelopmentToken returns a token for one project, and when it ends. It allows at most what the caller's
 // access token allows there, and at most what a developer may do. It ends with that token,
 // or after issuer.DevelopmentLifetime.
-func (a *Auth) DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID, project string) (string, error) {
+func (a *Auth) DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID, project string) (token string, expires time.Time, err error) {
 	if a.issuer == nil {
-		return "", errNoIssuer
+		return "", expires, errNoIssuer
 	}
 	if id.Rule != "" || id.Development {
-		return "", skerry.Errorf(skerry.CodeForbidden, "a development token is made with an access token, and not with another token of an issuer")
+		return "", expires, skerry.Errorf(skerry.CodeForbidden, "a development token is made with an access token, and not with another token of an issuer")
 	}
 	grant := id.Grant(teamID)
 	if grant == nil {
-		return "", skerry.Errorf(skerry.CodeForbidden, "the access token is for managing teams, and not for what is in them")
+		return "", expires, skerry.Errorf(skerry.CodeForbidden, "the access token is for managing teams, and not for what is in them")
 	}
 	p, err := a.Project(ctx, teamID, project)
 	if err != nil {
-		return "", err
+		return "", expires, err
 	}
 	d := issuer.Development{Team: grant.Team.Slug, TeamID: teamID, Project: p.Name, ProjectID: p.ID, TokenID: id.TokenID}
 	if id.User != nil {
 		d.UserID = id.User.ID
 	}
-	token, _, err := a.issuer.Development(ctx, d, id.ExpiresAt.Time)
-	return token, err
+	return a.issuer.Development(ctx, d, id.ExpiresAt.Time)
 }
 
 // developer authenticates a development token: what it was made with is looked at each time,

@@ -39,7 +39,7 @@ func identity(t *testing.T, a *Auth, secret string) *skerry.Identity {
 // develop makes a development token.
 func develop(t *testing.T, a *Auth, secret string, p *skerry.Project) string {
 	t.Helper()
-	token, err := a.DevelopmentToken(t.Context(), identity(t, a, secret), p.TeamID, p.Name)
+	token, _, err := a.DevelopmentToken(t.Context(), identity(t, a, secret), p.TeamID, p.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,9 +65,9 @@ func TestDevelopmentTokens(t *testing.T) {
 	if strings.Contains(token, secret) {
 		t.Error("it has the access token in it")
 	}
-	_, err = a.DevelopmentToken(t.Context(), id, p.TeamID, p.ID)
+	_, _, err = a.DevelopmentToken(t.Context(), id, p.TeamID, p.ID)
 	wantCode(t, "one made with one", err, skerry.CodeForbidden)
-	_, err = a.DevelopmentToken(t.Context(), identity(t, a, secret), p.TeamID, "none")
+	_, _, err = a.DevelopmentToken(t.Context(), identity(t, a, secret), p.TeamID, "none")
 	wantCode(t, "one for a project that does not exist", err, skerry.CodeNotFound)
 
 	open := accessOf(id, p)
@@ -131,12 +131,12 @@ func TestDevelopmentTokensAllowNoMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = a.DevelopmentToken(t.Context(), identity(t, a, admin), p.TeamID, p.ID)
+	_, _, err = a.DevelopmentToken(t.Context(), identity(t, a, admin), p.TeamID, p.ID)
 	wantCode(t, "one of an administrator", err, skerry.CodeForbidden)
 	i := issuertest.New(t, issuertest.Options{})
 	accept(t, a, i, federation.Rule{ID: "ours", Match: map[string]string{"repository": "acme/web"}, Team: "default", Project: "default", Role: skerry.RoleDeveloper})
 	job := identity(t, a, i.Token(i.GitHub("acme/web", "refs/heads/main", "").With("aud", audience)))
-	_, err = a.DevelopmentToken(t.Context(), job, p.TeamID, p.ID)
+	_, _, err = a.DevelopmentToken(t.Context(), job, p.TeamID, p.ID)
 	wantCode(t, "one made with a token of another issuer", err, skerry.CodeForbidden)
 }
 

@@ -166,7 +166,7 @@ func (a *app) root() *cobra.Command {
 		a.pauseCommand(), a.resumeCommand(),
 		a.forkCommand(), a.snapshotCommand(), a.snapshotsCommand(), a.drivesCommand(),
 		a.sessionsCommand(), a.configCommand(), a.urlCommand(), a.logsCommand(),
-		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(),
+		a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.linkCommand(), a.envCommand(),
 	)
 	completion(root)
 	refuseUnknownTopics(root)

@@ -478,7 +478,7 @@ printf '%s|' "${words[@]}" "$cword" "$cur" "$prev"`)
 
 func TestHelpOfEveryCommand(t *testing.T) {
 	home(t)
-	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "logs", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "config tags", "config ports", "config mounts", "login", "logout", "whoami"} {
+	for _, name := range []string{"", "create", "run", "exec", "sh", "connect", "list", "stop", "remove", "copy", "pause", "resume", "sessions list", "logs", "snapshot", "snapshots", "snapshots list", "snapshots get", "snapshots delete", "snapshots tree", "fork", "config", "config tags", "config ports", "config mounts", "login", "logout", "whoami", "link", "env pull"} {
 		got := invocation{}.run(t, append(strings.Fields(name), "--help")...)
 		if got.code != 0 || got.err != "" || !strings.Contains(got.out, "Examples:") {
 			t.Errorf("%q --help: %+v", name, got)

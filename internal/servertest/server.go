@@ -93,6 +93,9 @@ func Start(dir string, change ...func(*controller.Config)) (s *Server, stop func
 	hs := httptest.NewUnstartedServer(s.front(handler))
 	s.conns = &connections{Listener: hs.Listener, open: map[net.Conn]bool{}}
 	hs.Listener = s.conns
+	if err := accounts.OpenIssuer(ctx, "http://"+hs.Listener.Addr().String(), slog.New(slog.DiscardHandler)); err != nil {
+		return nil, nil, errors.Join(err, hs.Listener.Close(), service.Close())
+	}
 	hs.Start()
 	s.URL = hs.URL
 	return s, func() error {
