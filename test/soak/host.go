@@ -206,7 +206,7 @@ func (s *server) cgroups() (dirs []string, memory int64) {
 }
 
 // stateFiles returns the files of the state folder and the run folder, and the bytes that
-// the log and the database use.
+// the log, the audit log and the database use.
 func (s *server) stateFiles() (files []string, records int64) {
 	for _, root := range []string{s.state(), filepath.Join(s.dir, "run")} {
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -214,7 +214,7 @@ func (s *server) stateFiles() (files []string, records int64) {
 				return nil // they come and go
 			}
 			rel, _ := filepath.Rel(s.dir, path)
-			if strings.HasSuffix(rel, "/sandboxd.log") || strings.Contains(rel, "/db") {
+			if strings.HasSuffix(rel, "/sandboxd.log") || strings.Contains(rel, "/db") || strings.Contains(rel, "/audit") {
 				if info, err := d.Info(); err == nil && !d.IsDir() {
 					records += info.Size()
 				}
