@@ -25,6 +25,8 @@ type CreateParams struct {
 	Policy *NetworkPolicy
 	// Idle is when sessions that nobody uses are paused; nil is IdleDefault.
 	Idle *IdleMode
+	// OIDCAudience is whom the sandbox's workload token is for; "" is for no token.
+	OIDCAudience string
 }
 
 // UpdateParams are the changes of a sandbox. A nil field changes nothing.

@@ -68,6 +68,10 @@ type Sandbox struct {
 	Idle      IdleMode  `json:"idle,omitempty"`
 	IdleState IdleState `json:"idleState,omitempty"`
 
+	// OIDCAudience is whom the workload token is for that the sandbox's programs have in a
+	// file; without it they have none. Our own addition to the wire form.
+	OIDCAudience string `json:"oidcAudience,omitempty"`
+
 	// Totals of the ended sessions.
 	TotalDuration  Duration `json:"totalDurationMs,omitempty"`
 	TotalActiveCPU Duration `json:"totalActiveCpuDurationMs,omitempty"`

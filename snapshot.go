@@ -140,6 +140,8 @@ type ForkParams struct {
 	// Policy, if not nil, replaces the network policy, and Idle the idle mode.
 	Policy *NetworkPolicy
 	Idle   *IdleMode
+	// OIDCAudience, if not "", replaces the audience of the workload token.
+	OIDCAudience string
 	// Live copies the present files of a running source, instead of those of its
 	// current snapshot. Our own addition.
 	Live bool

@@ -72,7 +72,30 @@ func (p *CreateParams) Validate(l Limits) error {
 	if err := p.Source.Validate("source"); err != nil {
 		return err
 	}
+	if err := ValidateAudience("oidcAudience", p.OIDCAudience); err != nil {
+		return err
+	}
 	return validateSettings(settings{p.Env, p.Tags, p.SnapshotExpiration, p.Retention, p.Mounts, p.Policy, p.Idle})
+}
+
+// MaxAudience limits the audience of a workload token, in bytes. AudiencePattern are its
+// characters: printable ones of ASCII without spaces, quotes and backslashes.
+const (
+	MaxAudience     = 256
+	AudiencePattern = `^[!#-\[\]-~]*$`
+)
+
+var audiencePattern = regexp.MustCompile(AudiencePattern)
+
+// ValidateAudience checks the audience of a workload token, usually a URL or a host name.
+func ValidateAudience(field, audience string) error {
+	if len(audience) > MaxAudience {
+		return Invalid(field, "must have at most %d bytes, has %d", MaxAudience, len(audience))
+	}
+	if !audiencePattern.MatchString(audience) {
+		return Invalid(field, "must contain only printable ASCII characters without spaces, quotes and backslashes")
+	}
+	return nil
 }
 
 // Validate checks a change of a sandbox, except for its ports: which ports are

@@ -1,6 +1,7 @@
 package skerry_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -276,4 +277,19 @@ func TestMountPaths(t *testing.T) {
 		many["/"+string(r)] = skerry.Mount{Drive: string(r)}
 	}
 	refused("17 mounts", many)
+}
+
+func TestAudience(t *testing.T) {
+	for _, good := range []string{"", "sts.amazonaws.com", "https://vault.example.com:8200/a?b=c#d", "api://AzureADTokenExchange", strings.Repeat("a", skerry.MaxAudience)} {
+		if err := skerry.ValidateAudience("oidcAudience", good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{" ", "a b", "a\n", "\x00", "é", `"`, `\`, "\x7f", strings.Repeat("a", skerry.MaxAudience+1)} {
+		p := skerry.CreateParams{Name: "a", Timeout: skerry.Duration(time.Minute), VCPUs: 1, MemoryMB: 2048, OIDCAudience: bad}
+		var e *skerry.Error
+		if err := p.Validate(skerry.Limits{}); !errors.As(err, &e) || e.Field != "oidcAudience" || e.Code != skerry.CodeBadRequest {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
 }

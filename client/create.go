@@ -53,7 +53,10 @@ type CreateOptions struct {
 	KeepLastSnapshots *KeepLastSnapshots
 	// Idle says when the server pauses sessions that nobody uses; "" is
 	// skerry.IdleDefault. Our own addition to the public API.
-	Idle            skerry.IdleMode
+	Idle skerry.IdleMode
+	// OIDCAudience, if not "", gives the sandbox's programs a workload token for this
+	// audience, in the file that SKERRY_OIDC_TOKEN_FILE names. Our own addition to the public API.
+	OIDCAudience    string
 	Region          string
 	FailoverRegions []string
 	NetworkID       string
@@ -142,6 +145,7 @@ type createBody struct {
 	SnapshotExpiration *skerry.Duration   `json:"snapshotExpiration,omitempty"`
 	KeepLastSnapshots  *KeepLastSnapshots `json:"keepLastSnapshots,omitempty"`
 	Idle               skerry.IdleMode    `json:"idle,omitempty"`
+	OIDCAudience       string             `json:"oidcAudience,omitempty"`
 	Region             string             `json:"region,omitempty"`
 	FailoverRegions    []string           `json:"failoverRegions,omitempty"`
 	NetworkID          string             `json:"networkId,omitempty"`
@@ -168,6 +172,7 @@ func (c *Client) CreateSandbox(ctx context.Context, opts CreateOptions) (*Sandbo
 		SnapshotExpiration: (*skerry.Duration)(opts.SnapshotExpiration),
 		KeepLastSnapshots:  opts.KeepLastSnapshots,
 		Idle:               opts.Idle,
+		OIDCAudience:       opts.OIDCAudience,
 		Region:             opts.Region,
 		FailoverRegions:    opts.FailoverRegions,
 		NetworkID:          opts.NetworkID,

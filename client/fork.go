@@ -33,7 +33,10 @@ type ForkOptions struct {
 	KeepLastSnapshots  *KeepLastSnapshots
 	// Idle, if not "", replaces the source's idle mode. Our own addition to the public
 	// API.
-	Idle            skerry.IdleMode
+	Idle skerry.IdleMode
+	// OIDCAudience, if not "", replaces the audience of the source's workload token. Our own
+	// addition to the public API.
+	OIDCAudience    string
 	Region          string
 	FailoverRegions []string
 	NetworkID       string
@@ -65,6 +68,7 @@ type forkBody struct {
 	SnapshotExpiration *skerry.Duration   `json:"snapshotExpiration,omitempty"`
 	KeepLastSnapshots  *KeepLastSnapshots `json:"keepLastSnapshots,omitempty"`
 	Idle               skerry.IdleMode    `json:"idle,omitempty"`
+	OIDCAudience       string             `json:"oidcAudience,omitempty"`
 	Region             string             `json:"region,omitempty"`
 	FailoverRegions    []string           `json:"failoverRegions,omitempty"`
 	NetworkID          string             `json:"networkId,omitempty"`
@@ -93,6 +97,7 @@ func (c *Client) ForkSandbox(ctx context.Context, source string, opts ForkOption
 		SnapshotExpiration: (*skerry.Duration)(opts.SnapshotExpiration),
 		KeepLastSnapshots:  opts.KeepLastSnapshots,
 		Idle:               opts.Idle,
+		OIDCAudience:       opts.OIDCAudience,
 		Region:             opts.Region,
 		FailoverRegions:    opts.FailoverRegions,
 		NetworkID:          opts.NetworkID,

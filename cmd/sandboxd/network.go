@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/skerry-dev/skerry/internal/firewall"
 	"github.com/skerry-dev/skerry/internal/issuer"
 	"github.com/skerry-dev/skerry/internal/network"
+	"github.com/skerry-dev/skerry/internal/nodeapi"
 )
 
 // networkOptions are the flags about the sandboxes' networks.
@@ -78,6 +80,16 @@ func (o *networkOptions) tokens(ctx context.Context, state, url string, log *slo
 		return nil, fmt.Errorf("open the keys for tokens: %w", err)
 	}
 	return issuer.Open(ctx, keys, url, log)
+}
+
+// workloadTokens signs the workload tokens of a node's sandboxes.
+type workloadTokens struct{ *issuer.Issuer }
+
+// Workload implements node.Tokens.
+func (w workloadTokens) Workload(ctx context.Context, sessionID string, owner nodeapi.Owner, audience string) (token string, expires time.Time, err error) {
+	return w.Issuer.Workload(ctx, issuer.Sandbox{
+		TeamID: owner.TeamID, ProjectID: owner.ProjectID, SandboxID: sessionID, SandboxName: owner.SandboxName,
+	}, audience)
 }
 
 // connectionsFor is how many connections each of the two proxies takes, to sandboxes

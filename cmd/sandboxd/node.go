@@ -328,6 +328,7 @@ func (o *serveOptions) local(ctx context.Context, log *slog.Logger, url string) 
 		Idle:          skerry.IdleMode(o.idle),
 		IdleHibernate: o.idleHibernate,
 		Output:        output.Config{Keep: int64(o.outputMB) << 20},
+		Tokens:        workloadTokens{tokens},
 		Warm:          o.warm.config(o.state, o.capacity.sandboxMemory(machine.memory), images),
 		Log:           log,
 	})

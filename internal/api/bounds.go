@@ -49,6 +49,8 @@ func bounds(l skerry.Limits) map[string]object {
 		"retentionRequest.count":       {"minimum": 1, "maximum": skerry.MaxKeepLast},
 		"routeTokenRequest.expiration": {"minimum": skerry.MinRouteToken.Milliseconds(), "maximum": skerry.MaxRouteToken.Milliseconds()},
 
+		"tokenFields.oidcAudience": {"maxLength": skerry.MaxAudience, "pattern": skerry.AudiencePattern},
+
 		"sourceRequest.url":         merged(object{"pattern": urlPattern}, maxBytes(skerry.MaxSourceURL)),
 		"sourceRequest.depth":       {"maximum": skerry.MaxSourceDepth},
 		"sourceRequest.revision":    merged(object{"pattern": skerry.RevisionPattern}, maxBytes(skerry.MaxRevision)),

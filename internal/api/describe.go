@@ -100,6 +100,7 @@ var fieldDocs = map[string]string{
 	"Sandbox.expiresAt":                    "Time at which the running session times out, in ms since the Unix epoch.",
 	"Sandbox.pausedAt":                     "Time at which the running session was paused, in ms since the Unix epoch; absent if it is not paused. An addition to the public API.",
 	"Sandbox.idle":                         "When the server pauses sessions that nobody uses: default, never, pause or hibernate. Absent: default. An addition to the public API.",
+	"Sandbox.oidcAudience":                 "Whom the workload token of the sandbox's programs is for; absent if they have none. An addition to the public API.",
 	"Sandbox.idleState":                    "paused if the server has paused the running session because nobody uses it, hibernated if it has also saved it with its memory and taken it off the machine; absent otherwise. An addition to the public API.",
 	"Sandbox.totalDurationMs":              "Total duration of the ended sessions, in ms.",
 	"Sandbox.totalActiveCpuDurationMs":     "CPU time of the ended sessions, in ms.",

@@ -102,7 +102,7 @@ func (r *createRequest) params() (p skerry.CreateParams, err error) {
 	p = skerry.CreateParams{
 		Name: r.Name, Runtime: r.Runtime, Image: r.Image, Env: r.Env, Tags: r.Tags,
 		Persistent: r.Persistent, SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(),
-		Mounts: mountsOf(r.Mounts), Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(), Idle: r.Idle,
+		Mounts: mountsOf(r.Mounts), Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(), Idle: r.Idle, OIDCAudience: r.OIDCAudience,
 	}
 	if r.Timeout != nil {
 		p.Timeout = *r.Timeout

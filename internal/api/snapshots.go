@@ -109,7 +109,7 @@ func (r *forkRequest) params() (p skerry.ForkParams, err error) {
 	p = skerry.ForkParams{
 		Name: r.Name, Image: r.Image, Timeout: r.Timeout, Env: r.Env, Tags: r.Tags, Live: r.Live, Memory: r.Memory, Persistent: r.Persistent,
 		SnapshotExpiration: r.SnapshotExpiration, Retention: r.KeepLastSnapshots.retention(), Mounts: mountsOf(r.Mounts),
-		Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(), Idle: r.Idle,
+		Ports: r.Ports, PrivatePorts: r.PrivatePorts, Policy: r.NetworkPolicy.policy(), Idle: r.Idle, OIDCAudience: r.OIDCAudience,
 	}
 	if r.Resources != nil {
 		p.VCPUs, p.MemoryMB = r.Resources.VCPUs, r.Resources.MemoryMB

@@ -48,6 +48,11 @@ type idleFields struct {
 	Idle *skerry.IdleMode `json:"idle,omitempty" notnull:"true" enum:"default|never|pause|hibernate" doc:"When the server pauses a session that nobody uses, that is, one without requests, open streams, connections and packets for a time that the operator sets. The next use resumes it first, so clients do not notice; idleState shows the pause. default: as the operator has set, usually if no program runs in it. never: not at all. pause: also if the programs that run in it use almost no CPU time and have no open connections to the outside; it is resumed for their timers. hibernate: like pause, and a session that stays paused may be saved with its memory and taken off the machine, until its next use; with default, this may happen to a session in which no program runs. An update applies to the running session too. An addition to the public API."`
 }
 
+// tokenFields are the fields for what the sandbox's programs can show to others.
+type tokenFields struct {
+	OIDCAudience string `json:"oidcAudience,omitempty" doc:"Gives the sandbox's programs a workload token for this audience, such as sts.amazonaws.com: a JWT that this server signs, in the file that the environment variable SKERRY_OIDC_TOKEN_FILE names. It is good for an hour and replaced by a new one after half of that. Its subject is team:ID:project:ID:sandbox:NAME. By default there is none. In a fork, it replaces the source's audience. An addition to the public API."`
+}
+
 // mountRequest is a drive that is mounted at a path.
 type mountRequest struct {
 	Drive string           `json:"drive" required:"true" doc:"Name of an existing drive."`
@@ -94,6 +99,7 @@ type createRequest struct {
 	networkFields
 	stateFields
 	idleFields
+	tokenFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Runtime   string                  `json:"runtime,omitempty" enum:"node24|node26|node22|python3.13" doc:"Runtime of the default image that is first on PATH. It cannot be combined with image."`
 	Image     string                  `json:"image,omitempty" doc:"Reference of an OCI image in the installation; the default image if absent."`
@@ -113,6 +119,7 @@ type forkRequest struct {
 	networkFields
 	stateFields
 	idleFields
+	tokenFields
 	Name      string                  `json:"name,omitempty" doc:"Unique in the project; chosen by the server if absent."`
 	Image     string                  `json:"image,omitempty" doc:"If given, it must be the source's image, because the source's files are a difference to it."`
 	Timeout   *skerry.Duration        `json:"timeout,omitempty" doc:"Timeout of a session, in ms."`

@@ -364,6 +364,9 @@ func (a *app) configTable(sb skerry.Sandbox, routes []skerry.Route) {
 		{"Snapshot expiration", expiration(sb.SnapshotExpiration)},
 		{"Keep last snapshots", retention(sb.Retention)},
 	}
+	if sb.OIDCAudience != "" {
+		fields = append(fields, [2]string{"OIDC audience", sb.OIDCAudience})
+	}
 	fields = append(fields, policyFields(sb.NetworkPolicy)...)
 	fields = append(fields, mountFields(sb.Mounts)...)
 	fields = append(fields,

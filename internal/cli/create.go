@@ -18,6 +18,7 @@ import (
 type createFlags struct {
 	name, runtime, image, snapshot     string
 	region, failover, networkID        string
+	audience                           string
 	timeout                            duration
 	vcpus                              int
 	ports, privatePorts                []int
@@ -62,6 +63,7 @@ func (f *createFlags) registerShared(cmd *cobra.Command, getenv func(string) str
 	fs.VarP(&f.tags, "tag", "t", "tag key=value to find the sandbox by (repeatable)")
 	f.idle.choices = idleModes()
 	fs.Var(&f.idle, "idle", "when the server may pause it while nobody uses it: default (as serve --idle says), never, pause (even if idle programs run in it), hibernate (like pause, and saved to disk after a while)")
+	fs.StringVar(&f.audience, "oidc-audience", "", "give its programs a token for this audience, such as sts.amazonaws.com, in the file that $SKERRY_OIDC_TOKEN_FILE names")
 	fs.StringVar(&f.region, "region", "", "region to run in")
 	fs.StringVar(&f.failover, "failover-regions", "", "comma-separated regions to fail over to, or none")
 	fs.StringVar(&f.networkID, "network-id", "", "private network to connect to")
@@ -110,12 +112,12 @@ func (f *createFlags) options() (client.CreateOptions, error) {
 	o := client.CreateOptions{
 		Name: f.name, Runtime: f.runtime, Image: f.image, Timeout: f.timeout.d, VCPUs: f.vcpus,
 		Env: f.env.m, Tags: f.tags.m, Ports: allPorts(f.ports, f.privatePorts), PrivatePorts: f.privatePorts, Region: f.region, NetworkID: f.networkID,
-		FailoverRegions: regions(f.failover), Idle: skerry.IdleMode(f.idle.value),
+		FailoverRegions: regions(f.failover), Idle: skerry.IdleMode(f.idle.value), OIDCAudience: f.audience,
 	}
 	// As it happens when the command that should have given an id has failed.
 	for _, flag := range []struct{ name, value string }{
 		{"name", f.name}, {"snapshot", f.snapshot}, {"image", f.image}, {"runtime", f.runtime},
-		{"region", f.region}, {"failover-regions", f.failover}, {"network-id", f.networkID},
+		{"region", f.region}, {"failover-regions", f.failover}, {"network-id", f.networkID}, {"oidc-audience", f.audience},
 	} {
 		if flag.value == "" && f.given(flag.name) {
 			return o, usage.Errorf("--%s is empty", flag.name)

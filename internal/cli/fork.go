@@ -86,7 +86,7 @@ func (f *createFlags) forkOptions() (client.ForkOptions, error) {
 	return client.ForkOptions{
 		Name: o.Name, Timeout: o.Timeout, VCPUs: o.VCPUs, Env: o.Env, Tags: o.Tags, Persistent: o.Persistent, Ports: o.Ports, PrivatePorts: o.PrivatePorts,
 		NetworkPolicy: o.NetworkPolicy, SnapshotExpiration: o.SnapshotExpiration, KeepLastSnapshots: o.KeepLastSnapshots,
-		Idle: o.Idle, Region: o.Region, FailoverRegions: o.FailoverRegions, NetworkID: o.NetworkID,
+		Idle: o.Idle, OIDCAudience: o.OIDCAudience, Region: o.Region, FailoverRegions: o.FailoverRegions, NetworkID: o.NetworkID,
 	}, err
 }
 

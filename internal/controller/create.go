@@ -167,6 +167,7 @@ func (c *sandboxes) create(ctx context.Context, scope skerry.Scope, p skerry.Cre
 		SnapshotExpiration: p.SnapshotExpiration,
 		Retention:          p.Retention,
 		Mounts:             p.Mounts,
+		OIDCAudience:       p.OIDCAudience,
 		Status:             skerry.StatusPending,
 		StatusUpdatedAt:    now,
 		Cwd:                skerry.WorkDir,

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"time"
@@ -185,7 +186,7 @@ func forked(sandbox *skerry.Sandbox, p skerry.ForkParams) skerry.CreateParams {
 		Timeout: sandbox.Timeout, VCPUs: sandbox.VCPUs, MemoryMB: sandbox.MemoryMB,
 		Env: maps.Clone(sandbox.Env), Tags: maps.Clone(sandbox.Tags), Persistent: &sandbox.Persistent,
 		SnapshotExpiration: sandbox.SnapshotExpiration, Retention: sandbox.Retention, Mounts: frozenMounts(sandbox.Mounts),
-		Policy: sandbox.Policy,
+		Policy: sandbox.Policy, OIDCAudience: cmp.Or(p.OIDCAudience, sandbox.OIDCAudience),
 	}
 	if p.Policy != nil {
 		create.Policy = p.Policy

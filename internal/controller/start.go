@@ -173,5 +173,6 @@ func sessionSpec(sandbox *skerry.Sandbox, run skerry.Session, from basis) nodeap
 		TimeLeft:    run.Timeout.Std(),
 		Network:     networkSpec(&run),
 		Idle:        sandbox.Idle,
+		Audience:    sandbox.OIDCAudience,
 	}
 }

@@ -33,6 +33,8 @@ type Setup struct {
 	// Processes, if positive, limits the processes and threads in the sandbox. At
 	// the limit, fork fails inside.
 	Processes int
+	// Token is the workload token, "" for none. Info.Tokens says whether the agent knows it.
+	Token string
 }
 
 // User is an account in a sandbox.
@@ -122,6 +124,16 @@ func (c *Client) Identify(ctx context.Context, identity Identity) (Info, error) 
 	return *r.Info, nil
 }
 
+// SetToken replaces the sandbox's workload token.
+func (c *Client) SetToken(ctx context.Context, token string) error {
+	req := &wire.Token{Token: token}
+	if err := req.Validate(); err != nil {
+		return badRequest(err)
+	}
+	_, err := c.request(ctx, wire.TypeToken, req)
+	return err
+}
+
 func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.Type) (*Client, Info, error) {
 	if setup.User == (User{}) {
 		setup.User = User{Name: skerry.DefaultUser, UID: skerry.DefaultUID, GID: skerry.DefaultGID}
@@ -132,7 +144,7 @@ func setUp(ctx context.Context, conn io.ReadWriteCloser, setup Setup, how wire.T
 	c := newClient(conn, true)
 	req := wire.Setup{
 		Version: wire.Version, Hostname: setup.Hostname, User: setup.User, WorkDir: setup.WorkDir,
-		Env: setup.Env, Xattrs: setup.Xattrs, Authorities: setup.Authorities, Resolv: setup.Resolv, Processes: setup.Processes,
+		Env: setup.Env, Xattrs: setup.Xattrs, Authorities: setup.Authorities, Resolv: setup.Resolv, Processes: setup.Processes, Token: setup.Token,
 	}
 	err := req.Validate()
 	var r wire.Reply

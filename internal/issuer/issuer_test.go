@@ -145,7 +145,13 @@ func TestTokensOfSandboxes(t *testing.T) {
 		life    time.Duration
 	}{
 		{l.Forwarded, "sandbox:sbx_1", ForwardedLifetime},
-		{l.Workload, "team:team_1:project:prj_1:sandbox:one", WorkloadLifetime},
+		{func(ctx context.Context, s Sandbox, audience string) (string, error) {
+			token, expires, err := l.Workload(ctx, s, audience)
+			if !expires.Equal(l.now.Add(WorkloadLifetime)) {
+				t.Errorf("it ends at %v", expires)
+			}
+			return token, err
+		}, "team:team_1:project:prj_1:sandbox:one", WorkloadLifetime},
 	} {
 		token, err := c.sign(t.Context(), sandbox, "https://svc.example.com/a")
 		if err != nil {

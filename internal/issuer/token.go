@@ -84,11 +84,12 @@ func (i *Issuer) Forwarded(ctx context.Context, s Sandbox, audience string) (str
 }
 
 // Workload returns a token with which the programs of a sandbox can say to a service outside
-// who they are. It is good for WorkloadLifetime. Its subject has ids of the team and the
+// who they are, and when it ends: after WorkloadLifetime. Its subject has ids of the team and the
 // project: unlike names, no other team gets them. What follows them is the sandbox's name.
-func (i *Issuer) Workload(ctx context.Context, s Sandbox, audience string) (string, error) {
-	subject := "team:" + s.TeamID + ":project:" + s.ProjectID + ":sandbox:" + s.SandboxName
-	return i.ring.sign(ctx, i.standard(subject, audience, WorkloadLifetime), s)
+func (i *Issuer) Workload(ctx context.Context, s Sandbox, audience string) (token string, expires time.Time, err error) {
+	claims := i.standard("team:"+s.TeamID+":project:"+s.ProjectID+":sandbox:"+s.SandboxName, audience, WorkloadLifetime)
+	token, err = i.ring.sign(ctx, claims, s)
+	return token, claims.Expiry.Time(), err
 }
 
 // Development is what the token of a developer says: who they work for. The names of the

@@ -79,6 +79,7 @@ func (s *session) identify(ctx context.Context, w *warm, spec nodeapi.SessionSpe
 		Hostname: spec.Hostname,
 		Env:      s.node.cfg.environment(spec.Env),
 		Resolv:   resolvConf(s.node.cfg.Networks.Resolvers()),
+		Token:    s.workload.first,
 	})
 	if err != nil {
 		return fmt.Errorf("after %v: %w", time.Since(began).Round(time.Millisecond), err)

@@ -91,6 +91,8 @@ type Config struct {
 	// sessions that it takes over; 0 is DefaultRecoverWait. Sessions of later
 	// agents are taken over in the background.
 	RecoverWait time.Duration
+	// Tokens signs workload tokens. Without it, no session can have one.
+	Tokens Tokens
 	// Warm are the machines that are ready before a session needs one.
 	Warm WarmConfig
 	Log  *slog.Logger
@@ -117,6 +119,7 @@ type Node struct {
 	cfg       Config
 	stdinWait time.Duration // the constant, but in tests
 	beat      time.Duration // AgentWait, but in tests; see heartbeat
+	tokenLook time.Duration // the constant, but in tests
 	// networkRetry is firstNetworkRetry, but in tests.
 	networkRetry time.Duration
 
@@ -184,7 +187,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("clear the folder for snapshots: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, captures: map[string]*capture{}, recovering: newGate(), hibernating: newGate(), returning: make(chan struct{}, returnsAtOnce)}
+	n := &Node{cfg: cfg, stdinWait: stdinWait, beat: cfg.AgentWait, tokenLook: tokenLook, networkRetry: firstNetworkRetry, ctx: ctx, cancel: cancel, sessions: map[string]*session{}, captures: map[string]*capture{}, recovering: newGate(), hibernating: newGate(), returning: make(chan struct{}, returnsAtOnce)}
 	n.reclaiming, n.freeSwap, n.complain = newGate(), freeSwap, rate.Sometimes{First: 1, Interval: time.Hour}
 	n.pool = newWarmPool(n, cfg.Warm)
 	n.events = eventlog.New(eventlog.Size, n.listEvents)

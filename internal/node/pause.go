@@ -81,6 +81,7 @@ func (s *session) thaw(ctx context.Context) error {
 	case s.pressed <- struct{}{}: // its memory is guarded again
 	default:
 	}
+	s.tokenAfterPause(ctx)
 	if slept {
 		s.node.events.Append(nodeapi.Event{Kind: nodeapi.SessionAwake, SessionID: s.id, Hibernated: hibernated, Took: time.Since(began)})
 	}

@@ -284,6 +284,7 @@ func (s *session) takeOver(ctx context.Context, network nodeapi.NetworkSpec) (ma
 	s.before = st.Before
 	s.agent, s.size, s.drives = st.Agent, st.Size, st.Drives
 	s.trust.own, s.idle.mode = st.OwnTrust, st.Idle
+	s.workload.audience, s.workload.owner = st.Audience, st.Owner
 	if st.Deadline != 0 {
 		s.deadline = time.Now().Add(time.Until(time.UnixMilli(st.Deadline)))
 	}

@@ -105,6 +105,8 @@ type session struct {
 	pressed chan struct{}
 	// resident sums up the memory that the session holds.
 	resident resident
+	// workload is the session's workload token.
+	workload workload
 	// yielding counts who is about to kill a process in the sandbox for the sake of
 	// others; yielded are those that were killed.
 	yielding int
@@ -189,10 +191,14 @@ type state struct {
 	Deadline int64 `json:"deadline,omitempty"`
 	// Idle is the session's own idle mode, "" for the node's.
 	Idle skerry.IdleMode `json:"idle,omitempty"`
+	// Audience is whom the session's workload token is for, "" without one; Owner is what the
+	// token says.
+	Audience string        `json:"audience,omitempty"`
+	Owner    nodeapi.Owner `json:"owner,omitzero"`
 }
 
 func (s *session) saveState() error {
-	st := state{Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own, Size: s.size}
+	st := state{Agent: s.agent, Drives: s.drives, OwnTrust: s.trust.own, Size: s.size, Audience: s.workload.audience, Owner: s.workload.owner}
 	if s.lease != nil {
 		st.Lease = s.lease.ID()
 	}
@@ -237,6 +243,9 @@ func (s *session) begin() {
 	s.work.Go(s.watch)
 	s.work.Go(s.heartbeat)
 	s.work.Go(s.guardMemory)
+	if s.workload.audience != "" {
+		s.work.Go(s.keepToken)
+	}
 }
 
 // heartbeat ends the session if its agent has stopped answering, because calls

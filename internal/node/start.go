@@ -109,6 +109,9 @@ func (s *session) start(ctx context.Context, spec nodeapi.SessionSpec) error {
 	if spec.TimeLeft > 0 {
 		s.deadline = time.Now().Add(spec.TimeLeft)
 	}
+	if err := s.firstToken(ctx, &spec); err != nil {
+		return err
+	}
 	s.node.pool.expect(spec)
 	if s.claim(ctx, spec) {
 		s.begin()
@@ -134,7 +137,7 @@ func (s *session) start(ctx context.Context, spec nodeapi.SessionSpec) error {
 	machine := s.node.machineSpec(spec, rootfs, s.lease)
 	machine.ID, machine.Hostname, machine.Volumes = s.machineID(), spec.Hostname, volumes
 	setup := s.node.setup(spec, spec.Hostname)
-	setup.Xattrs = from.xattrs
+	setup.Xattrs, setup.Token = from.xattrs, s.workload.first
 	if err := from.end(s.boot(ctx, from, machine, setup)); err != nil {
 		return volumeFailure(err)
 	}
@@ -256,6 +259,9 @@ func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, h
 	client, info, err := how(ctx, conn, setup)
 	if err != nil {
 		return s.explain(fmt.Errorf("set up the guest agent: %w", err))
+	}
+	if setup.Token != "" && !info.Tokens {
+		return errors.Join(errOldAgent(), client.Close())
 	}
 	s.takeWarnings(info)
 	s.guest = client

@@ -267,6 +267,9 @@ type SessionSpec struct {
 	Network NetworkSpec
 	// Idle is the idle mode of the session; see SetIdle.
 	Idle skerry.IdleMode
+	// Audience is whom the session's workload token is for, "" for no token. The token says
+	// whose the session is (Network.Owner), and is renewed as long as the session runs.
+	Audience string
 }
 
 // NetworkSpec is what a session may reach, and whose it is.

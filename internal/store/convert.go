@@ -42,7 +42,7 @@ func documentOfSandbox(s *skerry.Sandbox) sandboxDocument {
 		Timeout: millis(s.Timeout), Tags: s.Tags, Network: maybe(s.NetworkPolicy, documentOfSummary),
 		Expiration: maybe(s.SnapshotExpiration, millis), Retention: maybe(s.Retention, documentOfRetention),
 		SessionID: s.CurrentSessionID, Status: string(s.Status), Cwd: s.Cwd,
-		UpdatedAt: s.UpdatedAt.Millis(), ExpiresAt: s.ExpiresAt.Millis(), PausedAt: s.PausedAt.Millis(), Idle: string(s.Idle),
+		UpdatedAt: s.UpdatedAt.Millis(), ExpiresAt: s.ExpiresAt.Millis(), PausedAt: s.PausedAt.Millis(), Idle: string(s.Idle), Audience: s.OIDCAudience,
 		TotalDuration: millis(s.TotalDuration), TotalActiveCPU: millis(s.TotalActiveCPU),
 		TotalEgressBytes: s.TotalEgressBytes, TotalIngressBytes: s.TotalIngressBytes, TotalResident: s.TotalResidentMBSeconds,
 	}
@@ -62,7 +62,7 @@ func (d *sandboxDocument) into(s *skerry.Sandbox) {
 	s.SnapshotExpiration, s.Retention = maybe(d.Expiration, duration), maybe(d.Retention, retentionDocument.retention)
 	s.CurrentSessionID, s.Status, s.Cwd = d.SessionID, skerry.SessionStatus(d.Status), d.Cwd
 	s.UpdatedAt, s.ExpiresAt, s.PausedAt = skerry.FromMillis(d.UpdatedAt), skerry.FromMillis(d.ExpiresAt), skerry.FromMillis(d.PausedAt)
-	s.Idle = skerry.IdleMode(d.Idle)
+	s.Idle, s.OIDCAudience = skerry.IdleMode(d.Idle), d.Audience
 	s.TotalDuration, s.TotalActiveCPU = duration(d.TotalDuration), duration(d.TotalActiveCPU)
 	s.TotalEgressBytes, s.TotalIngressBytes, s.TotalResidentMBSeconds = d.TotalEgressBytes, d.TotalIngressBytes, d.TotalResident
 	for at, m := range d.Mounts {

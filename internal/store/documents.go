@@ -71,6 +71,7 @@ type sandboxDocument struct {
 	ExpiresAt  int64                    `json:"expiresAt,omitempty"`
 	PausedAt   int64                    `json:"pausedAt,omitempty"`
 	Idle       string                   `json:"idle,omitempty"`
+	Audience   string                   `json:"audience,omitempty"`
 
 	TotalDuration     int64 `json:"totalDurationMs,omitempty"`
 	TotalActiveCPU    int64 `json:"totalActiveCpuDurationMs,omitempty"`

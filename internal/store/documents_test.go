@@ -121,6 +121,7 @@ func TestFrozenDocuments(t *testing.T) {
 			former := func(name string) string { return filepath.Join("testdata", "documents", "format1", name+".json") }
 			switch d.name {
 			case "sandbox":
+				reads(former("sandbox-before-audience"), sandboxBeforeAudience())
 				reads(former("sandbox-before-resident"), sandboxBeforeResident())
 				want = sandboxBeforeIdle()
 				reads(former("sandbox-before-idle"), want)

@@ -61,17 +61,22 @@ func fullSandbox() *skerry.Sandbox {
 		Mounts: map[string]skerry.Mount{
 			"/data": {Drive: "data", Mode: skerry.MountReadWrite}, "/ref": {Drive: "ref", Mode: skerry.MountSnapshot}},
 		CurrentSnapshotID: "snap_full", CurrentSessionID: "sbx_full", Status: skerry.StatusRunning, StatusUpdatedAt: at(1),
-		Cwd: "/vercel/sandbox", CreatedAt: at(2), UpdatedAt: at(3), ExpiresAt: at(4), PausedAt: at(5), Idle: skerry.IdlePause,
+		Cwd: "/vercel/sandbox", CreatedAt: at(2), UpdatedAt: at(3), ExpiresAt: at(4), PausedAt: at(5), Idle: skerry.IdlePause, OIDCAudience: "sts.amazonaws.com",
 		TotalDuration: 7 * second, TotalActiveCPU: 5 * second, TotalEgressBytes: 11, TotalIngressBytes: 13, TotalResidentMBSeconds: 29,
 	}
 	s.SetPolicy(fullPolicy())
 	return s
 }
 
-// sandboxBeforeResident, sandboxBeforeIdle and sessionBeforeResident are what earlier
-// versions have stored of it.
-func sandboxBeforeResident() *skerry.Sandbox {
+// sandboxBeforeAudience and the other ones are what earlier versions have stored of it.
+func sandboxBeforeAudience() *skerry.Sandbox {
 	s := fullSandbox()
+	s.OIDCAudience = ""
+	return s
+}
+
+func sandboxBeforeResident() *skerry.Sandbox {
+	s := sandboxBeforeAudience()
 	s.TotalResidentMBSeconds = 0
 	return s
 }

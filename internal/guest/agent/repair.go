@@ -42,11 +42,19 @@ func (p *preparer) file(name, content string, mode uint32) error {
 
 // replaceFile replaces a file of any kind, except a folder, by a new one.
 func replaceFile(name, content string, mode uint32) error {
+	return replaceFileOf(name, content, mode, func(*os.File) error { return nil })
+}
+
+// replaceFileOf is replaceFile for a file with another owner, which own sets.
+func replaceFileOf(name, content string, mode uint32, own func(*os.File) error) error {
 	f, temp, err := newFile(name, mode)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(content)
+	if e := own(f); err == nil {
+		err = e
+	}
 	if e := f.Chmod(os.FileMode(mode)); err == nil {
 		err = e
 	}

@@ -95,6 +95,13 @@ func (s *session) frame(h wire.Header) error {
 		return decode(s, h, s.renew)
 	case wire.TypeIdentify:
 		return decode(s, h, s.identify)
+	case wire.TypeToken:
+		return decode(s, h, func(id uint32, req *wire.Token) error {
+			return s.begin(id, req.Validate(), nil, func() error {
+				_, user := s.a.config()
+				return s.reply(id, wire.Reply{}, newPreparer(s.a.platform).token(user, req.Token))
+			})
+		})
 	case wire.TypeStart:
 		return decode(s, h, func(id uint32, req *wire.Start) error {
 			return s.begin(id, req.Validate(), nil, func() error { return s.a.start(s.l, id, req) })
@@ -244,6 +251,7 @@ func (s *session) identify(id uint32, req *wire.Identity) error {
 	if err := p.identify(*req); err != nil {
 		return s.reply(id, wire.Reply{}, err)
 	}
+	p.warn("token", p.token(user, req.Token))
 	next := *setup
 	next.Hostname, next.Env, next.Resolv = req.Hostname, req.Env, req.Resolv
 	s.a.mu.Lock()
@@ -257,7 +265,7 @@ func info(user account, warnings []string) *wire.Info {
 	return &wire.Info{
 		Version: wire.Version,
 		PID:     os.Getpid(),
-		User:    wire.User{Name: user.name, UID: user.uid, GID: user.gid}, Warnings: warnings,
+		User:    wire.User{Name: user.name, UID: user.uid, GID: user.gid}, Tokens: true, Warnings: warnings,
 	}
 }
 

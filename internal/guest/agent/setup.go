@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"strconv"
 	"strings"
 
@@ -71,6 +72,7 @@ func (p *preparer) prepare(s *wire.Setup) (account, error) {
 	p.xattrs(s.Xattrs)
 	p.trust(s.Authorities)
 	p.warn("working directory", p.dir(s.WorkDir, user.uid, user.gid))
+	p.warn("token", p.token(user, s.Token))
 	return user, nil
 }
 
@@ -88,6 +90,29 @@ func (p *preparer) identify(i wire.Identity) error {
 		p.warn("resolvers", p.file("/etc/resolv.conf", strings.Join(i.Resolv, "\n")+"\n", 0o644))
 	}
 	return nil
+}
+
+// token replaces the sandbox's workload token, or removes the one that a snapshot has
+// brought along.
+func (p *preparer) token(user account, token string) error {
+	full := p.root + wire.TokenFile
+	if token == "" {
+		err := os.Remove(full)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			return nil
+		}
+		return err
+	}
+	if err := p.systemDir(path.Dir(wire.TokenFile), 0o755); err != nil {
+		return err
+	}
+	if st, err := os.Lstat(full); err == nil && st.IsDir() {
+		if err := displace(full); err != nil {
+			return err
+		}
+	}
+	uid, gid := p.platform.Owner(user.uid, user.gid)
+	return replaceFileOf(full, token, 0o400, func(f *os.File) error { return f.Chown(uid, gid) })
 }
 
 // xattrs sets the extended attributes that the format of the image cannot store. It runs

@@ -35,6 +35,7 @@
 //	Resume     host   JSON Resume           first frame of every later one; Listing
 //	Renew      host   JSON Setup            first frame in a restored sandbox, instead of Resume
 //	Identify   host   JSON Identity         give a sandbox that was set up in advance its name and environment
+//	Token      host   JSON Token            replace the workload token
 //	Start      host   JSON Start            run a command
 //	WriteTar   host   JSON PathRequest      extract the Data of stream 0 until EOF
 //	ReadFile   host   JSON PathRequest      Reply with the size, then Data of stream 1, then EOF
@@ -75,7 +76,7 @@
 // # Sandboxes that are set up in advance
 //
 // A host may set up a sandbox, and run commands in it, before it knows which session will
-// use it. Identify gives it a name, an environment and resolvers that replace those of Setup.
+// use it. Identify gives it a name, an environment, resolvers and a token that replace those of Setup.
 // It fails while a command runs.
 //
 // # Renewal

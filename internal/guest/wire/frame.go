@@ -66,6 +66,7 @@ const (
 	TypeRenew
 	TypeRelieve
 	TypeIdentify
+	TypeToken
 	typeEnd
 )
 
@@ -94,6 +95,7 @@ var payloadBounds = [typeEnd]struct{ min, max uint32 }{
 	TypeRenew:    {2, maxRequest},
 	TypeRelieve:  {0, 0},
 	TypeIdentify: {2, maxRequest},
+	TypeToken:    {2, maxReply},
 }
 
 // MaxPayload returns the maximum payload of a frame of type t. It is 0 for an unknown

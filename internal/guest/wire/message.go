@@ -32,6 +32,25 @@ type Setup struct {
 	Resolv []string `json:"resolv,omitempty"`
 	// Processes, if positive, limits the processes and threads in the sandbox.
 	Processes int `json:"processes,omitempty"`
+	// Token is written to TokenFile. If it is "", there is no such file.
+	Token string `json:"token,omitempty"`
+}
+
+// TokenFile has the workload token of the sandbox: what its programs show to a service
+// outside. Only the default user and root can read it.
+const TokenFile = "/run/skerry/oidc-token"
+
+// Token replaces the content of TokenFile.
+type Token struct {
+	Token string `json:"token"`
+}
+
+// Validate reports what is wrong with t, without saying what it is.
+func (t *Token) Validate() error {
+	if strings.ContainsAny(t.Token, " \t\r\n\x00") {
+		return fmt.Errorf("the token contains a space, a line break or a NUL byte")
+	}
+	return nil
 }
 
 // Xattrs are extended attributes by the absolute path of the file in the sandbox, and
@@ -61,6 +80,8 @@ type Identity struct {
 	Env      map[string]string `json:"env,omitempty"`
 	// Resolv has the lines of /etc/resolv.conf. If it is empty, the file is not changed.
 	Resolv []string `json:"resolv,omitempty"`
+	// Token is as in Setup.
+	Token string `json:"token,omitempty"`
 }
 
 // Validate reports what is wrong with i.
@@ -73,12 +94,12 @@ func (i *Identity) Validate() error {
 			return fmt.Errorf("resolv.conf line %q contains a line break or a NUL byte", line)
 		}
 	}
-	return nil
+	return (&Token{i.Token}).Validate()
 }
 
 // Validate reports what is wrong with s.
 func (s *Setup) Validate() error {
-	identity := Identity{Hostname: s.Hostname, Resolv: s.Resolv}
+	identity := Identity{Hostname: s.Hostname, Resolv: s.Resolv, Token: s.Token}
 	if err := identity.Validate(); err != nil {
 		return err
 	}
@@ -112,6 +133,9 @@ type Info struct {
 	PID     int `json:"pid"`
 	// User is the default user, with the ids that are in use.
 	User User `json:"user"`
+	// Tokens says that the agent knows Token. One of an earlier version, in a memory
+	// snapshot, does not.
+	Tokens bool `json:"tokens,omitempty"`
 	// Warnings tell what could not be set up in the sandbox's files.
 	Warnings []string `json:"warnings,omitempty"`
 }
