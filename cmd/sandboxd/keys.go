@@ -64,5 +64,6 @@ func newKey() *cobra.Command {
 	return group("key", "Manage the keys that sign development tokens", `Manage the keys that sign development tokens.
 
 Keys are rotated without being asked: each signs for 30 days. A new one is published for a day before it signs, and an
-old one for a day after, at /.well-known/jwks. Nodes rotate the keys for the tokens of sandboxes in the same way.`, list, rotate)
+old one for a day after, at /.well-known/jwks. Nodes rotate the keys for the tokens of sandboxes in the same way;
+to revoke those, stop the server (sandboxd stop --keep-sandboxes), remove STATE/firewall/tokens and start it again.`, list, rotate)
 }
