@@ -19,6 +19,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/share"
 )
 
 // Store is where sandboxes, sessions and commands are kept; package store
@@ -58,7 +59,8 @@ type Config struct {
 	// MaxSessions is how many sessions may run at once.
 	MaxSessions int
 	// ConcurrentStarts is how many sessions start at once; more wait, since
-	// starting is work for the CPU and they would only slow each other down.
+	// starting is work for the CPU and they would only slow each other down. Teams take
+	// turns.
 	ConcurrentStarts int
 	// StartTimeout bounds a session's start without its source.
 	StartTimeout time.Duration
@@ -162,7 +164,7 @@ func New(cfg Config) *Controller {
 		background: c.background, cfg: &c.cfg, store: cfg.Store, node: cfg.Node, snapshots: c.snapshots, ports: c.ports,
 		expected:   newExpected(),
 		saver:      newSaver(cfg.Store, cfg.Log, cfg.firstRetry),
-		startSlots: make(chan struct{}, cfg.ConcurrentStarts),
+		startSlots: share.NewTurns[string](cfg.ConcurrentStarts),
 		byID:       map[string]*session{}, bySandbox: map[string]*session{},
 	}
 	c.commands = &commands{sessions: c.sessions, store: cfg.Store}

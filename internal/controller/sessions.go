@@ -6,6 +6,7 @@ import (
 
 	"github.com/skerry-dev/skerry"
 	"github.com/skerry-dev/skerry/internal/nodeapi"
+	"github.com/skerry-dev/skerry/internal/share"
 	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
@@ -38,8 +39,8 @@ type sessions struct {
 	snapshots *snapshots
 	ports     *ports
 	losses    losses
-	// startSlots bounds how many sessions start at once.
-	startSlots chan struct{}
+	// startSlots bounds how many sessions start at once, each for its team.
+	startSlots *share.Turns[string]
 
 	// admitting is held, shared, from the admission of a session until it is
 	// listed.

@@ -792,7 +792,7 @@ func TestForksDelayNoOthers(t *testing.T) {
 	if err := <-forked; err != nil {
 		t.Fatal(err)
 	}
-	if n := len(l.startSlots); n != 0 {
+	if n := l.startSlots.Used(); n != 0 {
 		t.Errorf("%d start slots are held", n)
 	}
 }

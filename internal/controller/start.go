@@ -76,11 +76,11 @@ func (c *sessions) bringUp(ctx context.Context, s *session, from basis) error {
 			return err
 		}
 	}
-	if err := c.awaitSlot(ctx); err != nil {
+	if err := c.awaitSlot(ctx, sandbox.Scope.TeamID); err != nil {
 		return err
 	}
 	s.expectLoss()
-	release := sync.OnceFunc(func() { <-c.startSlots })
+	release := sync.OnceFunc(func() { c.startSlots.Give(sandbox.Scope.TeamID) })
 	err = func() error {
 		defer release()
 		if from.forkOf != "" {
@@ -128,16 +128,11 @@ func UsualSpec(ctx context.Context, images nodeapi.Images) (nodeapi.SessionSpec,
 	return sessionSpec(sandbox, skerry.Session{}, basis{image: image}), nil
 }
 
-// awaitSlot waits for one of the startSlots, and takes it.
-func (c *sessions) awaitSlot(ctx context.Context) (err error) {
+// awaitSlot waits until it is the team's turn to have one of the startSlots, and takes it.
+func (c *sessions) awaitSlot(ctx context.Context, team string) (err error) {
 	_, span := tracing.Start(ctx, tracing.StartQueue)
 	defer span.Done(&err)
-	select {
-	case c.startSlots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return c.startSlots.Wait(ctx, team)
 }
 
 // sessionSpec is what the node is told of a session. The environment's layers

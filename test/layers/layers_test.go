@@ -19,7 +19,7 @@ const module = "github.com/skerry-dev/skerry"
 // is wired together in cmd/sandboxd is free.
 var allowed = map[string]string{
 	"client":      "internal/config",
-	"cmd/sandbox": "internal/cli internal/version", "internal/cli": "client internal/config internal/terminal internal/usage internal/version",
+	"cmd/sandbox": "internal/cli internal/version", "internal/cli": "client internal/atomicfile internal/config internal/terminal internal/usage internal/version",
 	"cmd/skerry-agent": "internal/guest/agent", "internal/top": "internal/terminal",
 
 	// The server, from the top. Neither of the controller and the node knows the
@@ -27,7 +27,7 @@ var allowed = map[string]string{
 	"internal/api":   "internal/audit internal/tracing",
 	"internal/audit": "internal/atomicfile", "internal/audit/otlp": "internal/audit internal/tracing/export",
 	"internal/auth":       "internal/federation internal/issuer internal/store",
-	"internal/controller": "internal/nodeapi internal/tracing",
+	"internal/controller": "internal/nodeapi internal/share internal/tracing",
 	"internal/store":      "internal/keyfile internal/nodeapi internal/tracing",
 	"internal/metrics":    "internal/nodeapi internal/tracing",
 	"internal/node":       "internal/atomicfile internal/drive internal/driver internal/guest internal/guest/wire internal/image internal/nodeapi internal/nodeapi/eventlog internal/output internal/room internal/share internal/snapshot internal/socketpair internal/tracing",
