@@ -3,6 +3,7 @@ package skerry
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Code is the kind of an error. Clients branch on it; internal/api maps each code
@@ -58,6 +59,8 @@ type Error struct {
 	// BytesWritten is set with CodeStdinTimeout: the total number of input bytes
 	// that the command has read.
 	BytesWritten *int64 `json:"bytesWritten,omitempty"`
+	// RetryAfter is when another try may succeed, 0 if that is not known. It is sent as a header.
+	RetryAfter time.Duration `json:"-"`
 	// Err is the cause. It is logged, and never sent.
 	Err error `json:"-"`
 }

@@ -116,6 +116,7 @@ var operations = []interface {
 	createToken, listTokens, revokeToken,
 	addIssuer, listIssuers, removeIssuer, allowIssuer, disallowIssuer,
 	listKeys, rotateKeys,
+	showQuota, setQuota,
 }
 
 // accountRequest is what operations are asked with: each uses some of it.

@@ -62,7 +62,7 @@ func newRoot() *cobra.Command {
 	root.PersistentFlags().String("state", state, "folder for all persistent data (environment: SKERRY_STATE)")
 	root.PersistentFlags().String("database", "", "URL of a PostgreSQL database without a password, such as postgres://skerry@db.example.com/skerry?passfile=/etc/skerry/pgpass&sslmode=verify-full (environment: SKERRY_DATABASE; default: an SQLite database in the state folder)")
 	root.PersistentFlags().String("images", "", "folder for images (default: images in the state folder)")
-	root.AddCommand(newServe(), newStop(), newStatus(), newTop(), newImage(), newTeam(), newProject(), newMember(), newToken(), newIssuer(), newKey(), newAudit(), newNode())
+	root.AddCommand(newServe(), newStop(), newStatus(), newTop(), newImage(), newTeam(), newProject(), newMember(), newToken(), newIssuer(), newQuota(), newKey(), newAudit(), newNode())
 	return root
 }
 

@@ -260,8 +260,9 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		StopGrace: o.stopGrace, SaveGrace: o.saveGrace,
 		MaxTimeout: o.maxTimeout, MaxVCPUs: o.maxVCPUs, MaxSessions: o.maxSessions,
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
-		Ingress: gate, MaxPorts: o.ingress.maxPorts, Ended: records.sessionEnded,
+		Ingress: gate, MaxPorts: o.ingress.maxPorts, Ended: records.sessionEnded, Quotas: accounts.Quotas,
 	})
+	accounts.Use(control.Used)
 	defer closing(&err, control.Close)
 	if err := control.Recover(ctx); err != nil {
 		return err

@@ -70,7 +70,7 @@ var auditKinds = map[string]auditKind{
 	"addMember": auditChange, "updateMember": auditChange, "removeMember": auditChange,
 	"createToken": auditChange, "revokeToken": auditChange, "createDevelopmentToken": auditChange,
 	"getUser": auditRead, "listTeams": auditRead, "getTeam": auditRead, "listProjects": auditRead, "getProject": auditRead,
-	"listMembers": auditRead, "listTokens": auditRead,
+	"listMembers": auditRead, "listTokens": auditRead, "getQuotas": auditRead,
 
 	"health": auditNothing, "healthz": auditNothing, "openapi": auditNothing, "jwks": auditNothing, "openidConfiguration": auditNothing,
 }

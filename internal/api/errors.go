@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math"
 	"net/http"
 	"strconv"
 
@@ -45,9 +46,19 @@ var statusOf = map[skerry.Code]int{
 	codeStreamClosed:                http.StatusServiceUnavailable,
 }
 
-// retryAfter is the number of seconds after which a client should retry a call that
-// was refused because of load. Clients give up if it is more than 20.
-const retryAfter = 1
+// maxRetryAfter is the most that clients wait before they try again, in seconds; if they
+// should wait longer, they give up.
+const maxRetryAfter = 20
+
+// retryAfter is the number of seconds after which a client should retry a call that was
+// refused because of load.
+func retryAfter(err error) int {
+	var e *skerry.Error
+	if !errors.As(err, &e) {
+		return 1
+	}
+	return min(max(int(math.Ceil(e.RetryAfter.Seconds())), 1), maxRetryAfter)
+}
 
 // errorResponse is the body of an error.
 type errorResponse struct {
@@ -120,7 +131,7 @@ func writeError(ctx context.Context, w *response, log *slog.Logger, requestID st
 	case http.StatusUnauthorized:
 		h.Set("WWW-Authenticate", "Bearer")
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		h.Set("Retry-After", strconv.Itoa(retryAfter))
+		h.Set("Retry-After", strconv.Itoa(retryAfter(err)))
 	}
 	writeJSON(w, status, errorResponse{Error: body})
 }

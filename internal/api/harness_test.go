@@ -75,6 +75,10 @@ func (oneAccount) Authenticate(_ context.Context, token string) (*skerry.Identit
 	return nil, skerry.Errorf(skerry.CodeUnauthorized, "the access token is missing or not valid")
 }
 
+func (oneAccount) Quotas(context.Context, skerry.Scope) (skerry.Quotas, error) {
+	return skerry.Quotas{}, nil
+}
+
 func (oneAccount) Ended(context.Context, []skerry.Access) ([]skerry.Access, error) { return nil, nil }
 
 // harness is a server on a real socket, and a client of it whose every

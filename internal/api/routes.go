@@ -108,7 +108,7 @@ func (s *Server) routes() []route {
 	var all []route
 	for _, part := range [][]route{
 		s.sandboxRoutes(), s.portRoutes(), s.snapshotRoutes(), s.driveRoutes(), s.sessionRoutes(), s.commandRoutes(), s.fileRoutes(),
-		s.accountRoutes(), s.ownRoutes(),
+		s.accountRoutes(), s.quotaRoutes(), s.ownRoutes(),
 	} {
 		all = append(all, part...)
 	}

@@ -18,6 +18,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/share"
 	"github.com/skerry-dev/skerry/internal/tracing"
 )
 
@@ -108,6 +109,7 @@ type Server struct {
 	mux      *http.ServeMux
 	document []byte
 	tickets  ticketOffice
+	requests share.Rates[string]
 	open     *openCalls
 
 	// draining ends the streams and terminals when the server stops. They could take
@@ -285,6 +287,9 @@ func (s *Server) dispatch(c *call, rt route) error {
 			return skerry.Invalid("", "the query string is not valid")
 		}
 		if err := c.enter(&rt, q); err != nil {
+			return err
+		}
+		if err := c.count(); err != nil {
 			return err
 		}
 	}

@@ -113,6 +113,10 @@ type Service interface {
 	// MakeDir creates a directory. With recursive it creates missing parents too, and an
 	// existing directory is not an error.
 	MakeDir(ctx context.Context, scope skerry.Scope, sessionID, cwd, path string, recursive bool) error
+
+	// Used returns what the running sandboxes of a project use, or those of a team if the
+	// scope has no project.
+	Used(scope skerry.Scope) skerry.Use
 }
 
 // Sizer is implemented by readers that know how many bytes they return. Size returns
@@ -130,6 +134,10 @@ type Accounts interface {
 	Authenticate(ctx context.Context, token string) (*skerry.Identity, error)
 	// Ended returns those accesses that are not allowed any more.
 	Ended(ctx context.Context, accesses []skerry.Access) ([]skerry.Access, error)
+
+	// Quotas returns the quotas of a project and its team, or of the team alone if the scope
+	// has no project.
+	Quotas(ctx context.Context, scope skerry.Scope) (skerry.Quotas, error)
 
 	CreateTeam(ctx context.Context, slug, name string) (*skerry.Team, error)
 	Team(ctx context.Context, team string) (*skerry.Team, error)

@@ -51,6 +51,9 @@ type Store interface {
 	DeleteToken(ctx context.Context, id string) error
 	TouchToken(ctx context.Context, id string, at skerry.Time) error
 
+	Quotas(ctx context.Context, teamID string) ([]store.Quota, error)
+	SetQuota(ctx context.Context, q store.Quota) error
+
 	SigningKeys(ctx context.Context) ([]store.SigningKey, error)
 	AddSigningKey(ctx context.Context, k store.SigningKey) error
 	DeleteSigningKey(ctx context.Context, id string) error
@@ -73,6 +76,10 @@ type Auth struct {
 	tokens   cache[[sha256.Size]byte, known]
 	projects cache[[2]string, skerry.Project]
 	teams    cache[string, skerry.Team]
+
+	quotas cache[skerry.Scope, skerry.Quotas]
+	// used returns what a team or a project uses; nil if no server runs.
+	used func(skerry.Scope) skerry.Use
 
 	// issuer signs development tokens; nil before OpenIssuer. developers are the ones in use.
 	issuer     *issuer.Issuer
@@ -291,6 +298,7 @@ func (c *cache[K, V]) clear() {
 func (a *Auth) forget() {
 	a.tokens.clear()
 	a.developers.clear()
+	a.quotas.clear()
 	a.projects.clear()
 	a.teams.clear()
 }

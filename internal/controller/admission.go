@@ -1,16 +1,39 @@
 package controller
 
-import "github.com/skerry-dev/skerry"
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/skerry-dev/skerry"
+	"github.com/skerry-dev/skerry/internal/share"
+)
 
 // room is what sessions take of the machine: a place, and what they may use. It
 // counts from the moment that a session is written to the store until its end is.
 type room struct{ sessions, vcpus, memoryMB int }
 
-func roomOf(run *skerry.Session) room { return room{1, run.VCPUs, run.MemoryMB} }
+// portion is the room of a session, and whose it is.
+type portion struct {
+	room
+	scope skerry.Scope
+}
 
-// admit takes room for one more session, if there is any. What is recovered is
-// admitted in any case: limits are for new sessions.
-func (c *sessions) admit(r room) error {
+func roomOf(run *skerry.Session) portion {
+	return portion{room{1, run.VCPUs, run.MemoryMB}, run.Scope}
+}
+
+// admit takes room for one more session, if there is any and the quotas of its team and its
+// project allow it. What is recovered is admitted in any case: limits are for new sessions.
+func (c *sessions) admit(ctx context.Context, r portion) error {
+	var quotas skerry.Quotas
+	if c.cfg.Quotas != nil {
+		var err error
+		if quotas, err = c.cfg.Quotas(ctx, r.scope); err != nil {
+			return fmt.Errorf("read the quotas: %w", err)
+		}
+	}
 	c.registry.Lock()
 	defer c.registry.Unlock()
 	if c.stopping || c.ctx.Err() != nil {
@@ -26,16 +49,84 @@ func (c *sessions) admit(r room) error {
 		return skerry.Errorf(skerry.CodeUnavailable, "no room: running sandboxes use %d of the server's %d MB of memory, and this one needs %d; "+
 			"stop others, or try again later", c.taken.memoryMB, limit.TotalMemoryMB, r.memoryMB)
 	}
-	c.take(r)
+	for _, of := range []struct {
+		what, id string
+		quota    skerry.Quota
+	}{{"team", r.scope.TeamID, quotas.Team}, {"project", r.scope.ProjectID, quotas.Project}} {
+		if err := within(of.what, of.quota, c.takenBy[of.id], r.room); err != nil {
+			return err
+		}
+	}
+	if err := c.mayStartNow(r.scope, quotas); err != nil {
+		return err
+	}
+	c.take(r, 1)
 	return nil
 }
 
-// take counts what a session takes; registry is held.
-func (c *sessions) take(r room) {
-	c.taken.sessions += r.sessions
-	c.taken.vcpus += r.vcpus
-	c.taken.memoryMB += r.memoryMB
+// within checks that what is added to what is used is in a quota. What can be in it when other
+// sandboxes have stopped is worth another try; what is too large by itself is not.
+func within(whose string, q skerry.Quota, used, added room) error {
+	for _, l := range []struct {
+		field, what string
+		limit       *int
+		used, added int
+	}{
+		{"", "running sandboxes", q.Sandboxes, used.sessions, added.sessions},
+		{"resources.vcpus", "vCPUs", q.VCPUs, used.vcpus, added.vcpus},
+		{"resources.memory", "MB of memory", q.MemoryMB, used.memoryMB, added.memoryMB},
+	} {
+		most, limited := skerry.Most(l.limit)
+		switch {
+		case !limited || l.used+l.added <= most:
+		case l.added > most:
+			return &skerry.Error{Code: skerry.CodeForbidden, Field: l.field, Message: fmt.Sprintf("the %s's quota is %d %s, and this one needs %d", whose, most, l.what, l.added)}
+		default:
+			return &skerry.Error{Code: skerry.CodeRateLimited, Message: fmt.Sprintf("the %s's quota is %d %s, of which %d are used, and this one needs %d; stop others, or try again later",
+				whose, most, l.what, l.used, l.added)}
+		}
+	}
+	return nil
+}
+
+// mayStartNow counts a start in the rates of the quotas.
+func (c *sessions) mayStartNow(scope skerry.Scope, quotas skerry.Quotas) error {
+	var rates []share.Rate[string]
+	var whose []string
+	if n, limited := skerry.Most(quotas.Team.StartsPerMinute); limited {
+		rates, whose = append(rates, share.Rate[string]{Holder: scope.TeamID, PerMinute: n}), append(whose, "team")
+	}
+	if n, limited := skerry.Most(quotas.Project.StartsPerMinute); limited {
+		rates, whose = append(rates, share.Rate[string]{Holder: scope.ProjectID, PerMinute: n}), append(whose, "project")
+	}
+	if wait, n := c.starts.Take(time.Now(), rates...); wait > 0 {
+		return &skerry.Error{Code: skerry.CodeRateLimited, RetryAfter: wait,
+			Message: fmt.Sprintf("the %s's quota is %d starts of sandboxes in a minute; try again later", whose[n], rates[n].PerMinute)}
+	}
+	return nil
+}
+
+// Used returns what the sessions of a project use, or those of a team if the scope has no
+// project.
+func (c *sessions) Used(scope skerry.Scope) skerry.Use {
+	c.registry.Lock()
+	defer c.registry.Unlock()
+	r := c.takenBy[cmp.Or(scope.ProjectID, scope.TeamID)]
+	return skerry.Use{Sandboxes: r.sessions, VCPUs: r.vcpus, MemoryMB: r.memoryMB}
+}
+
+// take counts what a session takes, times by; registry is held.
+func (c *sessions) take(r portion, by int) {
+	add := func(to room) room {
+		return room{to.sessions + by*r.sessions, to.vcpus + by*r.vcpus, to.memoryMB + by*r.memoryMB}
+	}
+	c.taken = add(c.taken)
+	for _, id := range []string{r.scope.TeamID, r.scope.ProjectID} {
+		if c.takenBy[id] = add(c.takenBy[id]); c.takenBy[id] == (room{}) {
+			delete(c.takenBy, id)
+		}
+	}
 }
 
 // leave gives room back; registry is held.
-func (c *sessions) leave(r room) { c.take(room{-r.sessions, -r.vcpus, -r.memoryMB}) }
+func (c *sessions) leave(r portion) { c.take(r, -1) }

@@ -13,6 +13,7 @@ package controller
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
 	"runtime"
 	"time"
@@ -58,6 +59,8 @@ type Config struct {
 	TotalVCPUs, TotalMemoryMB, MaxMemoryMB int
 	// MaxSessions is how many sessions may run at once.
 	MaxSessions int
+	// Quotas, if set, returns the quotas of a project and its team.
+	Quotas func(context.Context, skerry.Scope) (skerry.Quotas, error)
 	// ConcurrentStarts is how many sessions start at once; more wait, since
 	// starting is work for the CPU and they would only slow each other down. Teams take
 	// turns.
@@ -165,6 +168,7 @@ func New(cfg Config) *Controller {
 		expected:   newExpected(),
 		saver:      newSaver(cfg.Store, cfg.Log, cfg.firstRetry),
 		startSlots: share.NewTurns[string](cfg.ConcurrentStarts),
+		takenBy:    map[string]room{},
 		byID:       map[string]*session{}, bySandbox: map[string]*session{},
 	}
 	c.commands = &commands{sessions: c.sessions, store: cfg.Store}

@@ -408,7 +408,7 @@ func TestStopBeforeTheStart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(l.admit(next.room), l.spawn(next.reconcile)); err != nil {
+	if err := errors.Join(l.admit(t.Context(), next.room), l.spawn(next.reconcile)); err != nil {
 		t.Fatal(err)
 	}
 	l.list(next)

@@ -86,7 +86,7 @@ func (c *Controller) recoverSession(run skerry.Session, adopted bool) error {
 	close(s.started)
 	// However many there are: the limit is for new ones.
 	c.registry.Lock()
-	c.take(s.room)
+	c.take(s.room, 1)
 	c.registry.Unlock()
 	c.list(s)
 	if err := c.spawn(s.reconcile); err != nil {

@@ -30,7 +30,7 @@ type session struct {
 	id        string
 	sandboxID string
 	scope     skerry.Scope
-	room      room
+	room      portion
 
 	mailbox chan func()
 	// gone is closed when the reconciler has ended.

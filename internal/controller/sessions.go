@@ -41,6 +41,8 @@ type sessions struct {
 	losses    losses
 	// startSlots bounds how many sessions start at once, each for its team.
 	startSlots *share.Turns[string]
+	// starts limits how often teams and projects start sessions.
+	starts share.Rates[string]
 
 	// admitting is held, shared, from the admission of a session until it is
 	// listed.
@@ -50,8 +52,10 @@ type sessions struct {
 	registry sync.Mutex
 	// stopping is set when all sessions are being stopped: none starts any more.
 	stopping bool
-	// taken is what the sessions take of the machine.
-	taken room
+	// taken is what the sessions take of the machine, takenBy what those of each team and of
+	// each project do, by their ids.
+	taken   room
+	takenBy map[string]room
 	// byID and bySandbox are the sessions by their ids, and by their sandboxes'.
 	byID, bySandbox map[string]*session
 }
@@ -59,10 +63,10 @@ type sessions struct {
 // begin makes a session the current one of a sandbox and starts it: write puts it
 // into the store, bringUp has the node start it. A write that failed may have been
 // done: the session then ends as one whose start failed.
-func (c *sessions) begin(ctx context.Context, room room, write func() (skerry.Session, error), bringUp func(context.Context, *session) error) (*session, error) {
+func (c *sessions) begin(ctx context.Context, room portion, write func() (skerry.Session, error), bringUp func(context.Context, *session) error) (*session, error) {
 	c.admitting.RLock()
 	defer c.admitting.RUnlock()
-	if err := c.admit(room); err != nil {
+	if err := c.admit(ctx, room); err != nil {
 		return nil, err
 	}
 	run, err := write()

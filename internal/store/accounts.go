@@ -106,7 +106,7 @@ func (s *Store) DeleteTeam(ctx context.Context, id string) error {
 			}
 		}
 		for _, query := range []string{
-			"DELETE FROM access_tokens WHERE team_id = ?", "DELETE FROM projects WHERE team_id = ?",
+			"DELETE FROM access_tokens WHERE team_id = ?", "DELETE FROM quotas WHERE team_id = ?", "DELETE FROM projects WHERE team_id = ?",
 			"DELETE FROM members WHERE team_id = ?", "DELETE FROM teams WHERE id = ?",
 		} {
 			if _, err := t.exec(ctx, query, id); err != nil {
@@ -227,8 +227,10 @@ func (s *Store) DeleteProject(ctx context.Context, teamID, id string) error {
 		if err := mustBeEmpty(ctx, t, projects[0]); err != nil {
 			return err
 		}
-		if _, err := t.exec(ctx, "DELETE FROM access_tokens WHERE project_id = ?", id); err != nil {
-			return err
+		for _, query := range []string{"DELETE FROM access_tokens WHERE project_id = ?", "DELETE FROM quotas WHERE project_id = ?"} {
+			if _, err := t.exec(ctx, query, id); err != nil {
+				return err
+			}
 		}
 		_, err = t.exec(ctx, "DELETE FROM projects WHERE id = ?", id)
 		return err

@@ -24,7 +24,7 @@ var allowed = map[string]string{
 
 	// The server, from the top. Neither of the controller and the node knows the
 	// other, nor which network, driver or store it has.
-	"internal/api":   "internal/audit internal/tracing",
+	"internal/api":   "internal/audit internal/share internal/tracing",
 	"internal/audit": "internal/atomicfile", "internal/audit/otlp": "internal/audit internal/tracing/export",
 	"internal/auth":       "internal/federation internal/issuer internal/store",
 	"internal/controller": "internal/nodeapi internal/share internal/tracing",
