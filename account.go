@@ -131,8 +131,9 @@ type Identity struct {
 	ExpiresAt Time
 	Rule      string
 	// Development is true for a development token, which was made with the access token that
-	// has the TokenID.
+	// has the TokenID. Key is the id of the key that has signed it.
 	Development bool
+	Key         string
 }
 
 // Grant returns what the identity may do in a team, given by id or slug, and nil if that is
@@ -151,9 +152,9 @@ type Access struct {
 	TokenID string
 	Scope   Scope
 	Role    Role
-	// Rule is that of a token of another issuer. ExpiresAt is the end of the credential, in
+	// Rule is that of a token of another issuer, Key that of a development token. ExpiresAt is the end of the credential, in
 	// milliseconds, 0 if it has none.
-	Rule      string
+	Rule, Key string
 	ExpiresAt int64
 }
 

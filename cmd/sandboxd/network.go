@@ -88,7 +88,7 @@ type workloadTokens struct{ *issuer.Issuer }
 // Workload implements node.Tokens.
 func (w workloadTokens) Workload(ctx context.Context, sessionID string, owner nodeapi.Owner, audience string) (token string, expires time.Time, err error) {
 	return w.Issuer.Workload(ctx, issuer.Sandbox{
-		TeamID: owner.TeamID, ProjectID: owner.ProjectID, SandboxID: sessionID, SandboxName: owner.SandboxName,
+		TeamID: owner.TeamID, ProjectID: owner.ProjectID, SessionID: sessionID, SandboxName: owner.SandboxName,
 	}, audience)
 }
 

@@ -64,7 +64,7 @@ func (s *Server) accountRoutes() []route {
 		},
 
 		{
-			method: http.MethodPost, path: "/v1/projects/{project}/token", id: "createDevelopmentToken", summary: "Create a development token for a project", role: skerry.RoleViewer,
+			method: http.MethodPost, path: "/v1/projects/{project}/token", id: "createDevelopmentToken", summary: "Create a development token for a project",
 			detail: "A JWT that this server signs, good for 12 hours or as long as the access token that it is made with. It allows what that allows in the project, but not more than the role developer, and ends when that is revoked. " +
 				"Clients take it as VERCEL_OIDC_TOKEN. With such a token no other can be created.",
 			response: developmentTokenResponse{}, handle: s.createDevelopmentToken, errors: notFound,

@@ -284,11 +284,11 @@ func (a *act) aim() {
 func actorOf(id *skerry.Identity) audit.Actor {
 	switch {
 	case id.User != nil:
-		return audit.Actor{Kind: audit.ActorUser, ID: id.User.ID, Name: id.User.Name, Token: id.TokenID}
+		return audit.Actor{Kind: audit.ActorUser, ID: id.User.ID, Name: id.User.Name, Token: id.TokenID, Development: id.Development}
 	case id.Rule != "":
 		return audit.Actor{Kind: audit.ActorOIDC, ID: id.TokenID, Name: id.TokenName}
 	}
-	return audit.Actor{Kind: audit.ActorToken, ID: id.TokenID, Name: id.TokenName}
+	return audit.Actor{Kind: audit.ActorToken, ID: id.TokenID, Name: id.TokenName, Development: id.Development}
 }
 
 // nameTimeout limits the search for the sandbox of a session.

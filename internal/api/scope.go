@@ -23,7 +23,7 @@ type caller struct {
 
 // access is what an open call needs as long as it is open.
 func (c *caller) access() skerry.Access {
-	a := skerry.Access{TokenID: c.identity.TokenID, Scope: c.scope, Role: c.role, Rule: c.identity.Rule}
+	a := skerry.Access{TokenID: c.identity.TokenID, Scope: c.scope, Role: c.role, Rule: c.identity.Rule, Key: c.identity.Key}
 	if end := c.identity.ExpiresAt; !end.IsZero() {
 		a.ExpiresAt = end.Millis()
 	}

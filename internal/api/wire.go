@@ -50,7 +50,7 @@ type idleFields struct {
 
 // tokenFields are the fields for what the sandbox's programs can show to others.
 type tokenFields struct {
-	OIDCAudience string `json:"oidcAudience,omitempty" doc:"Gives the sandbox's programs a workload token for this audience, such as sts.amazonaws.com: a JWT that this server signs, in the file that the environment variable SKERRY_OIDC_TOKEN_FILE names. It is good for an hour and replaced by a new one after half of that. Its subject is team:ID:project:ID:sandbox:NAME. By default there is none. In a fork, it replaces the source's audience. An addition to the public API."`
+	OIDCAudience string `json:"oidcAudience,omitempty" doc:"Gives the sandbox's programs a workload token for this audience, such as sts.amazonaws.com: a JWT that this server signs, in the file that the environment variable SKERRY_OIDC_TOKEN_FILE names. It is good for an hour and replaced by a new one after half of that. Its subject is team:ID:project:ID:sandbox:NAME. It cannot be this server's own URL. By default there is none. In a fork, it replaces the source's audience. An addition to the public API."`
 }
 
 // mountRequest is a drive that is mounted at a path.

@@ -58,6 +58,8 @@ type Actor struct {
 	Name string `json:"name,omitempty"`
 	// Token is the id of the token, if ID is another one.
 	Token string `json:"token,omitempty"`
+	// Development says that it was a development token that was made with the token.
+	Development bool `json:"development,omitempty"`
 }
 
 // Target is what something was done to.

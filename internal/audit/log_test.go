@@ -193,7 +193,7 @@ func TestRecordIsBounded(t *testing.T) {
 	l := open(t, o)
 	for _, hostile := range []string{strings.Repeat(`"\`, 10000), "\x1b[2J\r\n\x00", "\xff\xfe", strings.Repeat("\u202e", 5000), strings.Repeat("é", 999), `","hash":"` + strings.Repeat("0", 64) + `"}` + "\n{}"} {
 		e := Event{
-			RequestID: hostile, Operation: hostile, Phase: hostile, Actor: Actor{hostile, hostile, hostile, hostile}, Role: hostile, Team: hostile, Project: hostile,
+			RequestID: hostile, Operation: hostile, Phase: hostile, Actor: Actor{hostile, hostile, hostile, hostile, false}, Role: hostile, Team: hostile, Project: hostile,
 			Program: hostile, Remote: hostile, Via: hostile, UserAgent: hostile, Code: hostile,
 		}
 		for range 100 {

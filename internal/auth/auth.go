@@ -190,6 +190,9 @@ func (a *Auth) Ended(ctx context.Context, accesses []skerry.Access) (ended []ske
 		if access.ExpiresAt != 0 && now.UnixMilli() > access.ExpiresAt+federation.DefaultSkew.Milliseconds() {
 			return false, nil
 		}
+		if access.Key != "" && (a.issuer == nil || !a.issuer.Ring().Has(ctx, access.Key)) {
+			return false, nil
+		}
 		if access.Rule != "" {
 			if !a.inForce(access.Rule) {
 				return false, nil

@@ -30,7 +30,7 @@ func accept(t *testing.T, a *Auth, i *issuertest.Issuer, rules ...federation.Rul
 func accessOf(id *skerry.Identity, p *skerry.Project) []skerry.Access {
 	return []skerry.Access{{
 		TokenID: id.TokenID, Scope: skerry.Scope{TeamID: p.TeamID, ProjectID: p.ID}, Role: skerry.RoleViewer,
-		Rule: id.Rule, ExpiresAt: id.ExpiresAt.Millis(),
+		Rule: id.Rule, Key: id.Key, ExpiresAt: id.ExpiresAt.Millis(),
 	}}
 }
 

@@ -116,7 +116,7 @@ func (a *Auth) developer(ctx context.Context, token string) (*skerry.Identity, e
 }
 
 func (a *Auth) verifyDeveloper(ctx context.Context, token string, now time.Time) (*skerry.Identity, error) {
-	d, expires, err := a.issuer.VerifyDevelopment(ctx, token)
+	d, err := a.issuer.VerifyDevelopment(ctx, token)
 	if err != nil {
 		return nil, errToken
 	}
@@ -145,7 +145,7 @@ func (a *Auth) verifyDeveloper(ctx context.Context, token string, now time.Time)
 		role = skerry.RoleDeveloper
 	}
 	return &skerry.Identity{
-		TokenID: id.TokenID, TokenName: id.TokenName, User: id.User, Development: true, ExpiresAt: skerry.At(expires),
+		TokenID: id.TokenID, TokenName: id.TokenName, User: id.User, Development: true, Key: d.KeyID, ExpiresAt: skerry.At(d.Expires),
 		Grants: []skerry.Grant{{Team: grant.Team, Project: p, Role: role}},
 	}, nil
 }

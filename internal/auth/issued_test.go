@@ -152,10 +152,16 @@ func TestKeysOfDevelopmentTokens(t *testing.T) {
 	if _, err := a.RotateKeys(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
-	identity(t, a, token)
+	opened := accessOf(identity(t, a, token), p)
+	if ended, err := a.Ended(t.Context(), opened); err != nil || len(ended) > 0 {
+		t.Errorf("ended by a rotation: %v, %v", ended, err)
+	}
 	keys, err := a.RotateKeys(t.Context(), true)
 	if err != nil || len(keys) != 1 {
 		t.Fatalf("%v, %v", keys, err)
+	}
+	if ended, err := a.Ended(t.Context(), opened); err != nil || !slices.Equal(ended, opened) {
+		t.Errorf("ended by a revocation: %v, %v", ended, err)
 	}
 	_, err = a.Authenticate(t.Context(), token)
 	wantCode(t, "a token of a key that was revoked", err, skerry.CodeUnauthorized)

@@ -5,12 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -123,10 +126,13 @@ func (a *app) link(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if info, err := os.Lstat(filepath.Dir(linkFile)); err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is not a folder", filepath.Dir(linkFile))
+	}
 	if err := os.MkdirAll(filepath.Dir(linkFile), 0o755); err != nil {
 		return err
 	}
-	if err := writeOver(linkFile, append(b, '\n'), 0o644); err != nil {
+	if err := writeOver(linkFile, append(b, '\n'), false); err != nil {
 		return err
 	}
 	if err := ignore(".vercel", ".env*.local"); err != nil {
@@ -181,8 +187,11 @@ func (a *app) pullEnv(ctx context.Context, l link, file string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeOver(file, setVariable(before, tokenVariable, token.Token), 0o600); err != nil {
+	if err := writeOver(file, setVariable(before, tokenVariable, token.Token), true); err != nil {
 		return err
+	}
+	if inRepository(ctx, file) {
+		fmt.Fprintf(a.Err, "%s %s is not ignored by git, or is in the repository already. It has a secret: do not commit it.\n", a.err.yellow("Warning:"), file)
 	}
 	fmt.Fprintf(a.Err, "%s %s is in %s, good until %s.\n", a.err.green("✔"), tokenVariable, file, token.ExpiresAt.Local().Format("2006-01-02 15:04"))
 	return nil
@@ -216,40 +225,88 @@ func ignore(patterns ...string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	lines, text := strings.Fields(string(b)), string(b)
+	text := string(b)
 	if text != "" && !strings.HasSuffix(text, "\n") {
 		text += "\n"
 	}
 	for _, p := range patterns {
-		if !slices.ContainsFunc(lines, func(l string) bool { return strings.Trim(l, "/") == p }) {
+		if !ignores(string(b), p) {
 			text += p + "\n"
 		}
 	}
 	if text == string(b) {
 		return nil
 	}
-	return writeOver(file, []byte(text), 0o644)
+	return writeOver(file, []byte(text), false)
 }
 
-// readSmall reads a regular file.
-func readSmall(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a file", path)
-	case info.Size() > maxEnvFile:
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxEnvFile)
+// ignores reports whether a .gitignore has a pattern, and nothing after it that may take it back.
+func ignores(content, pattern string) (has bool) {
+	for line := range strings.Lines(content) {
+		switch line = strings.TrimSpace(line); {
+		case strings.HasPrefix(line, "!"):
+			has = false
+		case strings.Trim(line, "/") == pattern:
+			has = true
+		}
 	}
-	return os.ReadFile(path)
+	return has
 }
 
-// writeOver replaces a file, which keeps its mode, or makes it with the one given. What is
-// there may be a link that came with a repository: it is replaced, and not followed.
-func writeOver(path string, content []byte, mode fs.FileMode) error {
+// gitWait bounds what git may take.
+const gitWait = 3 * time.Second
+
+// inRepository reports whether git would commit a file, or has it already. Without git, or
+// outside of a repository, it is false.
+func inRepository(ctx context.Context, file string) bool {
+	ctx, cancel := context.WithTimeout(ctx, gitWait)
+	defer cancel()
+	git := func(args ...string) int {
+		// No program that the repository names is run.
+		cmd := exec.CommandContext(ctx, "git", append([]string{"-c", "core.fsmonitor=false", "-C", filepath.Dir(file)}, args...)...)
+		if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+			return -1
+		}
+		return cmd.ProcessState.ExitCode()
+	}
+	name := filepath.Base(file)
+	return git("ls-files", "--error-unmatch", "--", name) == 0 || git("check-ignore", "--quiet", "--", name) == 1
+}
+
+// readSmall reads a regular file. What came with a repository may be a link to a secret of the
+// user, so none is followed.
+func readSmall(path string) ([]byte, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if opened, err := f.Stat(); err != nil || !os.SameFile(info, opened) {
+		return nil, errors.Join(fmt.Errorf("%s is being changed", path), err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
+	if err == nil && len(b) > maxEnvFile {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxEnvFile)
+	}
+	return b, err
+}
+
+// writeOver replaces a file, which keeps its mode. One that gets a secret can be read by its
+// owner alone.
+func writeOver(path string, content []byte, secret bool) error {
+	mode := fs.FileMode(0o644)
 	if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
 		mode = info.Mode().Perm()
+	}
+	if secret {
+		mode = 0o600
 	}
 	if err := atomicfile.Write(path, content); err != nil {
 		return err

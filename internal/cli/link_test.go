@@ -2,7 +2,9 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -78,7 +80,7 @@ func TestLink(t *testing.T) {
 	if now := readFile(t, "other.env"); !regexp.MustCompile(`\AA=1\n# VERCEL_OIDC_TOKEN=no\nVERCEL_OIDC_TOKEN="ey[^"]+"\r\nB='2'\z`).MatchString(now) {
 		t.Errorf("the file is %q", now)
 	}
-	if info, err := os.Stat("other.env"); err != nil || info.Mode() != 0o644 {
+	if info, err := os.Stat("other.env"); err != nil || info.Mode() != 0o600 { // it has a secret now
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
 	write(t, ".env.local", "C=3")
@@ -86,20 +88,40 @@ func TestLink(t *testing.T) {
 		t.Errorf("%+v: %q", got, readFile(t, ".env.local"))
 	}
 
-	// A link that came with a repository is not followed.
-	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
-	write(t, elsewhere, "theirs\n")
-	if err := os.Remove(".env.local"); err != nil {
+	// A link that came with a repository is not followed: what it leads to is neither changed nor
+	// copied to where it would be committed.
+	secret := filepath.Join(t.TempDir(), "secret")
+	write(t, secret, "theirs\n")
+	for name, command := range map[string][]string{".env.local": {"env", "pull"}, ".gitignore": {"link"}, linkFile: {"env", "pull"}} {
+		kept := readFile(t, name)
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(secret, name); err != nil {
+			t.Fatal(err)
+		}
+		if got := v.run(t, command...); got.code != exitFailure || !strings.Contains(got.err, "is not a regular file") || readFile(t, secret) != "theirs\n" {
+			t.Errorf("%s is a link: %+v", name, got)
+		}
+		if to, err := os.Readlink(name); err != nil || to != secret {
+			t.Errorf("%s was replaced: %v", name, err)
+		}
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+		write(t, name, kept)
+	}
+	if err := os.Rename(".vercel", ".kept"); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(elsewhere, ".env.local"); err != nil {
+	if err := os.Symlink(t.TempDir(), ".vercel"); err != nil {
 		t.Fatal(err)
 	}
-	if got := v.run(t, "env", "pull"); got.code != 0 || readFile(t, elsewhere) != "theirs\n" {
-		t.Errorf("%+v: %q", got, readFile(t, elsewhere))
+	if got := v.run(t, "link"); got.code != exitFailure || !strings.Contains(got.err, ".vercel is not a folder") {
+		t.Errorf(".vercel is a link: %+v", got)
 	}
-	if info, err := os.Lstat(".env.local"); err != nil || info.Mode() != 0o600 {
-		t.Errorf("%v, %v", info.Mode(), err)
+	if err := errors.Join(os.Remove(".vercel"), os.Rename(".kept", ".vercel")); err != nil {
+		t.Fatal(err)
 	}
 
 	write(t, linkFile, `{"projectId":"prj_none","orgId":"`+controllertest.Team.ID+`"}`)
@@ -126,5 +148,45 @@ func TestLink(t *testing.T) {
 	}
 	if got := v.run(t, "link", "--scope", "globex"); got.code != exitFailure || !strings.Contains(got.err, `not for the team "globex"`) {
 		t.Errorf("with another team: %+v", got)
+	}
+}
+
+func TestIgnores(t *testing.T) {
+	for content, want := range map[string]bool{
+		"": false, ".env*.local": true, "a\n/.env*.local/\r\nb\n": true, "# .env*.local\n": false, "x.env*.local\n": false,
+		".env*.local\n!.env.local\n": false, "!.env.local\n.env*.local\n": true,
+	} {
+		if got := ignores(content, ".env*.local"); got != want {
+			t.Errorf("%q: %v", content, got)
+		}
+	}
+}
+
+// TestTokenThatWouldBeCommitted has a repository whose .gitignore or index has the file.
+func TestTokenThatWouldBeCommitted(t *testing.T) {
+	home(t)
+	s := servertest.New(t)
+	t.Chdir(t.TempDir())
+	v := invocation{env: map[string]string{"SKERRY_URL": s.URL, "SKERRY_TOKEN": s.Token}}
+	git := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command("git", args...).CombinedOutput(); err != nil {
+			t.Fatalf("git %v: %v: %s", args, err, out)
+		}
+	}
+	warned := func(got result) bool { return strings.Contains(got.err, "do not commit it") }
+	if got := v.run(t, "link"); got.code != 0 || warned(got) {
+		t.Errorf("outside of a repository: %+v", got)
+	}
+	git("init", "--quiet")
+	if got := v.run(t, "env", "pull"); got.code != 0 || warned(got) {
+		t.Errorf("in a file that is ignored: %+v", got)
+	}
+	if got := v.run(t, "env", "pull", "secrets.env"); got.code != 0 || !warned(got) {
+		t.Errorf("in a file that is not ignored: %+v", got)
+	}
+	git("add", "--force", ".env.local")
+	if got := v.run(t, "env", "pull"); got.code != 0 || !warned(got) {
+		t.Errorf("in a file that is tracked: %+v", got)
 	}
 }

@@ -97,7 +97,7 @@ type Spec struct {
 	DiskBytes int64
 	// Processes bounds the machine's processes as the host counts them.
 	Processes int
-	// Background gives the machine a small CPU weight until Raise.
+	// Background gives the machine a small CPU weight until Weigh.
 	Background bool
 	// Source is what the machine starts from.
 	Source Source
@@ -275,8 +275,10 @@ type Machine interface {
 	// given back, 0 if the driver cannot; they come back when they are used. What fails
 	// changes nothing for the machine.
 	Reclaim(ctx context.Context) (int64, error)
-	// Raise gives a machine that was started in the background its usual CPU weight.
-	Raise() error
+	// Weigh sets the machine's CPU weight to factor times the usual one of its size, which is
+	// also that of a machine that was not started in the background. It is bounded by what the
+	// kernel takes.
+	Weigh(factor float64) error
 	// Relieve ends the process that holds most of the machine's memory, without
 	// the guest agent's help, and returns what the machine says about it.
 	Relieve(ctx context.Context) (string, error)

@@ -144,7 +144,7 @@ func (r *rig) set(pol policy.Policy) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	claims := issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "one"}
+	claims := issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SessionID: "sbx_1", SandboxName: "one"}
 	if err := r.Set(sb1Addr, Sandbox{ID: "sbx_1", Policy: c, Claims: claims, Meter: &r.meter}); err != nil {
 		r.t.Fatal(err)
 	}

@@ -78,7 +78,7 @@ func TestExportedLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claims := issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sess_1", SandboxName: "one"}
+	claims := issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SessionID: "sess_1", SandboxName: "one"}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6_700_000, time.UTC)
 	x.add(egress.Event{Time: at, Sandbox: "sess_1", Box: "sb_1", Claims: claims, Protocol: "tls", Reason: "domain", Domain: "a\n\x1b\x00é\".example",
 		Destination: netip.MustParseAddrPort("192.0.2.1:443"), Suppressed: 3})

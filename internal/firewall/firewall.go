@@ -219,7 +219,7 @@ func (l *lease) SetNetwork(ctx context.Context, sessionID string, spec nodeapi.N
 	proxy, addr, before := l.firewall.proxy, l.Address(), l.known
 	// The public proxy library takes the session's id for the sandbox's.
 	next := egress.Sandbox{ID: sessionID, Box: spec.Owner.SandboxID, Policy: compiled, Claims: issuer.Sandbox{
-		TeamID: spec.Owner.TeamID, ProjectID: spec.Owner.ProjectID, SandboxID: sessionID, SandboxName: spec.Owner.SandboxName,
+		TeamID: spec.Owner.TeamID, ProjectID: spec.Owner.ProjectID, SessionID: sessionID, SandboxName: spec.Owner.SandboxName,
 	}}
 	if err := proxy.Set(addr, next); err != nil {
 		return l.orShut(sessionID, spec.Policy, err) // nothing has changed at the proxy

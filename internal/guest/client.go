@@ -126,7 +126,7 @@ func (c *Client) Identify(ctx context.Context, identity Identity) (Info, error) 
 
 // SetToken replaces the sandbox's workload token.
 func (c *Client) SetToken(ctx context.Context, token string) error {
-	req := &wire.Token{Token: token}
+	req := &wire.Token{Token: token, Number: time.Now().UnixMilli()}
 	if err := req.Validate(); err != nil {
 		return badRequest(err)
 	}

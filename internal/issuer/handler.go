@@ -29,7 +29,7 @@ func Handler(url string, log *slog.Logger, sources ...KeySource) (http.Handler, 
 		"subject_types_supported":               []string{"public"},
 		"id_token_signing_alg_values_supported": []string{string(jose.RS256)},
 		"claims_supported": []string{
-			"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "team_id", "project_id", "sandbox_id", "sandbox_name",
+			"iss", "sub", "aud", "exp", "iat", "nbf", "jti", "team_id", "project_id", "sandbox_id", "session_id", "sandbox_name",
 			"owner", "owner_id", "project", "environment", "user_id",
 		},
 	})
@@ -83,6 +83,8 @@ func (p *published) of(ctx context.Context, n int, source KeySource) ([]json.Raw
 	var set struct {
 		Keys []json.RawMessage `json:"keys"`
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	b, err := source(ctx)
 	if err == nil {
 		err = json.Unmarshal(b, &set)

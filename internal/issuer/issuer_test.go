@@ -30,7 +30,7 @@ import (
 	"github.com/skerry-dev/skerry"
 )
 
-var sandbox = Sandbox{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "one"}
+var sandbox = Sandbox{TeamID: "team_1", ProjectID: "prj_1", SessionID: "sbx_1", SandboxName: "one"}
 
 const issuerURL = "https://skerry.example.com"
 
@@ -143,15 +143,16 @@ func TestTokensOfSandboxes(t *testing.T) {
 		sign    func(context.Context, Sandbox, string) (string, error)
 		subject string
 		life    time.Duration
+		session string // the claim with the session's id
 	}{
-		{l.Forwarded, "sandbox:sbx_1", ForwardedLifetime},
+		{l.Forwarded, "sandbox:sbx_1", ForwardedLifetime, "sandbox_id"},
 		{func(ctx context.Context, s Sandbox, audience string) (string, error) {
 			token, expires, err := l.Workload(ctx, s, audience)
-			if !expires.Equal(l.now.Add(WorkloadLifetime)) {
+			if err == nil && !expires.Equal(l.now.Add(WorkloadLifetime)) {
 				t.Errorf("it ends at %v", expires)
 			}
 			return token, err
-		}, "team:team_1:project:prj_1:sandbox:one", WorkloadLifetime},
+		}, "team:team_1:project:prj_1:sandbox:one", WorkloadLifetime, "session_id"},
 	} {
 		token, err := c.sign(t.Context(), sandbox, "https://svc.example.com/a")
 		if err != nil {
@@ -164,10 +165,15 @@ func TestTokensOfSandboxes(t *testing.T) {
 		if standard.Expiry.Time().Sub(standard.IssuedAt.Time()) != c.life || standard.NotBefore == nil || standard.ID == "" || len(standard.Audience) != 1 {
 			t.Errorf("the claims are %+v", standard)
 		}
-		for name, want := range map[string]string{"team_id": "team_1", "project_id": "prj_1", "sandbox_id": "sbx_1", "sandbox_name": "one"} {
+		for name, want := range map[string]string{"team_id": "team_1", "project_id": "prj_1", c.session: "sbx_1", "sandbox_name": "one"} {
 			if own[name] != want {
 				t.Errorf("%s is %v", name, own[name])
 			}
+		}
+		// The public SDK's proxy library takes every token with sandbox_id for that of a forwarded
+		// request.
+		if has := own["sandbox_id"] != nil; has != (c.session == "sandbox_id") {
+			t.Errorf("the token of %s has the claim sandbox_id: %v", c.subject, has)
 		}
 		again, err := c.sign(t.Context(), sandbox, "https://svc.example.com/a")
 		if err != nil {
@@ -176,14 +182,21 @@ func TestTokensOfSandboxes(t *testing.T) {
 		if other, _ := verify(t, l.keys(t), again); other.ID == standard.ID {
 			t.Error("two tokens have the same id")
 		}
-		if _, _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
+		if _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
 			t.Errorf("the token of %s is taken for a developer's", c.subject)
 		}
-		// The audience of a workload token is what the sandbox's creator says.
-		if token, err = c.sign(t.Context(), sandbox, issuerURL); err != nil {
+		// The audience is what the sandbox's creator says.
+		token, err = c.sign(t.Context(), sandbox, issuerURL)
+		if c.session == "session_id" {
+			if skerry.CodeOf(err) != skerry.CodeBadRequest {
+				t.Errorf("a workload token for this server: %v", err)
+			}
+			continue
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
+		if _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
 			t.Errorf("the token of %s with this audience is taken for a developer's", c.subject)
 		}
 	}
@@ -201,9 +214,9 @@ func TestTokensOfDevelopers(t *testing.T) {
 		return token, expires
 	}
 	token, expires := sign(time.Time{})
-	got, until, err := l.VerifyDevelopment(t.Context(), token)
-	if err != nil || got != want || !until.Equal(expires) || expires.Sub(l.now).Round(time.Second) != DevelopmentLifetime {
-		t.Errorf("%+v until %v, %v", got, until, err)
+	got, err := l.VerifyDevelopment(t.Context(), token)
+	if err != nil || got.Development != want || got.KeyID != l.kid(t) || !got.Expires.Equal(expires) || expires.Sub(l.now).Round(time.Second) != DevelopmentLifetime {
+		t.Errorf("%+v, %v", got, err)
 	}
 	standard, own := verify(t, l.keys(t), token)
 	if standard.Subject != "owner:acme:project:web:environment:development" || own["environment"] != "development" || own["owner_id"] != "team_1" || own["project_id"] != "prj_1" {
@@ -218,7 +231,7 @@ func TestTokensOfDevelopers(t *testing.T) {
 
 	refused := func(what, token string) {
 		t.Helper()
-		if got, _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
+		if got, err := l.VerifyDevelopment(t.Context(), token); err == nil {
 			t.Errorf("%s: %+v", what, got)
 		}
 	}
@@ -246,6 +259,13 @@ func TestTokensOfDevelopers(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused("with another issuer's URL", foreign)
+	// Whoever has a key for a while cannot make one that is good for longer.
+	claims := l.standard(want.subject(), issuerURL, DevelopmentLifetime+time.Second)
+	long, err := l.ring.sign(t.Context(), claims, want, environment{development})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("for too long", long)
 	l.now = l.now.Add(DevelopmentLifetime + 2*time.Minute)
 	refused("expired", token)
 	l.now = l.now.Add(-DevelopmentLifetime - time.Hour)
@@ -336,7 +356,7 @@ func TestRotation(t *testing.T) {
 		good = slices.DeleteFunc(append(good, signed{token, expires}), func(s signed) bool { return s.until.Before(l.now) })
 		for _, s := range good {
 			verify(t, set, s.token)
-			if _, _, err := l.VerifyDevelopment(t.Context(), s.token); err != nil {
+			if _, err := l.VerifyDevelopment(t.Context(), s.token); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -375,11 +395,11 @@ func TestAnotherServersKeys(t *testing.T) {
 	if states, err = other.Ring().Rotate(t.Context(), true); err != nil || len(states) != 1 || states[0].State != stateSigning {
 		t.Fatalf("%+v, %v", states, err)
 	}
-	if _, _, err := other.VerifyDevelopment(t.Context(), token); err == nil {
+	if _, err := other.VerifyDevelopment(t.Context(), token); err == nil {
 		t.Error("a token of a key that was revoked is good where it was revoked")
 	}
 	l.now = l.now.Add(lookEvery)
-	if _, _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
+	if _, err := l.VerifyDevelopment(t.Context(), token); err == nil {
 		t.Error("a token of a key that was revoked is good elsewhere")
 	}
 	if all, err := l.Ring().Keys(t.Context()); err != nil || len(all) != 1 || all[0] != states[0] {

@@ -35,8 +35,9 @@ const (
 	// lives that long.
 	PublishedAfter = 24 * time.Hour
 
-	// lookEvery is how often a ring looks for what others have done with its keys.
-	lookEvery = 30 * time.Second
+	// lookEvery is how often a ring that is in use looks for what others have done with its
+	// keys, and so how long a key that another server has revoked is still good here.
+	lookEvery = 500 * time.Millisecond
 	// lookTimeout bounds the wait for a keeper that does not answer.
 	lookTimeout = 5 * time.Second
 )
@@ -230,18 +231,23 @@ func (r *Ring) sign(ctx context.Context, claims ...any) (string, error) {
 
 var algorithms = []jose.SignatureAlgorithm{jose.RS256}
 
-// Verify returns the claims of a token that a key of the ring has signed. It says nothing of
-// what they are, nor of their times.
-func (r *Ring) Verify(ctx context.Context, token string, claims ...any) error {
+// verify returns the claims of a token that a key of the ring has signed, and the key's id. It
+// says nothing of what they are, nor of their times.
+func (r *Ring) verify(ctx context.Context, token string, claims ...any) (keyID string, err error) {
 	t, err := jwt.ParseSigned(token, algorithms)
 	if err != nil {
-		return err
+		return "", err
 	}
 	k := r.find(ctx, t)
 	if k == nil {
-		return errors.New("its signature is not of a key of this issuer")
+		return "", errors.New("its signature is not of a key of this issuer")
 	}
-	return t.Claims(k.private.Public(), claims...)
+	return k.id, t.Claims(k.private.Public(), claims...)
+}
+
+// Has reports whether a key with an id is in the ring.
+func (r *Ring) Has(ctx context.Context, id string) bool {
+	return slices.ContainsFunc(r.current(ctx), func(k *key) bool { return k.id == id })
 }
 
 // find returns the key that a token names.

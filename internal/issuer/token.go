@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/skerry-dev/skerry"
 )
 
 // How long tokens are good.
@@ -68,27 +70,34 @@ func (i *Issuer) standard(subject, audience string, life time.Duration) jwt.Clai
 	}
 }
 
-// Sandbox is what tokens say of a sandbox. SandboxID is the id of its session, which the
-// public SDK's proxy library takes for that of the sandbox.
+// Sandbox is what tokens say of a sandbox.
 type Sandbox struct {
 	TeamID      string `json:"team_id"`
 	ProjectID   string `json:"project_id"`
-	SandboxID   string `json:"sandbox_id"`
+	SessionID   string `json:"-"`
 	SandboxName string `json:"sandbox_name"`
 }
 
 // Forwarded returns a token that tells the service at a forwardURL from which sandbox a
 // request comes. It is good for ForwardedLifetime.
 func (i *Issuer) Forwarded(ctx context.Context, s Sandbox, audience string) (string, error) {
-	return i.ring.sign(ctx, i.standard("sandbox:"+s.SandboxID, audience, ForwardedLifetime), s)
+	// The public SDK's proxy library takes the session's id for that of the sandbox, and no
+	// token without this claim: so no program of a sandbox can pass its workload token for this.
+	own := map[string]any{"sandbox_id": s.SessionID}
+	return i.ring.sign(ctx, i.standard("sandbox:"+s.SessionID, audience, ForwardedLifetime), s, own)
 }
 
 // Workload returns a token with which the programs of a sandbox can say to a service outside
 // who they are, and when it ends: after WorkloadLifetime. Its subject has ids of the team and the
 // project: unlike names, no other team gets them. What follows them is the sandbox's name.
+//
+// It cannot be for this server itself.
 func (i *Issuer) Workload(ctx context.Context, s Sandbox, audience string) (token string, expires time.Time, err error) {
+	if strings.TrimRight(audience, "/") == i.url {
+		return "", expires, skerry.Invalid("oidcAudience", "must not be the URL of this server, which accepts no such tokens")
+	}
 	claims := i.standard("team:"+s.TeamID+":project:"+s.ProjectID+":sandbox:"+s.SandboxName, audience, WorkloadLifetime)
-	token, err = i.ring.sign(ctx, claims, s)
+	token, err = i.ring.sign(ctx, claims, s, map[string]any{"session_id": s.SessionID})
 	return token, claims.Expiry.Time(), err
 }
 
@@ -131,21 +140,30 @@ func (i *Issuer) Signed(ctx context.Context, token string) bool {
 	return err == nil && i.ring.find(ctx, t) != nil
 }
 
-// VerifyDevelopment returns what the token of a developer says, and when it ends. The
-// clocks of servers may differ by a minute.
-func (i *Issuer) VerifyDevelopment(ctx context.Context, token string) (d Development, expires time.Time, err error) {
+// Verified is a token of a developer that is good.
+type Verified struct {
+	Development
+	KeyID   string
+	Expires time.Time
+}
+
+// VerifyDevelopment verifies the token of a developer. The clocks of servers may differ by a
+// minute.
+func (i *Issuer) VerifyDevelopment(ctx context.Context, token string) (v Verified, err error) {
 	var claims jwt.Claims
 	var env environment
-	if err := i.ring.Verify(ctx, token, &claims, &d, &env); err != nil {
-		return d, expires, err
+	if v.KeyID, err = i.ring.verify(ctx, token, &claims, &v.Development, &env); err != nil {
+		return Verified{}, err
 	}
 	if err := claims.Validate(jwt.Expected{Issuer: i.url, AnyAudience: jwt.Audience{i.url}, Time: i.ring.clock()}); err != nil {
-		return d, expires, err
+		return Verified{}, err
 	}
-	if claims.Expiry == nil || env.Environment != development || claims.Subject != d.subject() || slices.Contains([]string{d.TeamID, d.ProjectID, d.TokenID}, "") {
-		return d, expires, errors.New("it is not a development token")
+	if env.Environment != development || claims.Subject != v.subject() || slices.Contains([]string{v.TeamID, v.ProjectID, v.TokenID}, "") ||
+		claims.Expiry == nil || claims.IssuedAt == nil || claims.Expiry.Time().Sub(claims.IssuedAt.Time()) > DevelopmentLifetime {
+		return Verified{}, errors.New("it is not a development token")
 	}
-	return d, claims.Expiry.Time(), nil
+	v.Expires = claims.Expiry.Time()
+	return v, nil
 }
 
 // ForwardedAudience returns the audience of tokens for a forwardURL: the URL without a

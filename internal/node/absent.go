@@ -121,8 +121,8 @@ func (a *absent) Confine(int64) error { return nil }
 // Reclaim implements driver.Machine.
 func (a *absent) Reclaim(context.Context) (int64, error) { return 0, nil }
 
-// Raise implements driver.Machine.
-func (a *absent) Raise() error { return nil }
+// Weigh implements driver.Machine.
+func (a *absent) Weigh(float64) error { return nil }
 
 // Pause implements driver.Machine. Nothing runs already.
 func (a *absent) Pause(context.Context) error { return nil }

@@ -45,11 +45,15 @@ func (s *session) claim(ctx context.Context, spec nodeapi.SessionSpec) bool {
 func (s *session) become(ctx context.Context, w *warm, spec nodeapi.SessionSpec) (err error) {
 	ctx, span := tracing.Start(ctx, tracing.StartClaim)
 	defer span.Done(&err)
-	if err := w.machine.Raise(); err != nil {
+	factor := s.node.teams.factor(spec.Network.Owner.TeamID)
+	if err := w.machine.Weigh(factor); err != nil {
 		return err
 	}
 	s.lease, s.agent = w.lease, s.node.currentAgent()
 	s.setMachine(w.machine)
+	s.mu.Lock()
+	s.weight = factor
+	s.mu.Unlock()
 	used, err := w.machine.Usage()
 	if err != nil {
 		return err

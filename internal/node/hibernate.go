@@ -202,7 +202,7 @@ func (s *session) enter(m driver.Machine, before time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.setMachine(m)
-	s.before, s.oomKills, s.idle.hibernated = before, 0, hibernated
+	s.before, s.oomKills, s.weight, s.idle.hibernated = before, 0, 0, hibernated
 	s.confined.Store(0)
 }
 

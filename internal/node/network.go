@@ -48,6 +48,9 @@ func (s *session) enforce(ctx context.Context, network nodeapi.NetworkSpec) erro
 	if network.Policy == nil { // nobody has said that anything is allowed
 		network.Policy = denyAll
 	}
+	s.mu.Lock()
+	s.owner = network.Owner
+	s.mu.Unlock()
 	s.trust.want(network.Policy)
 	if network.Policy.Mode == skerry.NetworkDenyAll {
 		s.owed = nil

@@ -120,6 +120,7 @@ type Node struct {
 	stdinWait time.Duration // the constant, but in tests
 	beat      time.Duration // AgentWait, but in tests; see heartbeat
 	tokenLook time.Duration // the constant, but in tests
+	teams     teams
 	// networkRetry is firstNetworkRetry, but in tests.
 	networkRetry time.Duration
 

@@ -49,6 +49,7 @@ func (n *Node) Recover(ctx context.Context, keep map[string]nodeapi.NetworkSpec)
 	n.work.Go(n.guardDeadlines)
 	n.work.Go(n.guardIdle)
 	n.work.Go(n.meterSessions)
+	n.work.Go(n.shareCPU)
 	hibernated, err := n.hibernatedSessions(owners)
 	if err != nil {
 		return nil, err
@@ -285,6 +286,7 @@ func (s *session) takeOver(ctx context.Context, network nodeapi.NetworkSpec) (ma
 	s.agent, s.size, s.drives = st.Agent, st.Size, st.Drives
 	s.trust.own, s.idle.mode = st.OwnTrust, st.Idle
 	s.workload.audience, s.workload.owner = st.Audience, st.Owner
+	s.weight = unknownWeight
 	if st.Deadline != 0 {
 		s.deadline = time.Now().Add(time.Until(time.UnixMilli(st.Deadline)))
 	}

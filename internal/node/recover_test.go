@@ -54,7 +54,7 @@ func (m *earlier) Relieve(context.Context) (string, error) { return "", nil }
 func (m *earlier) PinnedMemory(int64) (int64, error)       { return m.size, nil }
 func (m *earlier) Confine(int64) error                     { return nil }
 func (m *earlier) Reclaim(context.Context) (int64, error)  { return 0, nil }
-func (m *earlier) Raise() error                            { return nil }
+func (m *earlier) Weigh(float64) error                     { return nil }
 func (m *earlier) Activity(context.Context) (driver.Activity, error) {
 	return driver.Activity{}, nil
 }

@@ -107,6 +107,10 @@ type session struct {
 	resident resident
 	// workload is the session's workload token.
 	workload workload
+	// owner is whose session it is. weight is the factor of its CPU weight, 0 for the usual
+	// one; see teams.go.
+	owner  nodeapi.Owner
+	weight float64
 	// yielding counts who is about to kill a process in the sandbox for the sake of
 	// others; yielded are those that were killed.
 	yielding int
@@ -165,6 +169,7 @@ func newSession(n *Node, id string) *session {
 		ends:      map[string]nodeapi.Exit{},
 		yielded:   map[int]bool{},
 		pressed:   make(chan struct{}, 1),
+		workload:  workload{renewing: newGate()},
 	}
 }
 
@@ -239,6 +244,7 @@ func (s *session) begin() {
 	s.mu.Lock()
 	s.live = true
 	s.mu.Unlock()
+	s.weigh(s.node.teams.factor(s.team()))
 	s.meterMemory()
 	s.work.Go(s.watch)
 	s.work.Go(s.heartbeat)

@@ -271,6 +271,11 @@ func (s *session) greet(ctx context.Context, conn net.Conn, setup guest.Setup, h
 // takeWarnings logs what an agent could not set up.
 func (s *session) takeWarnings(info guest.Info) {
 	s.unwritten = slices.ContainsFunc(info.Warnings, func(w string) bool { return strings.Contains(w, syscall.ENOSPC.Error()) })
+	if slices.ContainsFunc(info.Warnings, func(w string) bool { return strings.HasPrefix(w, "token: ") }) {
+		s.mu.Lock()
+		s.workload.due = time.Time{} // it is not there: keepToken tries again
+		s.mu.Unlock()
+	}
 	for _, w := range info.Warnings[:min(len(info.Warnings), maxWarnings)] {
 		s.node.cfg.Log.Info("a sandbox's files were left as they are", "session", s.id, "what", fmt.Sprintf("%.256q", w))
 	}

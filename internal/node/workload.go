@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -26,7 +27,7 @@ const (
 	tokenLook = 20 * time.Second
 	// tokenWait bounds the wait for an agent that gets a token.
 	tokenWait = 10 * time.Second
-	// tokenWakeWait is the same for a sandbox that was paused: whoever wakes it waits too.
+	// tokenWakeWait is how long whoever wakes a sandbox waits for its token.
 	tokenWakeWait = time.Second
 )
 
@@ -37,6 +38,7 @@ type workload struct {
 	owner    nodeapi.Owner
 	first    string // the token that the session starts with
 	due      time.Time
+	renewing gate
 }
 
 // firstToken signs the token of a session that starts, if it has one.
@@ -78,7 +80,7 @@ func (s *session) sign(ctx context.Context) (token string, due time.Time, err er
 	if err != nil {
 		return "", due, fmt.Errorf("sign the session's token: %w", err)
 	}
-	return token, now.Add(expires.Sub(now) / 2), nil
+	return token, now.Add(expires.Sub(now) / 2).Round(0), nil // which goes on while the machine sleeps
 }
 
 // keepToken renews the token for as long as the session runs. A sandbox that is paused gets
@@ -88,7 +90,7 @@ func (s *session) keepToken() {
 	defer tick.Stop()
 	for failed := false; ; {
 		if _, frozen := s.standstills(); !frozen && !s.isSaving() && s.tokenIsDue() {
-			err := s.renewToken(s.ctx, tokenWait)
+			err := s.renewToken(s.ctx)
 			if err != nil && !failed && s.ctx.Err() == nil {
 				s.node.cfg.Log.Warn("cannot renew a sandbox's token", "session", s.id, "error", err)
 			}
@@ -110,13 +112,20 @@ func (s *session) tokenIsDue() bool {
 	return s.workload.audience != "" && time.Now().After(s.workload.due)
 }
 
-// renewToken gives the sandbox a new token.
-func (s *session) renewToken(ctx context.Context, wait time.Duration) error {
+// renewToken gives the sandbox a new token, if it is due.
+func (s *session) renewToken(ctx context.Context) error {
 	if s.node.cfg.Tokens == nil {
-		return fmt.Errorf("this node signs no tokens")
+		return errors.New("this node signs no tokens")
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	ctx, cancel := context.WithTimeout(ctx, tokenWait)
 	defer cancel()
+	if err := s.workload.renewing.enter(ctx); err != nil {
+		return err
+	}
+	defer s.workload.renewing.leave()
+	if !s.tokenIsDue() {
+		return nil // someone else has done it
+	}
 	token, due, err := s.sign(ctx)
 	if err != nil {
 		return err
@@ -140,7 +149,20 @@ func (s *session) tokenAfterPause(ctx context.Context) {
 	if !live || !s.tokenIsDue() {
 		return
 	}
-	if err := s.renewToken(context.WithoutCancel(ctx), tokenWakeWait); err != nil {
-		s.node.cfg.Log.Warn("cannot renew a sandbox's token after a pause", "session", s.id, "error", err)
+	renewed := make(chan struct{})
+	spawned := s.spawn(func() {
+		defer close(renewed)
+		if err := s.renewToken(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.node.cfg.Log.Warn("cannot renew a sandbox's token after a pause", "session", s.id, "error", err)
+		}
+	})
+	if !spawned {
+		return
+	}
+	// An agent that does not take it must not keep the sandbox from going on.
+	select {
+	case <-renewed:
+	case <-time.After(tokenWakeWait):
+	case <-ctx.Done():
 	}
 }

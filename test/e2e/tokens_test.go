@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -56,7 +57,7 @@ func (s *server) checkToken(sb *client.Sandbox, audience string) string {
 	var own struct {
 		Team    string `json:"team_id"`
 		Project string `json:"project_id"`
-		Session string `json:"sandbox_id"`
+		Session string `json:"session_id"`
 		Name    string `json:"sandbox_name"`
 	}
 	key := keys.Key(parsed.Headers[0].KeyID)
@@ -88,12 +89,14 @@ func TestWorkloadToken(t *testing.T) {
 	if got := s.output(sb, "sh", "-c", `sudo cat "$SKERRY_OIDC_TOKEN_FILE"`); got != first {
 		t.Errorf("root reads %.40q", got)
 	}
-	// It is no token for the server itself, whatever its audience.
-	own := s.create(client.CreateOptions{OIDCAudience: s.config().URL})
-	if _, err := s.connect(s.config().URL, s.checkToken(own, s.config().URL), false).GetSandbox(t.Context(), "worker", client.GetOptions{}); !client.IsUnauthorized(err) {
+	// It is no token for the server itself.
+	_, err := s.connect(s.config().URL, s.config().Token, false).CreateSandbox(t.Context(), client.CreateOptions{OIDCAudience: s.config().URL})
+	if e, ok := errors.AsType[*client.Error](err); !ok || e.Status != http.StatusBadRequest || e.Field != "oidcAudience" {
+		t.Errorf("a token for the server: %v", err)
+	}
+	if _, err := s.connect(s.config().URL, first, false).GetSandbox(t.Context(), "worker", client.GetOptions{}); !client.IsUnauthorized(err) {
 		t.Errorf("the server's answer to it: %v", err)
 	}
-	s.delete(own)
 
 	fork, err := sb.Fork(t.Context(), client.ForkOptions{Name: "fork", Memory: true})
 	if err != nil {

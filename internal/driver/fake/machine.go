@@ -248,8 +248,8 @@ func (m *Machine) Memory() (driver.Memory, error) { return driver.Memory{}, nil 
 // PinnedMemory implements driver.Machine.
 func (m *Machine) PinnedMemory(int64) (int64, error) { return 0, nil }
 
-// Raise implements driver.Machine.
-func (m *Machine) Raise() error { return nil }
+// Weigh implements driver.Machine.
+func (m *Machine) Weigh(float64) error { return nil }
 
 // Confine implements driver.Machine.
 func (m *Machine) Confine(int64) error { return nil }

@@ -130,7 +130,7 @@ func (b *blank) start(ctx context.Context, spec driver.Spec) (_ *machine, err er
 		b.m.oci = ociSpec(spec, b.m.d.machineDir(spec.ID))
 		err := b.m.animate(ctx, spec, func(m *machine) error {
 			if !spec.Background {
-				if err := m.Raise(); err != nil {
+				if err := m.Weigh(1); err != nil {
 					return err
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -293,10 +294,11 @@ func (m *machine) Usage() (driver.Usage, error) {
 	return driver.Usage{CPU: u.CPU, MemoryBytes: u.MemoryBytes, OOMKills: u.OOMKills}, nil
 }
 
-// Raise implements driver.Machine.
-func (m *machine) Raise() error {
-	if err := m.group.Weigh(usualWeight(m.vcpus)); err != nil {
-		return fmt.Errorf("raise machine %s: %w", m.id, err)
+// Weigh implements driver.Machine.
+func (m *machine) Weigh(factor float64) error {
+	weight := min(max(int(math.Round(factor*float64(usualWeight(m.vcpus)))), 1), maxWeight)
+	if err := m.group.Weigh(weight); err != nil {
+		return fmt.Errorf("weigh machine %s: %w", m.id, err)
 	}
 	return nil
 }

@@ -39,6 +39,10 @@ type Agent struct {
 	// protected is set if commands must be exposed; see Platform.
 	protected bool
 
+	// tokens is held while the workload token is replaced; lastToken is the number of the last.
+	tokens    sync.Mutex
+	lastToken int64
+
 	mu       sync.Mutex
 	setup    *wire.Setup // nil before the first connection's Setup
 	user     account

@@ -98,8 +98,7 @@ func (s *session) frame(h wire.Header) error {
 	case wire.TypeToken:
 		return decode(s, h, func(id uint32, req *wire.Token) error {
 			return s.begin(id, req.Validate(), nil, func() error {
-				_, user := s.a.config()
-				return s.reply(id, wire.Reply{}, newPreparer(s.a.platform).token(user, req.Token))
+				return s.reply(id, wire.Reply{}, s.a.setToken(req))
 			})
 		})
 	case wire.TypeStart:

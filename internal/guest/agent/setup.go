@@ -112,7 +112,26 @@ func (p *preparer) token(user account, token string) error {
 		}
 	}
 	uid, gid := p.platform.Owner(user.uid, user.gid)
-	return replaceFileOf(full, token, 0o400, func(f *os.File) error { return f.Chown(uid, gid) })
+	err := replaceFileOf(full, token, 0o400, func(f *os.File) error { return f.Chown(uid, gid) })
+	if err != nil {
+		_ = os.Remove(full) // it may be another sandbox's
+	}
+	return err
+}
+
+// setToken replaces the workload token by a newer one.
+func (a *Agent) setToken(t *wire.Token) error {
+	_, user := a.config()
+	a.tokens.Lock()
+	defer a.tokens.Unlock()
+	if t.Number < a.lastToken {
+		return nil
+	}
+	if err := newPreparer(a.platform).token(user, t.Token); err != nil {
+		return err
+	}
+	a.lastToken = t.Number
+	return nil
 }
 
 // xattrs sets the extended attributes that the format of the image cannot store. It runs

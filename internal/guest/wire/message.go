@@ -40,9 +40,11 @@ type Setup struct {
 // outside. Only the default user and root can read it.
 const TokenFile = "/run/skerry/oidc-token"
 
-// Token replaces the content of TokenFile.
+// Token replaces the content of TokenFile, unless the agent has one with a higher number: what
+// was sent to a sandbox that was paused may come late.
 type Token struct {
-	Token string `json:"token"`
+	Token  string `json:"token"`
+	Number int64  `json:"number"`
 }
 
 // Validate reports what is wrong with t, without saying what it is.
@@ -94,7 +96,7 @@ func (i *Identity) Validate() error {
 			return fmt.Errorf("resolv.conf line %q contains a line break or a NUL byte", line)
 		}
 	}
-	return (&Token{i.Token}).Validate()
+	return (&Token{Token: i.Token}).Validate()
 }
 
 // Validate reports what is wrong with s.

@@ -38,7 +38,7 @@ func run(issuerURL, forwardURL string) error {
 	if err != nil {
 		return err
 	}
-	token, err := signer.Forwarded(context.Background(), issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SandboxID: "sbx_1", SandboxName: "demo"}, issuer.ForwardedAudience(to))
+	token, err := signer.Forwarded(context.Background(), issuer.Sandbox{TeamID: "team_1", ProjectID: "prj_1", SessionID: "sbx_1", SandboxName: "demo"}, issuer.ForwardedAudience(to))
 	if err != nil {
 		return err
 	}
