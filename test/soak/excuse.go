@@ -167,7 +167,8 @@ func (f *fault) excuses(err error) bool {
 	case diskFilled:
 		// No room for a save, a start, the database, or a file in a sandbox. A session that
 		// could not load its files is over.
-		return isAPI && (api.Code == skerry.CodeDiskFull || api.Code == skerry.CodeUnavailable || client.IsStopped(err)) ||
+		lost := api != nil && api.Code == skerry.CodeConflict && strings.Contains(err.Error(), reasons[diskFilled][0])
+		return isAPI && (api.Code == skerry.CodeDiskFull || api.Code == skerry.CodeUnavailable || client.IsStopped(err) || lost) ||
 			isExit && (strings.Contains(exit.stderr, noSpace) || strings.Contains(exit.stderr, ioError))
 	case memoryExhausted, sentryKilled, agentKilled, agentGarbled:
 		// The session is over, or about to be. Its commands were killed with it.
