@@ -27,6 +27,7 @@ const (
 	maxFactor = 100
 	// maxCorrection bounds the correction of a team, and maxStep by how much it changes at a look.
 	maxCorrection, maxStep = 8.0, 1.5
+	correctionPower        = 0.3
 )
 
 // teams are the factors of the teams' weights, as they were last set.
@@ -75,8 +76,8 @@ func teamFactors(loads map[string]load, corrections map[string]float64) map[stri
 		if !ok {
 			c = 1
 		}
-		// The root makes it approach the fair part in a few looks and not swing around it.
-		c *= min(max(math.Sqrt(fair/float64(l.used)), 1/maxStep), maxStep)
+		// The power makes it approach the fair part in some looks and not swing around it.
+		c *= min(max(math.Pow(fair/float64(l.used), correctionPower), 1/maxStep), maxStep)
 		corrections[team] = min(max(c, 1/maxCorrection), maxCorrection)
 		factors[team] = min(heaviest/l.weight*corrections[team], maxFactor)
 	}

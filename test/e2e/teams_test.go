@@ -1,8 +1,8 @@
 package e2e
 
 import (
+	"encoding/json"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -10,21 +10,15 @@ import (
 	"github.com/skerry-dev/skerry/client"
 )
 
-// counts counts as far as it can until a time, with two processes, and prints how far it came
-// in the last part of it.
-const counts = `
+// computes keeps two CPUs busy until a time.
+const computes = `
 import multiprocessing, sys, time
-def count(out):
-    n, begin, end = 0, float(sys.argv[1]), float(sys.argv[2])
-    while time.time() < begin:
+def compute():
+    while time.time() < float(sys.argv[1]):
         pass
-    while time.time() < end:
-        n += 1
-    out.put(n)
-out = multiprocessing.Queue()
-all = [multiprocessing.Process(target=count, args=(out,)) for _ in range(2)]
+all = [multiprocessing.Process(target=compute) for _ in range(2)]
 for p in all: p.start()
-print(sum(out.get() for _ in all))
+for p in all: p.join()
 `
 
 // TestTeamsShareTheCPU has two teams compute, one in many sandboxes and the other in one. The
@@ -60,37 +54,42 @@ func TestTeamsShareTheCPU(t *testing.T) {
 			}
 		}
 	}()
-	for _, sb := range boxes {
-		if err := sb.WriteFile(t.Context(), "counts.py", []byte(counts), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The first seconds are for the node to see what happens.
-	at := func(d time.Duration) string {
-		return strconv.FormatFloat(float64(time.Now().Add(d).UnixMilli())/1000, 'f', 3, 64)
-	}
-	begin, end := at(10*time.Second), at(20*time.Second)
-	counted := make([]float64, len(boxes))
+	end := time.Now().Add(24 * time.Second)
 	var wg sync.WaitGroup
-	for n, sb := range boxes {
+	for _, sb := range boxes {
 		wg.Go(func() {
-			said, err := sb.Command(t.Context(), "python3", "counts.py", begin, end).Output()
-			if err == nil {
-				counted[n], err = strconv.ParseFloat(strings.TrimSpace(string(said)), 64)
-			}
-			if err != nil {
+			until := strconv.FormatFloat(float64(end.UnixMilli())/1000, 'f', 3, 64)
+			if err := sb.Command(t.Context(), "python3", "-c", computes, until).Run(); err != nil {
 				t.Error(err)
 			}
 		})
 	}
-	wg.Wait()
-	all := 0.0
-	for _, n := range counted {
-		all += n
+	// The first seconds are for the node to see what happens.
+	s.waitFor("a while", func() bool { return time.Until(end) < 14*time.Second })
+	used, all := map[string]float64{}, 0.0
+	for time.Until(end) > 3*time.Second {
+		said, ok := s.says("top", "--json")
+		if !ok {
+			t.Fatal(said)
+		}
+		var top struct {
+			Sandboxes []struct {
+				Name string  `json:"name"`
+				CPU  float64 `json:"cpuPercent"`
+			} `json:"sandboxes"`
+		}
+		if err := json.Unmarshal([]byte(said), &top); err != nil || len(top.Sandboxes) != len(boxes) {
+			t.Fatalf("%v: %s", err, said)
+		}
+		for _, sb := range top.Sandboxes {
+			used[sb.Name] += sb.CPU
+			all += sb.CPU
+		}
 	}
-	share := counted[0] / all
-	t.Logf("the team with one of %d sandboxes did %.1f %% of the work", len(boxes), 100*share)
+	wg.Wait()
+	share := used[one.Name()] / all
+	t.Logf("the team with one of %d sandboxes got %.1f %% of the CPU time", len(boxes), 100*share)
 	if share < 0.35 || share > 0.65 {
-		t.Errorf("a team that computes in one of %d sandboxes did %.1f %% of the work", len(boxes), 100*share)
+		t.Errorf("a team that computes in one of %d sandboxes got %.1f %% of the CPU time", len(boxes), 100*share)
 	}
 }
