@@ -1,7 +1,6 @@
 package skerry
 
-// Quota limits what a team, or one of its projects, may use. A nil field is not set, and
-// Unlimited is no limit.
+// Quota limits what a team, or one of its projects, may use. A nil field is not set.
 type Quota struct {
 	// Sandboxes, VCPUs and MemoryMB are of the sandboxes that run at a time.
 	Sandboxes *int `json:"sandboxes,omitempty"`
@@ -14,7 +13,7 @@ type Quota struct {
 }
 
 const (
-	// Unlimited is a limit that is none, where a default would be one.
+	// Unlimited means no limit, also where a default would apply.
 	Unlimited = -1
 	// MaxQuota is the largest limit.
 	MaxQuota = 1_000_000_000
@@ -62,15 +61,15 @@ func (q Quota) Or(other Quota) Quota {
 // Shown returns q without what is no limit.
 func (q Quota) Shown() Quota {
 	for _, l := range q.Limits() {
-		if _, limited := Most(*l.Value); !limited {
+		if _, limited := LimitOf(*l.Value); !limited {
 			*l.Value = nil
 		}
 	}
 	return q
 }
 
-// Most returns a limit, and whether there is one.
-func Most(limit *int) (int, bool) {
+// LimitOf returns a limit, and whether there is one.
+func LimitOf(limit *int) (int, bool) {
 	if limit == nil || *limit < 0 {
 		return 0, false
 	}
@@ -79,6 +78,21 @@ func Most(limit *int) (int, bool) {
 
 // Quotas are those of a project, and of its team.
 type Quotas struct{ Team, Project Quota }
+
+// OwnedQuota is a quota and whose it is: "team" or "project", and its id.
+type OwnedQuota struct {
+	Whose, ID string
+	Quota     Quota
+}
+
+// In returns the quotas that hold in a scope: the team's, and the project's if it has one.
+func (q Quotas) In(s Scope) []OwnedQuota {
+	all := []OwnedQuota{{"team", s.TeamID, q.Team}}
+	if s.ProjectID != "" {
+		all = append(all, OwnedQuota{"project", s.ProjectID, q.Project})
+	}
+	return all
+}
 
 // Use is what running sandboxes use.
 type Use struct {

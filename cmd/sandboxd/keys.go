@@ -56,7 +56,7 @@ func newKey() *cobra.Command {
 			return err
 		}
 		if r.Revoke {
-			fmt.Fprintln(cmd.OutOrStdout(), "development tokens of before are not valid any more")
+			fmt.Fprintln(cmd.OutOrStdout(), "all development tokens made so far are no longer valid")
 		}
 		return nil
 	})
@@ -65,5 +65,6 @@ func newKey() *cobra.Command {
 
 Keys are rotated without being asked: each signs for 30 days. A new one is published for a day before it signs, and an
 old one for a day after, at /.well-known/jwks. Nodes rotate the keys for the tokens of sandboxes in the same way;
-to revoke those, stop the server (sandboxd stop --keep-sandboxes), remove STATE/firewall/tokens and start it again.`, list, rotate)
+to revoke those, stop the server (sandboxd stop --keep-sandboxes), and the node if it is a process of its own; remove
+STATE/firewall/tokens; and start them again. Running sandboxes then get new tokens at once.`, list, rotate)
 }

@@ -57,15 +57,15 @@ var (
 			return state, err
 		}
 		return a.SetQuota(ctx, scope, r.Change, r.Force)
-	}, func(r quotaRequest, _ auth.QuotaState) []audit.Target {
-		var about []audit.Target
-		if r.Project != "" {
-			about = append(about, audit.Target{Kind: audit.TargetProject, Name: r.Project})
+	}, func(r quotaRequest, state auth.QuotaState) []audit.Target {
+		if r.Defaults {
+			return nil
 		}
-		if r.Team != "" {
-			about = append(about, audit.Target{Kind: audit.TargetTeam, Name: r.Team})
+		team := audit.Target{Kind: audit.TargetTeam, ID: state.Scope.TeamID, Name: r.Team}
+		if r.Project == "" {
+			return []audit.Target{team}
 		}
-		return about
+		return []audit.Target{{Kind: audit.TargetProject, ID: state.Scope.ProjectID, Name: r.Project}, team}
 	}}
 )
 
@@ -106,7 +106,7 @@ func newQuota() *cobra.Command {
 		set := state.Set.Limits()
 		for n, l := range state.Quota.Limits() {
 			limit, use, from := "none", "-", ""
-			if most, limited := skerry.Most(*l.Value); limited {
+			if most, limited := skerry.LimitOf(*l.Value); limited {
 				limit = strconv.Itoa(most)
 				if *set[n].Value == nil {
 					from = " (default)"
@@ -119,7 +119,12 @@ func newQuota() *cobra.Command {
 		}
 		return table(cmd, "WHAT|USED|LIMIT", rows)
 	}
-	whose := func(cmd *cobra.Command) error { return oneOf(cmd, "defaults", "team") }
+	whose := func(cmd *cobra.Command) error {
+		if err := oneOf(cmd, "defaults", "team"); err != nil {
+			return err
+		}
+		return oneOf(cmd, "defaults", "project")
+	}
 	show := command("show", "Show the quota of a team or a project, and what is used of it", 0, func(cmd *cobra.Command, _ []string) error {
 		if err := whose(cmd); err != nil {
 			return err

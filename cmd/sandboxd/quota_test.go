@@ -44,6 +44,7 @@ func TestQuotaCommand(t *testing.T) {
 	fails("there is no team", "quota", "set", "--team", "none", "--sandboxes", "1")
 	fails("project", "quota", "set", "--project", "none", "--sandboxes", "1")
 	fails("exclude each other", "quota", "show", "--team", "default", "--defaults")
+	fails("exclude each other", "quota", "set", "--project", "default", "--defaults", "--sandboxes", "1")
 	has(run("quota", "show"), "running sandboxes +- +30", "vCPUs of running sandboxes +- +none")
 }
 

@@ -262,11 +262,11 @@ func (o *serveOptions) serve(ctx context.Context, log *slog.Logger, end *ending)
 		DriveSize: int64(min(o.driveGB, o.maxDriveGB)) << 30, MaxDriveSize: int64(o.maxDriveGB) << 30,
 		Ingress: gate, MaxPorts: o.ingress.maxPorts, Ended: records.sessionEnded, Quotas: accounts.Quotas,
 	})
-	accounts.Use(control.Used)
 	defer closing(&err, control.Close)
 	if err := control.Recover(ctx); err != nil {
 		return err
 	}
+	accounts.SetUsage(control.Used)
 	gate.Start(control)
 	samples.begin(control.Metered, n.machine)
 	discovery, err := issuer.Handler(o.issuer(url), log, accounts.PublicKeys, n.keys)

@@ -147,7 +147,7 @@ func (d *describer) responses(rt *route) object {
 	// Every URL may be too long.
 	codes := append([]skerry.Code{skerry.CodeInternal, skerry.CodeBadRequest}, rt.errors...)
 	if !rt.public {
-		codes = append(codes, skerry.CodeUnauthorized, skerry.CodeForbidden, skerry.CodeNotFound, skerry.CodeRateLimited) // of a project
+		codes = append(codes, skerry.CodeUnauthorized, skerry.CodeForbidden, skerry.CodeNotFound, skerry.CodeRateLimited) // not found: of a project; rate limited: by a quota
 	}
 	if !rt.anyHost() {
 		codes = append(codes, skerry.CodeForbidden)

@@ -20,38 +20,30 @@ func (c *call) count() error {
 		return fmt.Errorf("read the quotas: %w", err)
 	}
 	var rates []share.Rate[string]
-	if n, limited := skerry.Most(quotas.Team.RequestsPerMinute); limited {
-		rates = append(rates, share.Rate[string]{Holder: c.scope.TeamID, PerMinute: n})
-	}
-	if n, limited := skerry.Most(quotas.Project.RequestsPerMinute); limited && c.scope.ProjectID != "" {
-		rates = append(rates, share.Rate[string]{Holder: c.scope.ProjectID, PerMinute: n})
+	var whose []string
+	for _, of := range quotas.In(c.scope) {
+		if n, limited := skerry.LimitOf(of.Quota.RequestsPerMinute); limited {
+			rates, whose = append(rates, share.Rate[string]{Holder: of.ID, PerMinute: n}), append(whose, of.Whose)
+		}
 	}
 	if len(rates) == 0 {
 		return nil
 	}
 	if wait, n := c.srv.requests.Take(time.Now(), rates...); wait > 0 {
-		whose := "team"
-		if rates[n].Holder == c.scope.ProjectID {
-			whose = "project"
-		}
 		return &skerry.Error{
 			Code: skerry.CodeRateLimited, RetryAfter: wait,
-			Message: fmt.Sprintf("the %s's quota is %d requests in a minute; try again later", whose, rates[n].PerMinute),
+			Message: fmt.Sprintf("the %s's quota is %d requests in a minute; try again later", whose[n], rates[n].PerMinute),
 		}
 	}
 	return nil
 }
 
 func (s *Server) quotaRoutes() []route {
-	all := []route{{
-		method: http.MethodGet, path: "/v2/quotas", id: "getQuotas", summary: "Get the quotas of a team and a project, and what is used of them",
-		detail:   "An addition to the public API. Without projectId it is the team alone. The operator sets quotas; a limit that is absent is none.",
+	return []route{{
+		accounts: true, method: http.MethodGet, path: "/v2/quotas", id: "getQuotas", summary: "Get the quotas of a team and a project, and what is used of them",
+		detail:   "An addition to the public API. Without projectId it is the team alone. The operator sets quotas; an absent limit means no limit.",
 		response: quotasResponse{}, handle: s.getQuotas, errors: []skerry.Code{skerry.CodeNotFound},
 	}}
-	for i := range all {
-		all[i].accounts = true
-	}
-	return all
 }
 
 // quotasResponse has the quotas that are in force.
@@ -61,7 +53,7 @@ type quotasResponse struct {
 }
 
 type quotaView struct {
-	Limits skerry.Quota `json:"limits" doc:"The limits; an absent one is none."`
+	Limits skerry.Quota `json:"limits" doc:"The limits; an absent one means no limit."`
 	Used   skerry.Use   `json:"used" doc:"What running sandboxes use."`
 }
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/skerry-dev/skerry"
@@ -78,15 +79,15 @@ type Auth struct {
 	teams    cache[string, skerry.Team]
 
 	quotas cache[skerry.Scope, skerry.Quotas]
-	// used returns what a team or a project uses; nil if no server runs.
-	used func(skerry.Scope) skerry.Use
+	// usage returns what a team or a project uses; nil if no server runs.
+	usage atomic.Pointer[func(skerry.Scope) skerry.Use]
 
 	// issuer signs development tokens; nil before OpenIssuer. developers are the ones in use.
 	issuer     *issuer.Issuer
 	developers cache[[sha256.Size]byte, known]
 
 	verifier *federation.Verifier
-	// changing is held while an issuer changes.
+	// changing is held while an issuer or a quota changes.
 	changing sync.Mutex
 	// rules are the digests of the rules in force, by the issuer's id and the rule's.
 	issuersMu sync.Mutex

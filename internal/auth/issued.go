@@ -78,7 +78,7 @@ func (a *Auth) DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID
 		return "", expires, errNoIssuer
 	}
 	if id.Rule != "" || id.Development {
-		return "", expires, skerry.Errorf(skerry.CodeForbidden, "a development token is made with an access token, and not with another token of an issuer")
+		return "", expires, skerry.Errorf(skerry.CodeForbidden, `a development token cannot be made with a JWT; use an access token (--token, SKERRY_TOKEN or "sandbox login")`)
 	}
 	grant := id.Grant(teamID)
 	if grant == nil {
@@ -95,6 +95,9 @@ func (a *Auth) DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID
 	return a.issuer.Development(ctx, d, id.ExpiresAt.Time)
 }
 
+// errDeveloper is the same whatever is wrong with a development token.
+var errDeveloper = &skerry.Error{Code: skerry.CodeUnauthorized, Message: `the development token has expired or was revoked; run "sandbox env pull" for a new one`}
+
 // developer authenticates a development token: what it was made with is looked at each time,
 // so that its revocation, a changed role and a deleted project end the token too.
 func (a *Auth) developer(ctx context.Context, token string) (*skerry.Identity, error) {
@@ -110,7 +113,7 @@ func (a *Auth) developer(ctx context.Context, token string) (*skerry.Identity, e
 		a.developers.put(h, k, now)
 	}
 	if k.expired(now) {
-		return nil, errToken
+		return nil, errDeveloper
 	}
 	return k.id, nil
 }
@@ -118,25 +121,25 @@ func (a *Auth) developer(ctx context.Context, token string) (*skerry.Identity, e
 func (a *Auth) verifyDeveloper(ctx context.Context, token string, now time.Time) (*skerry.Identity, error) {
 	d, err := a.issuer.VerifyDevelopment(ctx, token)
 	if err != nil {
-		return nil, errToken
+		return nil, errDeveloper
 	}
 	parent, id, err := a.store.TokenByID(ctx, d.TokenID)
 	switch {
 	case skerry.CodeOf(err) == skerry.CodeNotFound:
-		return nil, errToken
+		return nil, errDeveloper
 	case err != nil:
 		return nil, fmt.Errorf("authenticate: %w", err)
 	case known{expiresAt: parent.ExpiresAt}.expired(now):
-		return nil, errToken
+		return nil, errDeveloper
 	}
 	grant := id.Grant(d.TeamID)
 	if grant == nil || grant.Project != nil && grant.Project.ID != d.ProjectID {
-		return nil, errToken
+		return nil, errDeveloper
 	}
 	p, err := a.Project(ctx, d.TeamID, d.ProjectID)
 	switch {
 	case skerry.CodeOf(err) == skerry.CodeNotFound:
-		return nil, errToken
+		return nil, errDeveloper
 	case err != nil:
 		return nil, fmt.Errorf("authenticate: %w", err)
 	}

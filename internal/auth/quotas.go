@@ -20,11 +20,13 @@ type quotaDocument struct {
 	skerry.Quota
 }
 
-// Use makes known what running sandboxes use.
-func (a *Auth) Use(used func(skerry.Scope) skerry.Use) { a.used = used }
+// SetUsage tells a how to find what running sandboxes use.
+func (a *Auth) SetUsage(f func(skerry.Scope) skerry.Use) { a.usage.Store(&f) }
 
 // QuotaState is a quota and what is used of it.
 type QuotaState struct {
+	// Scope is whose it is.
+	Scope skerry.Scope `json:"scope"`
 	// Set is what is set for the team or the project itself, Quota what is in force: for a
 	// team with the defaults of all teams.
 	Set   skerry.Quota `json:"set"`
@@ -76,12 +78,12 @@ func (a *Auth) Quota(ctx context.Context, scope skerry.Scope) (QuotaState, error
 	if err != nil {
 		return QuotaState{}, err
 	}
-	s := QuotaState{Set: set[scope], Quota: set[scope]}
+	s := QuotaState{Scope: scope, Set: set[scope], Quota: set[scope]}
 	if scope.ProjectID == "" {
 		s.Quota = s.Quota.Or(set[skerry.Scope{}])
 	}
-	if a.used != nil && scope.TeamID != "" {
-		use := a.used(scope)
+	if used := a.usage.Load(); used != nil && scope.TeamID != "" {
+		use := (*used)(scope)
 		s.Use = &use
 	}
 	return s, nil
@@ -93,20 +95,23 @@ func (a *Auth) SetQuota(ctx context.Context, scope skerry.Scope, change skerry.Q
 	if err := change.Validate(); err != nil {
 		return QuotaState{}, err
 	}
+	a.changing.Lock() // what is not changed is written back too
+	defer a.changing.Unlock()
 	state, err := a.Quota(ctx, scope)
 	if err != nil {
 		return QuotaState{}, err
 	}
 	if state.Use != nil && !force {
 		for _, l := range []struct {
-			field       string
-			limit, used int
+			field string
+			limit *int
+			used  int
 		}{
-			{"sandboxes", limitOf(change.Sandboxes), state.Use.Sandboxes},
-			{"vcpus", limitOf(change.VCPUs), state.Use.VCPUs},
-			{"memoryMB", limitOf(change.MemoryMB), state.Use.MemoryMB},
+			{"sandboxes", change.Sandboxes, state.Use.Sandboxes},
+			{"vcpus", change.VCPUs, state.Use.VCPUs},
+			{"memoryMB", change.MemoryMB, state.Use.MemoryMB},
 		} {
-			if l.limit >= 0 && l.used > l.limit {
+			if most, limited := skerry.LimitOf(l.limit); limited && l.used > most {
 				return QuotaState{}, &skerry.Error{Code: skerry.CodeConflict, Field: l.field, Message: fmt.Sprintf("is below what is in use, which is %d", l.used)}
 			}
 		}
@@ -132,11 +137,4 @@ func (a *Auth) SetQuota(ctx context.Context, scope skerry.Scope, change skerry.Q
 		return QuotaState{}, err
 	}
 	return a.Quota(ctx, scope)
-}
-
-func limitOf(limit *int) int {
-	if most, limited := skerry.Most(limit); limited {
-		return most
-	}
-	return skerry.Unlimited
 }

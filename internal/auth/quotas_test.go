@@ -49,7 +49,7 @@ func TestQuotas(t *testing.T) {
 	wantField(t, err, skerry.CodeBadRequest, "memoryMB")
 
 	// A limit below what is in use is an error, unless that is meant.
-	a.Use(func(scope skerry.Scope) skerry.Use {
+	a.SetUsage(func(scope skerry.Scope) skerry.Use {
 		if scope != team {
 			return skerry.Use{}
 		}

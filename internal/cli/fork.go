@@ -67,9 +67,10 @@ and fork; the kernel's are not.`,
 	f.registerShared(cmd, a.Getenv)
 	fs := cmd.Flags()
 	for name, usage := range map[string]string{
-		"timeout":    "how long a session may last, such as 30s, 5m or 2h",
-		"vcpus":      "number of virtual CPUs, with 2048 MiB of memory each",
-		"persistent": "keep the files when a session ends, for the next one",
+		"timeout":       "how long a session may last, such as 30s, 5m or 2h",
+		"vcpus":         "number of virtual CPUs, with 2048 MiB of memory each",
+		"oidc-audience": "audience of its programs' token, in the file that $SKERRY_OIDC_TOKEN_FILE names",
+		"persistent":    "keep the files when a session ends, for the next one",
 	} {
 		fs.Lookup(name).Usage = usage + " (default: the source's)"
 	}

@@ -73,6 +73,9 @@ and allows no more than that one in this project. Run this again for a new one.`
 			if len(args) > 0 {
 				file = args[0]
 			}
+			if a.flags.project != "" || a.flags.scope != "" || a.flags.team != "" {
+				return usage.Errorf(`the token is for the project that this folder is linked to; to change that, run "sandbox link --scope TEAM --project PROJECT"`)
+			}
 			linked, err := findLink()
 			if err != nil {
 				return err

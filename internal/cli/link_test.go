@@ -63,8 +63,12 @@ func TestLink(t *testing.T) {
 	if got := only.run(t, "create", "--name", "box"); got.code != 0 {
 		t.Errorf("with the token: %+v", got)
 	}
-	if got := only.run(t, "env", "pull"); got.code != exitFailure || !strings.Contains(got.err, "made with an access token") {
+	if got := only.run(t, "env", "pull"); got.code != exitFailure || !strings.Contains(got.err, "use an access token") {
 		t.Errorf("a token made with one: %+v", got)
+	}
+
+	if got := v.run(t, "env", "pull", "--project", "other"); got.code != exitUsage || !strings.Contains(got.err, "that this folder is linked to") {
+		t.Errorf("for another project: %+v", got)
 	}
 
 	// It is refreshed from a folder below, and all else in the file stays.

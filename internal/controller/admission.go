@@ -49,11 +49,8 @@ func (c *sessions) admit(ctx context.Context, r portion) error {
 		return skerry.Errorf(skerry.CodeUnavailable, "no room: running sandboxes use %d of the server's %d MB of memory, and this one needs %d; "+
 			"stop others, or try again later", c.taken.memoryMB, limit.TotalMemoryMB, r.memoryMB)
 	}
-	for _, of := range []struct {
-		what, id string
-		quota    skerry.Quota
-	}{{"team", r.scope.TeamID, quotas.Team}, {"project", r.scope.ProjectID, quotas.Project}} {
-		if err := within(of.what, of.quota, c.takenBy[of.id], r.room); err != nil {
+	for _, of := range quotas.In(r.scope) {
+		if err := within(of.Whose, of.Quota, c.takenBy[of.ID], r.room); err != nil {
 			return err
 		}
 	}
@@ -76,7 +73,7 @@ func within(whose string, q skerry.Quota, used, added room) error {
 		{"resources.vcpus", "vCPUs", q.VCPUs, used.vcpus, added.vcpus},
 		{"resources.memory", "MB of memory", q.MemoryMB, used.memoryMB, added.memoryMB},
 	} {
-		most, limited := skerry.Most(l.limit)
+		most, limited := skerry.LimitOf(l.limit)
 		switch {
 		case !limited || l.used+l.added <= most:
 		case l.added > most:
@@ -93,11 +90,10 @@ func within(whose string, q skerry.Quota, used, added room) error {
 func (c *sessions) mayStartNow(scope skerry.Scope, quotas skerry.Quotas) error {
 	var rates []share.Rate[string]
 	var whose []string
-	if n, limited := skerry.Most(quotas.Team.StartsPerMinute); limited {
-		rates, whose = append(rates, share.Rate[string]{Holder: scope.TeamID, PerMinute: n}), append(whose, "team")
-	}
-	if n, limited := skerry.Most(quotas.Project.StartsPerMinute); limited {
-		rates, whose = append(rates, share.Rate[string]{Holder: scope.ProjectID, PerMinute: n}), append(whose, "project")
+	for _, of := range quotas.In(scope) {
+		if n, limited := skerry.LimitOf(of.Quota.StartsPerMinute); limited {
+			rates, whose = append(rates, share.Rate[string]{Holder: of.ID, PerMinute: n}), append(whose, of.Whose)
+		}
 	}
 	if wait, n := c.starts.Take(time.Now(), rates...); wait > 0 {
 		return &skerry.Error{Code: skerry.CodeRateLimited, RetryAfter: wait,

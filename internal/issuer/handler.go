@@ -14,8 +14,7 @@ import (
 type KeySource func(context.Context) ([]byte, error)
 
 // Handler serves what it takes to verify the tokens of an issuer whose keys are those of
-// all the sources: GET /.well-known/jwks, /.well-known/jwks.json and
-// /.well-known/openid-configuration. The keys of a source that does not answer are those
+// all the sources: GET /.well-known/jwks and /.well-known/openid-configuration. The keys of a source that does not answer are those
 // that it had before; without any, the answer is 503, since a verifier that got some of the
 // keys would refuse the tokens of the others.
 func Handler(url string, log *slog.Logger, sources ...KeySource) (http.Handler, error) {
@@ -39,7 +38,6 @@ func Handler(url string, log *slog.Logger, sources ...KeySource) (http.Handler, 
 	keys := &published{log: log, sources: sources, last: make([][]json.RawMessage, len(sources))}
 	mux := http.NewServeMux()
 	mux.Handle("GET /.well-known/jwks", keys)
-	mux.Handle("GET /.well-known/jwks.json", keys)
 	mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) { document(w, discovery) })
 	return mux, nil
 }

@@ -309,7 +309,7 @@ func TestKeysOfSeveral(t *testing.T) {
 	failure = nil
 	_, with := getFrom(t, h, "/.well-known/jwks")
 	failure = down
-	status, without := getFrom(t, h, "/.well-known/jwks.json")
+	status, without := getFrom(t, h, "/.well-known/jwks")
 	var set jose.JSONWebKeySet
 	if err := json.Unmarshal(with, &set); err != nil || status != http.StatusOK || !bytes.Equal(with, without) {
 		t.Fatalf("%d, %v: %s, then %s", status, err, with, without)
@@ -319,7 +319,7 @@ func TestKeysOfSeveral(t *testing.T) {
 	}
 }
 
-// TestRotation goes through two months: at all times the key that signs has been published
+// TestRotation goes through three months: at all times the key that signs has been published
 // for a day, and every token that is good can be verified.
 func TestRotation(t *testing.T) {
 	l := newLab(t, Folder(t.TempDir()))
@@ -332,8 +332,8 @@ func TestRotation(t *testing.T) {
 		until time.Time
 	}
 	var good []signed
-	signers := map[string]bool{}
-	for range 2 * 30 * 4 {
+	signers := map[string]int{}
+	for range 3 * 31 * 4 {
 		l.now = l.now.Add(6 * time.Hour)
 		set := l.keys(t)
 		if len(set.Keys) > 3 {
@@ -345,7 +345,7 @@ func TestRotation(t *testing.T) {
 			}
 		}
 		kid := l.kid(t)
-		signers[kid] = true
+		signers[kid]++
 		if age := l.now.Sub(published[kid]); age < PublishedBefore {
 			t.Fatalf("a key signs %v after it was published", age)
 		}
@@ -362,8 +362,21 @@ func TestRotation(t *testing.T) {
 		}
 	}
 	last := l.keys(t)
-	if left := len(last.Key(first)); len(signers) != 3 || left != 0 {
-		t.Errorf("%d keys have signed in two months, and of the first %d are left", len(signers), left)
+	if left := len(last.Key(first)); len(signers) != 4 || left != 0 {
+		t.Errorf("%d keys have signed in three months, and of the first %d are left", len(signers), left)
+	}
+	days := func(looks int) time.Duration { return time.Duration(looks) * 6 * time.Hour }
+	whole := 0
+	for kid, looks := range signers {
+		if kid != first && kid != l.kid(t) {
+			whole++
+			if days(looks) != RotateEvery {
+				t.Errorf("a key has signed for %v", days(looks))
+			}
+		}
+	}
+	if whole != 2 {
+		t.Errorf("%d keys have signed for all of their time", whole)
 	}
 	if l.log.Len() > 0 {
 		t.Errorf("the log: %s", &l.log)

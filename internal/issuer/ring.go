@@ -26,7 +26,8 @@ import (
 // When keys change. All of it follows from when keys were made, so that servers with
 // one database agree without talking to each other.
 const (
-	// RotateEvery is how long a key signs.
+	// RotateEvery is how long a key signs. The first one, which need not wait, signs for
+	// PublishedBefore longer.
 	RotateEvery = 30 * 24 * time.Hour
 	// PublishedBefore is how long a key is published before it signs: verifiers may keep
 	// what they have fetched for hours.
@@ -108,7 +109,7 @@ func (r *Ring) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n := len(keys); n == 0 || now.Sub(keys[n-1].created) >= RotateEvery-PublishedBefore {
+	if n := len(keys); n == 0 || now.Sub(keys[n-1].created) >= RotateEvery {
 		switch err := r.add(ctx, now); {
 		case err != nil && n == 0:
 			return err

@@ -17,7 +17,7 @@ import (
 const (
 	// teamTick is how often is looked.
 	teamTick = time.Second
-	// teamIdle is the part of the machine's CPU time that is left when there is enough for all.
+	// teamIdle: below this idle part of its CPU time, the machine counts as busy.
 	teamIdle = 0.1
 	// teamBusy is the part of one CPU that a sandbox uses if it computes.
 	teamBusy = 0.05
@@ -27,7 +27,9 @@ const (
 	maxFactor = 100
 	// maxCorrection bounds the correction of a team, and maxStep by how much it changes at a look.
 	maxCorrection, maxStep = 8.0, 1.5
-	correctionPower        = 0.3
+	// correctionPower is how much of the difference a correction takes up at a look: all of it
+	// would make the parts swing around the fair one.
+	correctionPower = 0.3
 )
 
 // teams are the factors of the teams' weights, as they were last set.
@@ -76,7 +78,6 @@ func teamFactors(loads map[string]load, corrections map[string]float64) map[stri
 		if !ok {
 			c = 1
 		}
-		// The power makes it approach the fair part in some looks and not swing around it.
 		c *= min(max(math.Pow(fair/float64(l.used), correctionPower), 1/maxStep), maxStep)
 		corrections[team] = min(max(c, 1/maxCorrection), maxCorrection)
 		factors[team] = min(heaviest/l.weight*corrections[team], maxFactor)
@@ -137,7 +138,8 @@ func severalTeams(sessions []*session) bool {
 func (n *Node) busyTeams(sessions []*session, used map[*session]time.Duration, since time.Duration) map[string]load {
 	loads, known := map[string]load{}, make(map[*session]bool, len(sessions))
 	for _, s := range sessions {
-		if _, paused := s.standstills(); paused || !s.isRunning() {
+		team := s.team()
+		if _, paused := s.standstills(); paused || team == "" || !s.isRunning() {
 			continue
 		}
 		now, err := s.machine().Usage()
@@ -146,8 +148,8 @@ func (n *Node) busyTeams(sessions []*session, used map[*session]time.Duration, s
 		}
 		known[s] = true
 		if before, ok := used[s]; ok && now.CPU-before >= time.Duration(teamBusy*float64(since)) {
-			l := loads[s.team()]
-			loads[s.team()] = load{l.weight + float64(s.size.VCPUs), l.used + now.CPU - before}
+			l := loads[team]
+			loads[team] = load{l.weight + float64(max(s.size.VCPUs, 1)), l.used + now.CPU - before}
 		}
 		used[s] = now.CPU
 	}

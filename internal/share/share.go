@@ -1,5 +1,5 @@
-// Package share divides a limited number of slots fairly: a holder that takes many
-// cannot lock out the others.
+// Package share divides limited slots and rates among holders, so that none locks out the
+// others.
 package share
 
 import (

@@ -16,38 +16,30 @@ type Turns[Holder comparable] struct {
 	mu    sync.Mutex
 	used  int
 	taken map[Holder]int
-	// waiting are the holders that wait, each with its calls.
-	waiting map[Holder]*line
-	given   uint64 // how many slots were given
-}
-
-// line is a holder's blocked calls of Wait, the oldest first.
-type line struct {
-	calls []chan struct{} // each is closed when it has its slot
-	last  uint64          // when the holder was given a slot
+	// waiting has the blocked calls of Wait, the oldest first; each is closed when it has its slot.
+	waiting map[Holder][]chan struct{}
+	// last is when a holder was given a slot, as a value of given. It outlives the holder's
+	// calls: one that asks again must not pass for one that never had a slot. It is emptied
+	// when no slot is in use.
+	last  map[Holder]uint64
+	given uint64
 }
 
 // NewTurns returns total slots.
 func NewTurns[Holder comparable](total int) *Turns[Holder] {
-	return &Turns[Holder]{total: max(total, 1), taken: map[Holder]int{}, waiting: map[Holder]*line{}}
+	return &Turns[Holder]{total: max(total, 1), taken: map[Holder]int{}, waiting: map[Holder][]chan struct{}{}, last: map[Holder]uint64{}}
 }
 
 // Wait takes a slot for h. It waits until it is h's turn, or until ctx ends.
 func (t *Turns[Holder]) Wait(ctx context.Context, h Holder) error {
 	t.mu.Lock()
 	if t.used < t.total { // so nobody waits
-		t.used++
-		t.taken[h]++
+		t.take(h)
 		t.mu.Unlock()
 		return nil
 	}
-	l := t.waiting[h]
-	if l == nil {
-		l = &line{}
-		t.waiting[h] = l
-	}
 	got := make(chan struct{})
-	l.calls = append(l.calls, got)
+	t.waiting[h] = append(t.waiting[h], got)
 	t.mu.Unlock()
 	select {
 	case <-got:
@@ -56,14 +48,27 @@ func (t *Turns[Holder]) Wait(ctx context.Context, h Holder) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i := slices.Index(l.calls, got)
+	i := slices.Index(t.waiting[h], got)
 	if i < 0 {
 		return nil // h got its slot as ctx ended
 	}
-	if l.calls = slices.Delete(l.calls, i, i+1); len(l.calls) == 0 {
+	t.setWaiting(h, slices.Delete(t.waiting[h], i, i+1))
+	return ctx.Err()
+}
+
+// take gives h a slot; mu is held.
+func (t *Turns[Holder]) take(h Holder) {
+	t.used++
+	t.taken[h]++
+	t.given++
+	t.last[h] = t.given
+}
+
+// setWaiting sets the blocked calls of h; mu is held.
+func (t *Turns[Holder]) setWaiting(h Holder, calls []chan struct{}) {
+	if t.waiting[h] = calls; len(calls) == 0 {
 		delete(t.waiting, h)
 	}
-	return ctx.Err()
 }
 
 // Give gives back one slot of h.
@@ -74,29 +79,28 @@ func (t *Turns[Holder]) Give(h Holder) {
 	if t.taken[h]--; t.taken[h] == 0 {
 		delete(t.taken, h)
 	}
-	next, l := t.next()
-	if l == nil {
+	if len(t.waiting) == 0 {
+		if t.used == 0 {
+			clear(t.last)
+		}
 		return
 	}
-	got := l.calls[0]
-	t.given++
-	l.calls, l.last = l.calls[1:], t.given
-	if len(l.calls) == 0 {
-		delete(t.waiting, next)
-	}
-	t.used++
-	t.taken[next]++
-	close(got)
+	next := t.next()
+	calls := t.waiting[next]
+	t.setWaiting(next, calls[1:])
+	t.take(next)
+	close(calls[0])
 }
 
-// next returns whose turn it is.
-func (t *Turns[Holder]) next() (next Holder, first *line) {
-	for h, l := range t.waiting {
-		if first == nil || t.taken[h] < t.taken[next] || t.taken[h] == t.taken[next] && l.last < first.last {
-			next, first = h, l
+// next returns whose turn it is of those that wait; mu is held.
+func (t *Turns[Holder]) next() (next Holder) {
+	first := true
+	for h := range t.waiting {
+		if first || t.taken[h] < t.taken[next] || t.taken[h] == t.taken[next] && t.last[h] < t.last[next] {
+			next, first = h, false
 		}
 	}
-	return next, first
+	return next
 }
 
 // Used returns the number of taken slots.
@@ -110,8 +114,8 @@ func (t *Turns[Holder]) Used() int {
 func (t *Turns[Holder]) Waiting() (n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, l := range t.waiting {
-		n += len(l.calls)
+	for _, calls := range t.waiting {
+		n += len(calls)
 	}
 	return n
 }

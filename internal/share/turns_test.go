@@ -80,6 +80,44 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// TestTurnsOfWhoComesBack has two that ask again whenever they are served, and one that waits.
+func TestTurnsOfWhoComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns, served := NewTurns[string](1), make(chan string, 100)
+		queue(t, turns, "a", 1, served)
+		synctest.Wait()
+		holder := <-served
+		queue(t, turns, "b", 1, served)
+		queue(t, turns, "patient", 3, served)
+		patient := 0
+		for range 12 {
+			if holder == "a" || holder == "b" {
+				queue(t, turns, holder, 1, served)
+			}
+			synctest.Wait()
+			turns.Give(holder)
+			synctest.Wait()
+			if holder = <-served; holder == "patient" {
+				patient++
+			}
+		}
+		if patient != 3 {
+			t.Errorf("of 12 slots, %d went to one who waited for 3", patient)
+		}
+		for turns.Used() > 0 { // the rest
+			turns.Give(holder)
+			synctest.Wait()
+			select {
+			case holder = <-served:
+			default:
+			}
+		}
+		if len(turns.last) != 0 {
+			t.Errorf("%d are remembered when no slot is in use", len(turns.last))
+		}
+	})
+}
+
 func TestTurnsGiveUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		turns := NewTurns[string](1)
