@@ -61,3 +61,20 @@ func TestTeamsTakeTurns(t *testing.T) {
 		t.Errorf("a team that asked for %d waited for more than as many of the other's: %v", few, order)
 	}
 }
+
+// TestAudienceOfForks: a fork has its source's audience, or one of its own.
+func TestAudienceOfForks(t *testing.T) {
+	l := newLab(t)
+	if _, err := l.CreateSandbox(t.Context(), scope, skerry.CreateParams{Name: "one", OIDCAudience: "sts"}); err != nil {
+		t.Fatal(err)
+	}
+	for audience, want := range map[string]string{"": "sts", "vault": "vault"} {
+		run, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{OIDCAudience: audience})
+		if err != nil || run.Sandbox.OIDCAudience != want {
+			t.Errorf("with %q: %v, want %q", audience, err, want)
+		}
+	}
+	if _, err := l.ForkSandbox(t.Context(), scope, "one", skerry.ForkParams{OIDCAudience: "a b"}); skerry.CodeOf(err) != skerry.CodeBadRequest {
+		t.Errorf("a bad one: %v", err)
+	}
+}
