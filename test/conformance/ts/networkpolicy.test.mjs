@@ -72,9 +72,10 @@ test("bad policies name the rule", async () => {
   }
 });
 
-test("the keys of forwarded requests' tokens are public", async () => {
+test("the keys of the server's and the node's tokens are public", async () => {
   const discovery = await (await fetch(`${serverURL}/.well-known/openid-configuration`)).json();
   assert.equal(discovery.issuer, serverURL);
   const { keys } = await (await fetch(`${serverURL}/.well-known/jwks`)).json();
-  assert.deepEqual([keys.length, keys[0].kty, keys[0].alg, keys[0].d], [1, "RSA", "RS256", undefined]);
+  assert.deepEqual(keys.map(({ kty, alg, use, d }) => [kty, alg, use, d]), [["RSA", "RS256", "sig", undefined], ["RSA", "RS256", "sig", undefined]]);
+  assert.notEqual(keys[0].kid, keys[1].kid);
 });
