@@ -72,6 +72,8 @@ func (a *app) explainRefusal(cmd *cobra.Command, e *client.Error) (message, hint
 	switch {
 	case e.Code == skerry.CodeSandboxUnsavable && cmd != nil && cmd.Name() == "stop":
 		hint = "it keeps running; 'sandbox stop --force' stops it without saving its files."
+	case e.Status == http.StatusForbidden && strings.HasPrefix(e.Field, "resources."):
+		hint = "ask who runs the server for a larger quota, or make the sandbox smaller."
 	case e.Status == http.StatusForbidden && e.Field != "":
 		hint = "leave --scope and --project out to use those of the token, or log in with another token."
 	case e.Status == http.StatusForbidden:
