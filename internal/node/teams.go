@@ -29,7 +29,7 @@ const (
 	maxCorrection, maxStep = 8.0, 1.5
 	// correctionPower is how much of the difference a correction takes up at a look: all of it
 	// would make the parts swing around the fair one.
-	correctionPower = 0.3
+	correctionPower = 0.2
 )
 
 // teams are the factors of the teams' weights, as they were last set.
