@@ -158,9 +158,14 @@ var commandIDs atomic.Int64
 
 func (b *box) command(args ...string) *guest.Process {
 	b.t.Helper()
-	p, err := b.agent.Start(within(b.t, patience), guest.StartSpec{
-		ID: fmt.Sprint("cmd_", commandIDs.Add(1)), Name: b.l.Tool, Args: args, Root: true,
-	})
+	return b.start(guest.StartSpec{Args: args})
+}
+
+// start starts the tool.
+func (b *box) start(spec guest.StartSpec) *guest.Process {
+	b.t.Helper()
+	spec.ID, spec.Name, spec.Root = fmt.Sprint("cmd_", commandIDs.Add(1)), b.l.Tool, true
+	p, err := b.agent.Start(within(b.t, patience), spec)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -501,7 +506,10 @@ func end(t *testing.T, l *Lab) {
 func hungAgent(t *testing.T, l *Lab) {
 	b := l.start(t, "hung", driver.Source{})
 	b.says("", "write", "file", "kept")
-	b.command("stop-agent")
+	// The agent would not say that the tool runs if that stopped it at once.
+	if err := b.start(guest.StartSpec{Args: []string{"stop-agent"}, Stdin: true}).Stdin().Close(); err != nil {
+		t.Fatal(err)
+	}
 	b.stands()
 	// A second connection gets no answer either.
 	b.agent.Close()

@@ -3,6 +3,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -65,7 +66,10 @@ func run(args []string) error {
 			return err
 		}
 		os.Exit(code)
-	case "stop-agent":
+	case "stop-agent": // at the end of standard input: before, the agent answers that the tool runs
+		if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+			return err
+		}
 		return syscall.Kill(os.Getppid(), syscall.SIGSTOP)
 	}
 	return fmt.Errorf("what is %q?", op)
