@@ -6,10 +6,9 @@ import (
 	"testing"
 )
 
-func TestQuotaCommand(t *testing.T) {
-	state := t.TempDir()
-	t.Setenv("SKERRY_DATABASE", "")
-	run := func(args ...string) string {
+// runner returns what runs sandboxd on a state folder and returns what it prints.
+func runner(t *testing.T, state string) func(args ...string) string {
+	return func(args ...string) string {
 		t.Helper()
 		out, err := sandboxd(t.Context(), state, args...)
 		if err != nil {
@@ -17,6 +16,12 @@ func TestQuotaCommand(t *testing.T) {
 		}
 		return out
 	}
+}
+
+func TestQuotaCommand(t *testing.T) {
+	state := t.TempDir()
+	t.Setenv("SKERRY_DATABASE", "")
+	run := runner(t, state)
 	fails := func(says string, args ...string) {
 		t.Helper()
 		if out, err := sandboxd(t.Context(), state, args...); err == nil || !strings.Contains(err.Error(), says) {
@@ -51,14 +56,7 @@ func TestQuotaCommand(t *testing.T) {
 func TestKeyCommand(t *testing.T) {
 	state := t.TempDir()
 	t.Setenv("SKERRY_DATABASE", "")
-	run := func(args ...string) string {
-		t.Helper()
-		out, err := sandboxd(t.Context(), state, args...)
-		if err != nil {
-			t.Fatalf("%v: %v", args, err)
-		}
-		return out
-	}
+	run := runner(t, state)
 	first := strings.Fields(run("key", "ls"))
 	if len(first) != 6 || first[4] != "signing" {
 		t.Fatalf("the first key: %q", first)

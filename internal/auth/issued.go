@@ -70,9 +70,9 @@ func (a *Auth) ring(ctx context.Context) (*issuer.Ring, error) {
 
 var errNoIssuer = errors.New("this process is no issuer of tokens")
 
-// DevelopmentToken returns a token for one project, and when it ends. It allows at most what the caller's
-// access token allows there, and at most what a developer may do. It ends with that token,
-// or after issuer.DevelopmentLifetime.
+// DevelopmentToken returns a token for one project, and when it ends. It allows at most what
+// the caller's access token allows there, and at most what a developer may do. It ends with that
+// token, or after issuer.DevelopmentLifetime.
 func (a *Auth) DevelopmentToken(ctx context.Context, id *skerry.Identity, teamID, project string) (token string, expires time.Time, err error) {
 	if a.issuer == nil {
 		return "", expires, errNoIssuer

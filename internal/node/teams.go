@@ -134,7 +134,8 @@ func severalTeams(sessions []*session) bool {
 	return false
 }
 
-// busyTeams returns the loads of the sessions that have computed since the last look, by team. used is their CPU time then, and is brought up to date.
+// busyTeams returns the loads of the sessions that have computed since the last look, by team.
+// used is their CPU time then, and is brought up to date.
 func (n *Node) busyTeams(sessions []*session, used map[*session]time.Duration, since time.Duration) map[string]load {
 	loads, known := map[string]load{}, make(map[*session]bool, len(sessions))
 	for _, s := range sessions {

@@ -274,6 +274,9 @@ func (s *session) prepare(id uint32, req *wire.Setup, p *preparer) error {
 	if err != nil {
 		return s.reply(id, wire.Reply{}, err)
 	}
+	s.a.tokens.Lock()
+	s.a.lastToken = 0 // the numbers in a memory snapshot may be of another clock
+	s.a.tokens.Unlock()
 	s.a.mu.Lock()
 	s.a.setup, s.a.user = req, user
 	s.a.mu.Unlock()

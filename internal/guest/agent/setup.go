@@ -119,13 +119,14 @@ func (p *preparer) token(user account, token string) error {
 	return err
 }
 
-// setToken replaces the workload token by a newer one.
+// setToken replaces the workload token by a newer one. An older one is an error, which nobody
+// waits for if it was held up, and which is noticed if the host's clock was set back.
 func (a *Agent) setToken(t *wire.Token) error {
 	_, user := a.config()
 	a.tokens.Lock()
 	defer a.tokens.Unlock()
 	if t.Number < a.lastToken {
-		return nil
+		return wire.Failf(wire.FailInvalid, "the token is older than the one that is there")
 	}
 	if err := newPreparer(a.platform).token(user, t.Token); err != nil {
 		return err

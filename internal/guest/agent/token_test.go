@@ -29,7 +29,9 @@ func TestTokenFile(t *testing.T) {
 	}
 	set("first", 10)
 	set("newer", 20)
-	set("late", 15)
+	if err := a.setToken(&wire.Token{Token: "late", Number: 15}); err == nil {
+		t.Error("an older token is taken")
+	}
 	want("newer")
 
 	// What takes the place of the temporary file does not keep the token away.

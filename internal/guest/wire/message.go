@@ -40,8 +40,8 @@ type Setup struct {
 // outside. Only the default user and root can read it.
 const TokenFile = "/run/skerry/oidc-token"
 
-// Token replaces the content of TokenFile, unless the agent has one with a higher number: what
-// was sent to a sandbox that was paused may come late.
+// Token replaces the content of TokenFile. It fails if the agent has had one with a higher number
+// since its last Setup or Renew: what was sent to a sandbox that was paused may come late.
 type Token struct {
 	Token  string `json:"token"`
 	Number int64  `json:"number"`
